@@ -1,0 +1,117 @@
+"""How is a named module's tensor read or edited, leaving nothing behind?
+
+One mechanism serves both: a callback gets each tensor as the model computes it; what it returns,
+if anything, takes the tensor's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+Callback = Callable[["Point", torch.Tensor], torch.Tensor | None]
+
+
+class NoSuchModuleError(LookupError):
+    """The model has no module of this name."""
+
+
+class Point(NamedTuple):
+    """A tensor of the model: a module's output, or its first input."""
+
+    module: str
+    where: str = "output"
+
+
+@contextmanager
+def tap(model: nn.Module, points: Iterable[Point], callback: Callback) -> Iterator[None]:
+    """Call back with every tensor that passes the given points.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any model; it is neither wrapped nor changed.
+    points : iterable of Point
+        Where to look. All names are resolved before the first hook is set.
+    callback : callable
+        ``callback(point, tensor)`` gets the live tensor: copy what is kept, because some models
+        add to it in place afterwards. Returning a tensor replaces it; None leaves it alone.
+
+    Raises
+    ------
+    NoSuchModuleError
+        If a name does not exist; no hook is left behind.
+
+    Examples
+    --------
+    >>> seen = []
+    >>> layer = nn.Sequential(nn.Linear(2, 3))
+    >>> with tap(layer, [Point("0")], lambda point, x: seen.append(x.shape)):
+    ...     _ = layer(torch.zeros(1, 2))
+    >>> seen
+    [torch.Size([1, 3])]
+    """
+    resolved = [(point, resolve(model, point.module)) for point in points]
+    with ExitStack() as stack:
+        for point, module in resolved:
+            if point.where == "input":
+                handle = module.register_forward_pre_hook(_pre_hook(point, callback))
+            else:
+                handle = module.register_forward_hook(_hook(point, callback))
+            stack.callback(handle.remove)
+        yield
+
+
+def resolve(model: nn.Module, name: str) -> nn.Module:
+    """Return the module of this dotted name, or raise NoSuchModuleError with near misses."""
+    modules = dict(model.named_modules())
+    if name in modules:
+        return modules[name]
+    near = get_close_matches(name, modules, n=3, cutoff=0.4)
+    raise NoSuchModuleError(f"no module {name!r} in this model; near: {', '.join(near) or 'none'}")
+
+
+def first_tensor(value: Any) -> tuple[torch.Tensor | None, Callable[[torch.Tensor], Any]]:
+    """Find the first tensor of a module's input or output, and how to put another in its place.
+
+    Outputs are tensors, tuples (possibly holding None) or mappings.
+    """
+    if isinstance(value, torch.Tensor):
+        return value, lambda new: new
+    if isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            if isinstance(item, torch.Tensor):
+                kind = type(value)
+                return item, lambda new, i=i: kind([*value[:i], new, *value[i + 1 :]])
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, torch.Tensor):
+                return item, lambda new, key=key: type(value)({**value, key: new})
+    return None, lambda new: value
+
+
+def _hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any, Any], Any]:
+    """Forward hook that hands the output to the callback."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        tensor, replace = first_tensor(output)
+        new = None if tensor is None else callback(point, tensor)
+        return None if new is None else replace(new)
+
+    return hook
+
+
+def _pre_hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any], Any]:
+    """Forward pre-hook that hands the first input to the callback."""
+
+    def hook(_module: nn.Module, args: Any) -> Any:
+        tensor, replace = first_tensor(args)
+        new = None if tensor is None else callback(point, tensor)
+        return None if new is None else replace(new)
+
+    return hook

