@@ -1,0 +1,48 @@
+"""Read and write the dataset: the joint between the scanner half and the analysis half."""
+
+from llm2nifti.bids.dataset import DERIVATIVES, VALIDATOR_CONFIG
+from llm2nifti.bids.files import (
+    WORK,
+    ExistsError,
+    LabelError,
+    label,
+    read_tsv,
+    write_img,
+    write_json,
+    write_text,
+    write_tsv,
+)
+from llm2nifti.bids.reading import (
+    NoSuchRunError,
+    Run,
+    anatomy,
+    default_subject,
+    read,
+    read_all,
+    runs,
+)
+from llm2nifti.bids.writing import RunPaths, clear_work, write
+
+__all__ = [
+    "DERIVATIVES",
+    "VALIDATOR_CONFIG",
+    "WORK",
+    "ExistsError",
+    "LabelError",
+    "NoSuchRunError",
+    "Run",
+    "RunPaths",
+    "anatomy",
+    "clear_work",
+    "default_subject",
+    "label",
+    "read",
+    "read_all",
+    "read_tsv",
+    "runs",
+    "write",
+    "write_img",
+    "write_json",
+    "write_text",
+    "write_tsv",
+]

@@ -1,0 +1,194 @@
+"""What does a dataset say of itself? Descriptions, READMEs, participants, what validators ignore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llm2nifti import __version__
+from llm2nifti.bids.files import WORK, ExistsError, read_tsv, write_json, write_text, write_tsv
+from llm2nifti.stimuli import CONTROL
+
+BIDS_VERSION = "1.10.0"
+DERIVATIVES = Path("derivatives") / "llm2nifti"
+VALIDATOR_CONFIG = ".bids-validator-config.json"
+AUTHORS = ["The llm2nifti developers", "The authors of the scanned model"]
+PAPER = (
+    "Nencka A, Koch K, Muftuler LT, LaViolette P (2023). On Functional Activations in Deep Neural "
+    "Networks. arXiv:2311.10898"
+)
+README = """# Language model activations as task fMRI runs
+
+This dataset was written by llm2nifti. The participants are language models: each was shown
+block-designed text prompts, and the outputs of its layers were recorded for every generated token.
+**No one took part, no brain was measured and nothing here is BOLD signal**: the suffix `bold` is
+used because the tools for task fMRI read it. One voxel is one unit (one scalar output of one layer)
+and one volume is one frame (one generated token); the repetition time of 1 s is a convention.
+
+- `sub-*/func/*_bold.nii`: one volume a token. `*_events.tsv`: one row a prompt.
+- `derivatives/llm2nifti/sub-*/func/*_desc-trial_bold.nii`: one volume a prompt, the mean of its
+  frames. Analyse these: tokens of one prompt are not independent observations.
+- `derivatives/llm2nifti/sub-*/anat/`: where the units live: atlas by layer and site (`_dseg`), the
+  table of units, and an anatomical image made of weight norms.
+
+## Analysis with nilearn
+
+    from nilearn.glm.first_level import first_level_from_bids
+
+The derivative sidecars hold `StartTime` and `RepetitionTime`, and control prompts are the baseline
+once their rows are dropped from the events. Use no HRF, no drift, no scaling and no smoothing.
+
+## Validation
+
+`bids-validator-deno . --config .bids-validator-config.json` gives no error and no warning. The
+configuration ignores only recommended sidecar keys that describe a scanner (echo time, flip angle,
+coil, ...): a language model has none, and inventing them would be worse than leaving them out.
+Without it there is still no error.
+"""
+DERIVATIVE_README = """# llm2nifti derivatives
+
+Prompt-level runs (`_desc-trial_bold`), masks, atlas, statistical maps, networks, figures and the
+report (`report.html`, numbers in `summary.json`). One voxel is one unit of a language model; nothing
+here is BOLD signal and no one took part. Neighbouring voxels hold units that are neighbours in an
+arbitrary order: smoothing and cluster statistics mean nothing.
+"""
+IGNORED = ["*.html", "summary.json", "figures/", "*_statmap.*", "*_timeseries.*", "*_units.tsv"]
+
+
+def write_dataset_files(root: Path) -> None:
+    """Write the files that do not depend on a run, unless they are there.
+
+    Raises
+    ------
+    ExistsError
+        If the folder holds something that is not a dataset of llm2nifti.
+    """
+    foreign = root.exists() and any(p.name != WORK for p in root.iterdir())
+    if foreign and not _is_ours(root):
+        raise ExistsError(
+            f"{root} is not empty and is not an llm2nifti dataset; choose a new folder"
+        )
+    if _is_ours(root):
+        return
+    derivative = root / DERIVATIVES
+    write_text(root / "README.md", root, README)
+    write_text(derivative / "README.md", root, DERIVATIVE_README)
+    write_text(root / ".bidsignore", root, f"{WORK}/\n")
+    write_text(derivative / ".bidsignore", root, "\n".join(IGNORED) + "\n")
+    config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
+    for folder in (root, derivative):
+        write_json(folder / VALIDATOR_CONFIG, root, config)
+    write_json(root / "participants.json", root, _participant_columns())
+    write_json(derivative / "dataset_description.json", root, _description(derivative=True))
+    # Last: its presence says that the folder is complete.
+    write_json(root / "dataset_description.json", root, _description(derivative=False))
+
+
+def _is_ours(root: Path) -> bool:
+    """Whether a folder has our description, which is written last."""
+    path = root / "dataset_description.json"
+    return path.exists() and '"llm2nifti"' in path.read_text("utf-8")
+
+
+def _description(*, derivative: bool) -> dict[str, Any]:
+    """Content of dataset_description.json."""
+    kind = "prompt-level runs and maps" if derivative else "activations as task runs"
+    content: dict[str, Any] = {
+        "Name": f"Language model {kind}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative" if derivative else "raw",
+        "License": "CC0",
+        "Authors": AUTHORS,
+        "Keywords": ["language model", "activations", "task design"],
+        "Acknowledgements": "n/a",
+        "HowToAcknowledge": "Cite llm2nifti and the scanned model.",
+        "Funding": ["n/a"],
+        "EthicsApprovals": ["No human or animal took part."],
+        "ReferencesAndLinks": [PAPER],
+        "HEDVersion": "8.3.0",
+        "GeneratedBy": [
+            {
+                "Name": "llm2nifti",
+                "Version": __version__,
+                "Description": "Records language models as task fMRI runs.",
+            }
+        ],
+        "SourceDatasets": [{"URL": "bids::../../", "Version": __version__}]
+        if derivative
+        else [{"URL": "bids::stimuli", "Version": __version__}],
+    }
+    if derivative:
+        content["DatasetLinks"] = {"raw": "../../"}
+    return content
+
+
+def _participant_columns() -> dict[str, Any]:
+    """Content of participants.json."""
+    return {
+        "participant_id": {"Description": "A model; no one took part."},
+        "species": {"Description": "n/a: a language model has no species."},
+        "age": {"Description": "n/a", "Units": "year"},
+        "sex": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
+        "handedness": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
+        "model": {"Description": "Name or identifier that the model was loaded by."},
+        "architecture": {"Description": "Class of the model in transformers."},
+        "parameters": {"Description": "Number of weights."},
+        "weights_hash": {"Description": "SHA-256 of the weight files, or how they were drawn."},
+        "untrained": {
+            "Description": "Whether the weights are random.",
+            "Levels": {"yes": "random weights", "no": "trained weights"},
+        },
+    }
+
+
+def add_participant(root: Path, subject: str, model: dict[str, Any]) -> None:
+    """Add a model to participants.tsv, sorted by name; one that is there is left alone."""
+    path = root / "participants.tsv"
+    row = {
+        "participant_id": f"sub-{subject}",
+        "species": "n/a",
+        "age": "n/a",
+        "sex": "n/a",
+        "handedness": "n/a",
+        "model": model.get("Name", "n/a"),
+        "architecture": model.get("Architecture", "n/a"),
+        "parameters": str(model.get("Parameters", "n/a")),
+        "weights_hash": model.get("WeightsHash", "n/a"),
+        "untrained": "yes" if str(model.get("WeightsHash", "")).startswith("random") else "no",
+    }
+    table = pd.DataFrame([row])
+    if path.exists():
+        old = read_tsv(path)
+        if row["participant_id"] in set(old["participant_id"]):
+            return
+        table = pd.concat([old.astype(object), table]).sort_values("participant_id")
+    write_tsv(path, root, table)
+
+
+def write_events_json(root: Path, task: str, title: str) -> None:
+    """Write the root sidecar that explains the columns of a task's events."""
+    path = root / f"task-{task}_events.json"
+    if path.exists():
+        return
+    levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
+    content = {
+        "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
+        "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
+        "trial_type": {"Description": "Condition of the block", "Levels": levels},
+        "block": {"Description": "Number of the block in the run, from 1"},
+        "stim_id": {"Description": "Identifier of the prompt in the stimulus set"},
+        "topic": {"Description": "Subfield or everyday topic of the concept"},
+        "concept": {"Description": "Noun phrase that the prompt asks about"},
+        "question_frame": {"Description": "Sentence pattern of the prompt; a nuisance factor"},
+        "prompt": {"Description": "Text that was shown"},
+        "response": {"Description": "Text that the model generated"},
+        "StimulusPresentation": {
+            "OperatingSystem": "n/a",
+            "SoftwareName": "llm2nifti",
+            "SoftwareVersion": __version__,
+            "Code": "n/a",
+        },
+    }
+    write_json(path, root, content)

@@ -1,0 +1,171 @@
+"""How is one file written? Whole or not at all, never over another one, the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from isal import igzip
+
+from llm2nifti.geometry import ModelBrain, set_header
+
+WORK = ".llm2nifti"  # temporary files and unfinished recordings, inside the dataset's root
+
+
+class ExistsError(ValueError):
+    """The output is there already."""
+
+
+class LabelError(ValueError):
+    """A name has no letter or digit to make a BIDS label of."""
+
+
+def label(text: str) -> str:
+    """Turn any name into a BIDS label: its ASCII letters and digits.
+
+    Examples
+    --------
+    >>> label("smollm2-135m"), label("facebook/galactica-125m")
+    ('smollm2135m', 'facebookgalactica125m')
+    """
+    cleaned = re.sub(r"[^0-9A-Za-z]", "", text)
+    if not cleaned:
+        raise LabelError(f"{text!r} has no ASCII letter or digit to make a BIDS label of")
+    return cleaned
+
+
+@contextmanager
+def atomic(path: Path, root: Path) -> Iterator[Path]:
+    """Yield a temporary path in the dataset's work folder that becomes `path` on success.
+
+    The name is the same every time, so what a killed process left is replaced by the next one.
+    """
+    folder = root / WORK / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "_".join(path.relative_to(root).parts)
+    try:
+        yield temporary
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, root: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with atomic(path, root) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, root: Path, content: dict[str, Any]) -> None:
+    """Write JSON; refuses NaN, which is not JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, root, text + "\n")
+
+
+def write_tsv(path: Path, root: Path, table: pd.DataFrame) -> None:
+    """Write a BIDS table: tabs, ``n/a`` for missing values, no control characters inside cells."""
+    table = table.copy()
+    for column in table.select_dtypes(include=["object", "string"]):
+        table[column] = [tsv_text(value) for value in table[column]]
+    text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+    write_text(path, root, text)
+
+
+def tsv_text(value: object) -> str:
+    r"""Text that stays inside one cell: ``\t``, ``\n`` and ``\r`` spelled out, empty as n/a.
+
+    Examples
+    --------
+    >>> tsv_text("two\nlines")
+    'two\\nlines'
+    """
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "n/a"
+    text = str(value).replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if text.strip() else "n/a"
+
+
+def read_tsv(path: Path) -> pd.DataFrame:
+    """Read a table written by `write_tsv`; only ``n/a`` counts as missing."""
+    return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"])
+
+
+def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:
+    """Write an image; float64 is stored as float32, ``.gz`` without time stamp or file name."""
+    data = np.asanyarray(img.dataobj)
+    if data.dtype.kind == "f":
+        data = data.astype(np.float32)
+    elif data.dtype == bool:
+        data = data.astype(np.uint8)
+    header = img.header.copy()
+    header.set_data_dtype(data.dtype)
+    header.set_slope_inter(1, 0)
+    img = nib.Nifti1Image(data, img.affine, header)
+    set_header(img)
+    raw = img.to_bytes()
+    with atomic(path, root) as temporary:
+        if path.suffix == ".gz":
+            with _gzip_writer(temporary) as file:
+                file.write(raw)
+        else:
+            temporary.write_bytes(raw)
+
+
+@contextmanager
+def _gzip_writer(path: Path) -> Iterator[Any]:
+    """Open a gzip file whose bytes depend on its content alone."""
+    with (
+        path.open("wb") as raw,
+        igzip.IGzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file,
+    ):
+        yield file
+
+
+def write_frames(
+    path: Path, root: Path, brain: ModelBrain, values: np.ndarray, *, t_r: float
+) -> None:
+    """Write unit values as a 4D image, streaming trial by trial.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.nii`` or ``.nii.gz``.
+    root : Path
+        Root of the dataset.
+    brain : ModelBrain
+        Geometry.
+    values : (n_trials, n_frames, n_units) float32 array
+        May be larger than memory.
+    t_r : float
+        Seconds a frame.
+    """
+    n_trials, n_frames, _ = values.shape
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((*brain.shape, n_trials * n_frames))
+    header.set_zooms((brain.voxel_size,) * 3 + (t_r,))
+    header.set_xyzt_units("mm", "sec")
+    header.set_sform(brain.affine, code="aligned")
+    header.set_qform(brain.affine, code="aligned")
+    header.set_slope_inter(1, 0)
+    header["magic"] = b"n+1"
+    header["vox_offset"] = 352
+    x, y, z = brain.voxels.T
+    volume = np.zeros((n_frames, *reversed(brain.shape)), np.float32)  # x runs fastest in NIfTI
+    with atomic(path, root) as temporary:
+        opened = _gzip_writer(temporary) if path.suffix == ".gz" else temporary.open("wb")
+        with opened as file:
+            file.write(header.binaryblock + b"\0" * 4)
+            for trial in values:
+                volume[:, z, y, x] = trial
+                file.write(volume.tobytes())

@@ -1,0 +1,275 @@
+"""How does one run become files? Token-level raw run, prompt-level derivative run, anatomy."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pandas as pd
+
+from llm2nifti import geometry
+from llm2nifti.bids.dataset import (
+    DERIVATIVES,
+    add_participant,
+    write_dataset_files,
+    write_events_json,
+)
+from llm2nifti.bids.files import (
+    WORK,
+    ExistsError,
+    label,
+    write_frames,
+    write_img,
+    write_json,
+    write_tsv,
+)
+from llm2nifti.recording import TOKEN_COLUMNS, Recording
+from llm2nifti.stimuli import CONTROL
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where the files of one run are.
+
+    Attributes
+    ----------
+    root : Path
+        Root of the dataset.
+    subject, task : str
+        BIDS labels.
+    run : int
+        Number of the run.
+    space : str
+        Space label of the derivative files.
+    suffix : str
+        ``.nii`` or ``.nii.gz`` of the 4D images.
+    """
+
+    root: Path
+    subject: str
+    task: str
+    run: int
+    space: str
+    suffix: str = ".nii"
+
+    @property
+    def _stem(self) -> str:
+        return f"sub-{self.subject}_task-{self.task}_run-{self.run}"
+
+    def raw(self, ending: str) -> Path:
+        """File of the raw run, such as ``bold.json``."""
+        return self.root / f"sub-{self.subject}" / "func" / f"{self._stem}_{ending}"
+
+    def derivative(self, ending: str) -> Path:
+        """File of the derivative run, such as ``desc-trial_bold.nii``."""
+        folder = self.root / DERIVATIVES / f"sub-{self.subject}" / "func"
+        return folder / f"{self._stem}_space-{self.space}_{ending}"
+
+    def anat(self, ending: str) -> Path:
+        """File of the subject's anatomy, such as ``dseg.nii.gz``."""
+        folder = self.root / DERIVATIVES / f"sub-{self.subject}" / "anat"
+        return folder / f"sub-{self.subject}_space-{self.space}_{ending}"
+
+    @property
+    def bold(self) -> Path:
+        """Token-level 4D image."""
+        return self.raw(f"bold{self.suffix}")
+
+    @property
+    def trial_bold(self) -> Path:
+        """Prompt-level 4D image."""
+        return self.derivative(f"desc-trial_bold{self.suffix}")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every file is there: the prompt-level sidecar is written last."""
+        return self.derivative("desc-trial_bold.json").exists()
+
+
+def write(
+    recording: Recording, root: Path | str, *, overwrite: bool = False, compress: bool = False
+) -> RunPaths:
+    """Write a recording as a run of a BIDS dataset.
+
+    Parameters
+    ----------
+    recording : Recording
+        From `llm2nifti.scanner.scan`.
+    root : path-like
+        Root of the dataset; created if needed.
+    overwrite : bool, default=False
+        Replace the run if it is there.
+    compress : bool, default=False
+        Write 4D images as ``.nii.gz``: slower to write and read, and hardly smaller.
+
+    Returns
+    -------
+    RunPaths
+
+    Raises
+    ------
+    ExistsError
+        If the run is there already, or the folder holds something else.
+
+    Examples
+    --------
+    >>> bids.write(recording, root="ds")  # doctest: +SKIP
+    """
+    root = Path(root)
+    name = str(recording.info.get("Model", {}).get("Subject", "model"))
+    paths = RunPaths(
+        root=root,
+        subject=label(name),
+        task=label(recording.paradigm.task),
+        run=recording.paradigm.run,
+        space=recording.brain.space,
+        suffix=".nii.gz" if compress else ".nii",
+    )
+    if paths.is_complete and not overwrite:
+        raise ExistsError(
+            f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
+        )
+    _remove(paths)
+    write_dataset_files(root)
+    add_participant(root, paths.subject, recording.info.get("Model", {}))
+    write_events_json(root, paths.task, recording.paradigm.task)
+    _write_anatomy(paths, recording)
+    _write_raw(paths, recording)
+    _write_derivative(paths, recording)
+    return paths
+
+
+def _remove(paths: RunPaths) -> None:
+    """Delete what an earlier write left, the sidecar that marks completeness first."""
+    paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
+    for folder in (paths.bold.parent, paths.trial_bold.parent):
+        if folder.exists():
+            for file in folder.glob(f"{paths.raw('').name}*"):
+                if "_statmap" not in file.name:
+                    file.unlink()
+
+
+def _events(recording: Recording, task: str) -> pd.DataFrame:
+    """Rows of events.tsv: the paradigm's trials with the responses."""
+    events = recording.paradigm.events
+    events["trial_type"] = [CONTROL if t == CONTROL else task for t in events["trial_type"]]
+    events["response"] = recording.responses
+    first = ["onset", "duration", "trial_type", "block", "stim_id", "prompt", "response"]
+    return events[[*first, "question_frame", "topic", "concept"]]
+
+
+def _write_raw(paths: RunPaths, recording: Recording) -> None:
+    """Token-level run with events and sidecar."""
+    t_r = recording.paradigm.t_r
+    write_frames(paths.bold, paths.root, recording.brain, recording.values, t_r=t_r)
+    write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, t_r))
+    write_tsv(paths.raw("events.tsv"), paths.root, _events(recording, paths.task))
+
+
+def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
+    """What a reader of the run has to know; the same at both levels but for the time step."""
+    task = label(recording.paradigm.task)
+    sites = list(dict.fromkeys(site.name for site in recording.brain.sites))
+    return {
+        "TaskName": task,
+        "TaskDescription": (
+            f"Blocks of prompts about {recording.paradigm.task} (on) alternate with prompts about "
+            "unrelated topics (off). The participant is a language model: nothing here is BOLD "
+            "signal and no one took part; the suffix serves the tools."
+        ),
+        "Instructions": "n/a: the model is shown the prompts alone",
+        "RepetitionTime": t_r,
+        "FrameTimeConvention": "one frame is one generated token and lasts 1 s by convention",
+        "NumberOfFramesPerTrial": recording.paradigm.n_frames,
+        "Sites": sites,
+        **recording.info,
+    }
+
+
+def _write_derivative(paths: RunPaths, recording: Recording) -> None:
+    """Prompt-level run, mask and token measures; the run's sidecar comes last."""
+    root, brain = paths.root, recording.brain
+    t_r = recording.paradigm.t_r * recording.paradigm.n_frames
+    mask = {
+        "Type": "Brain",
+        "Sources": [f"bids:raw:{paths.bold.relative_to(root).as_posix()}"],
+        "Description": "All voxels that hold a unit.",
+        "SpatialReference": _reference(paths),
+    }
+    write_img(paths.derivative("desc-brain_mask.nii.gz"), root, geometry.mask_img(brain))
+    write_json(paths.derivative("desc-brain_mask.json"), root, mask)
+    write_tsv(paths.derivative("desc-tokens_timeseries.tsv"), root, recording.tokens)
+    described = {name: {"Description": text} for name, text in TOKEN_COLUMNS.items()}
+    write_json(
+        paths.derivative("desc-tokens_timeseries.json"),
+        root,
+        {"SamplingFrequency": 1 / recording.paradigm.t_r, "StartTime": 0, **described},
+    )
+    means = recording.trial_means()[:, None]
+    write_frames(paths.trial_bold, root, brain, means, t_r=t_r)
+    sidecar = {
+        **_sidecar(recording, t_r),
+        "StartTime": t_r / 2,  # nilearn then takes the middle of a frame, exact for these designs
+        "SkullStripped": True,
+        "SpatialReference": _reference(paths),
+        "Description": "One volume a prompt: the mean of its frames.",
+        "Sources": [f"bids:raw:{paths.bold.relative_to(root).as_posix()}"],
+        "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
+    }
+    write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
+
+
+def _reference(paths: RunPaths) -> str:
+    """URI of the image that defines the space."""
+    image = paths.anat("T1w.nii.gz").relative_to(paths.root / DERIVATIVES)
+    return f"bids::{image.as_posix()}"
+
+
+def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
+    """Atlas, units table and anatomical image of the subject, once."""
+    root, brain = paths.root, recording.brain
+    if paths.anat("T1w.json").exists():
+        return
+    norms = recording.norms
+    images: dict[str, nib.Nifti1Image] = {"dseg": geometry.dseg_img(brain)}
+    if norms is not None:
+        images["T1w"] = geometry.anatomy_img(brain, norms)
+    else:
+        images["T1w"] = geometry.to_img(brain, geometry.from_img(brain, geometry.mask_img(brain)))
+    for suffix, img in images.items():
+        write_img(paths.anat(f"{suffix}.nii.gz"), root, img)
+    write_tsv(paths.anat("dseg.tsv"), root, geometry.lut(brain))
+    write_tsv(paths.anat("units.tsv"), root, geometry.units_table(brain))
+    common = {"SpatialReference": _reference(paths), "Sources": []}
+    columns = {
+        "site": {"Description": "Kind of tensor, the same in every layer"},
+        "layer": {"Description": "Depth: 0 is the embedding, 1 the first block"},
+        "module": {"Description": "Dotted name of the module in the model"},
+        "where": {"Description": "Whether the tensor is the module's output or input"},
+        "side": {"Description": "Part of the floor plan"},
+        "n_units": {"Description": "Units of the site"},
+    }
+    write_json(
+        paths.anat("dseg.json"),
+        root,
+        {**common, "Description": "Atlas by layer and site.", "Manual": False, **columns},
+    )
+    write_json(
+        paths.anat("T1w.json"),
+        root,
+        {
+            **common,
+            "SkullStripped": True,
+            "Description": (
+                "Log norm of the weights that write into each unit, scaled to 300..1000."
+            ),
+        },
+    )
+
+
+def clear_work(root: Path) -> None:
+    """Delete temporary files and finished recordings from the dataset's work folder."""
+    shutil.rmtree(root / WORK, ignore_errors=True)

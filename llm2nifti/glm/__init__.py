@@ -1,0 +1,49 @@
+"""Which units respond? nilearn's GLM on prompt-level runs, and what nothing looks like."""
+
+from llm2nifti.glm.designs import CONTROL, DesignError, contrast_vector, design_matrix, nuisance
+from llm2nifti.glm.fitting import (
+    FittedRuns,
+    RunLike,
+    StatMaps,
+    constant_units,
+    delete_block_maps,
+    delete_block_masks,
+    fit,
+    run_contrast,
+    t_map,
+    welch_disagreement,
+)
+from llm2nifti.glm.nulls import (
+    N_RELABELLINGS,
+    NullRates,
+    pseudo_tasks,
+    relabelled,
+    shuffled_maps,
+    t_of_labels,
+    token_level,
+)
+
+__all__ = [
+    "CONTROL",
+    "N_RELABELLINGS",
+    "DesignError",
+    "FittedRuns",
+    "NullRates",
+    "RunLike",
+    "StatMaps",
+    "constant_units",
+    "contrast_vector",
+    "delete_block_maps",
+    "delete_block_masks",
+    "design_matrix",
+    "fit",
+    "nuisance",
+    "pseudo_tasks",
+    "relabelled",
+    "run_contrast",
+    "shuffled_maps",
+    "t_map",
+    "t_of_labels",
+    "token_level",
+    "welch_disagreement",
+]

@@ -1,0 +1,92 @@
+"""Which regressors? One column a condition, question frames as centred nuisance, no constant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+CONTROL = "control"
+NUISANCE = "question_frame_"
+
+
+class DesignError(ValueError):
+    """A design matrix or contrast cannot be made."""
+
+
+def design_matrix(events: pd.DataFrame, *, n_frames: int = 1) -> pd.DataFrame:
+    """Make the design of a run.
+
+    Parameters
+    ----------
+    events : DataFrame
+        One row a trial: ``trial_type`` and, optionally, ``question_frame``.
+    n_frames : int, default=1
+        Rows a trial: 1 for the prompt-level run, frames a trial for the token-level run.
+
+    Returns
+    -------
+    (n_trials * n_frames, n_columns) DataFrame
+        One 0/1 column a condition, which together take the place of a constant, then the question
+        frames but the last, centred over the trials that have one. There is no drift term: trials
+        are independent passes through the model.
+
+    Examples
+    --------
+    >>> design_matrix(pd.DataFrame({"trial_type": ["control", "pathology"]}))
+       control  pathology
+    0      1.0        0.0
+    1      0.0        1.0
+    """
+    if "trial_type" not in events:
+        raise DesignError(f"events have no column trial_type; columns: {', '.join(events)}")
+    types = events["trial_type"].astype(str)
+    columns = {name: (types == name).astype(float) for name in sorted(types.unique())}
+    design = pd.DataFrame(columns).reset_index(drop=True)
+    design = pd.concat([design, nuisance(events)], axis=1)
+    repeated = design.loc[design.index.repeat(n_frames)]
+    return repeated.reset_index(drop=True)
+
+
+def nuisance(events: pd.DataFrame) -> pd.DataFrame:
+    """Centred question-frame columns; none where the trials share one frame or have none."""
+    if "question_frame" not in events:
+        return pd.DataFrame(index=range(len(events)))
+    frames = events["question_frame"].astype(str).reset_index(drop=True)
+    framed = frames != ""
+    levels = sorted(frames[framed].unique())
+    columns = {}
+    for level in levels[:-1]:
+        column = (frames == level).astype(float)
+        columns[NUISANCE + level] = column.where(~framed, column - column[framed].mean())
+    return pd.DataFrame(columns, index=range(len(events)))
+
+
+def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
+    """Weights of a contrast such as ``"pathology - control"``.
+
+    Raises
+    ------
+    DesignError
+        If a name is not a column, or the design does not determine the contrast.
+    """
+    from nilearn.glm.contrasts import expression_to_contrast_vector
+
+    try:
+        vector = np.asarray(expression_to_contrast_vector(definition, list(design)), float)
+    except Exception as error:  # nilearn passes pandas' own errors through
+        conditions = [name for name in design if not name.startswith(NUISANCE)]
+        raise DesignError(
+            f"contrast {definition!r} cannot be read; the conditions are {', '.join(conditions)}. "
+            f"Write for example '{conditions[-1]} - {conditions[0]}'"
+        ) from error
+    X = design.to_numpy()
+    if not np.any(vector):
+        raise DesignError(f"contrast {definition!r} has no weight on any column")
+    if not np.allclose(vector @ np.linalg.pinv(X) @ X, vector, atol=1e-8):
+        raise DesignError(
+            f"contrast {definition!r} cannot be estimated: its columns are mixed up with others "
+            f"({', '.join(design)}); is a question frame shown in one condition only?"
+        )
+    if len(X) <= np.linalg.matrix_rank(X):
+        raise DesignError(f"{len(X)} volumes are too few for {X.shape[1]} columns; record more")
+    return vector

@@ -1,0 +1,63 @@
+"""Which set of units is it; how repeatable, how distinct; which task is this run?"""
+
+from llm2nifti.networks.identification import (
+    Identification,
+    IdentificationError,
+    TrialSet,
+    name_prompts,
+    name_runs,
+    name_trials,
+)
+from llm2nifti.networks.network import (
+    Network,
+    ThresholdError,
+    chance_overlap,
+    from_mask,
+    largest,
+    threshold,
+    threshold_by_permutation,
+)
+from llm2nifti.networks.similarity import (
+    TOP,
+    Estimate,
+    SimilarityError,
+    correlation,
+    corrected,
+    dice,
+    jaccard,
+    jackknife,
+    matrix,
+    repeatability_figures,
+    same_and_cross,
+    tasks_of,
+    top_masks,
+)
+
+__all__ = [
+    "TOP",
+    "Estimate",
+    "Identification",
+    "IdentificationError",
+    "Network",
+    "SimilarityError",
+    "ThresholdError",
+    "TrialSet",
+    "chance_overlap",
+    "correlation",
+    "corrected",
+    "dice",
+    "from_mask",
+    "jaccard",
+    "jackknife",
+    "largest",
+    "matrix",
+    "name_prompts",
+    "name_runs",
+    "name_trials",
+    "repeatability_figures",
+    "same_and_cross",
+    "tasks_of",
+    "threshold",
+    "threshold_by_permutation",
+    "top_masks",
+]

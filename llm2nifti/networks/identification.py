@@ -1,0 +1,239 @@
+"""Which task is this run? Held-out runs and trials named by their best-matching map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class IdentificationError(ValueError):
+    """Identification cannot be done with these runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrialSet:
+    """Trials of one run of one task.
+
+    Attributes
+    ----------
+    task : str
+        Name of the task.
+    run : int
+        Number of the run: the fold.
+    values : (n_trials, n_units) array
+        Prompt-level activations.
+    is_task : (n_trials,) bool array
+        Task trials; the others are control.
+    frames : (n_trials,) str array
+        Question frame of each trial; empty where it has none.
+    prompts : list of str
+        What was shown.
+    """
+
+    task: str
+    run: int
+    values: NDArray[np.floating]
+    is_task: NDArray[np.bool_]
+    frames: NDArray[np.str_]
+    prompts: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Identification:
+    """Names given to held-out items.
+
+    Attributes
+    ----------
+    tasks : list of str
+        What could be said.
+    truth, named : (n_items,) int arrays
+        True and given task, as indices.
+    fold : (n_items,) int array
+        Run that each item was held out with.
+    """
+
+    tasks: list[str]
+    truth: NDArray[np.int64]
+    named: NDArray[np.int64]
+    fold: NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of items named right."""
+        return float((self.truth == self.named).mean())
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing."""
+        return 1 / len(self.tasks)
+
+    def confusion(self) -> NDArray[np.float64]:
+        """(n_tasks, n_tasks) share of each true task's items (rows) by the name they got."""
+        counts = np.zeros((len(self.tasks), len(self.tasks)))
+        np.add.at(counts, (self.truth, self.named), 1)
+        return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+    def p_value(self, n_perm: int = 10_000, seed: int = 0) -> float:
+        """Permutation p: whole runs exchange their task labels within a fold.
+
+        Trials of one run stay together, because they are not independent of each other.
+        """
+        rng = np.random.default_rng(seed)
+        n_tasks = len(self.tasks)
+        folds = np.unique(self.fold)
+        hits = np.zeros((len(folds), n_tasks, n_tasks))  # items of a run that would be right
+        for f, fold in enumerate(folds):
+            inside = self.fold == fold
+            np.add.at(hits[f], (self.truth[inside], self.named[inside]), 1)
+        observed = np.trace(hits, axis1=1, axis2=2).sum()
+        rows = np.arange(n_tasks)
+        draws = [
+            sum(hits[f, rows, rng.permutation(n_tasks)].sum() for f in range(len(folds)))
+            for _ in range(n_perm)
+        ]
+        return float((1 + (np.array(draws) >= observed - 1e-9).sum()) / (n_perm + 1))
+
+    def summary(self) -> dict[str, object]:
+        """As a dictionary for JSON."""
+        return {
+            "accuracy": self.accuracy,
+            "n_items": len(self.truth),
+            "chance": self.chance,
+            "p": self.p_value(),
+            "tasks": self.tasks,
+            "confusion": self.confusion().tolist(),
+        }
+
+
+def name_trials(
+    trials: Sequence[TrialSet], templates: Mapping[int, Mapping[str, NDArray]]
+) -> Identification:
+    """Name every held-out task trial by the training map that its deviation matches best.
+
+    Parameters
+    ----------
+    trials : sequence of TrialSet
+        All runs. Each run number is held out in turn.
+    templates : mapping of run to mapping of task to (n_units,) array
+        For each held-out run, the maps made from the other runs alone.
+
+    Returns
+    -------
+    Identification
+
+    Notes
+    -----
+    A trial's deviation is taken from the training controls of its question frame and scaled by the
+    training controls' standard deviation; the match is Pearson's correlation with the templates.
+    No trial of the held-out run, control included, is used for its templates or baseline.
+    """
+    tasks = list(dict.fromkeys(t.task for t in trials))
+    truth, named, fold = [], [], []
+    for run in sorted(templates):
+        baseline = _Baseline([t for t in trials if t.run != run])
+        pattern = _standardised(np.stack([templates[run][task] for task in tasks]))
+        for held_out in (t for t in trials if t.run == run):
+            rows = held_out.is_task
+            deviations = baseline.deviations(held_out.values[rows], held_out.frames[rows])
+            best = (_standardised(deviations) @ pattern.T).argmax(axis=1)
+            named += best.tolist()
+            truth += [tasks.index(held_out.task)] * len(best)
+            fold += [run] * len(best)
+    return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
+
+
+def name_runs(
+    maps: Mapping[tuple[str, int], NDArray], templates: Mapping[int, Mapping[str, NDArray]]
+) -> Identification:
+    """Name every held-out run by the training map that its own map correlates with best.
+
+    Parameters
+    ----------
+    maps : mapping of (task, run) to (n_units,) array
+        Map of each run.
+    templates : mapping
+        See `name_trials`.
+    """
+    tasks = list(dict.fromkeys(task for task, _ in maps))
+    truth, named, fold = [], [], []
+    for run in sorted(templates):
+        pattern = _standardised(np.stack([templates[run][task] for task in tasks]))
+        for i, task in enumerate(tasks):
+            if (task, run) in maps:
+                score = pattern @ _standardised(maps[task, run][None])[0]
+                named.append(int(score.argmax()))
+                truth.append(i)
+                fold.append(run)
+    return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
+
+
+def name_prompts(trials: Sequence[TrialSet]) -> Identification:
+    """Name held-out task trials from the characters of their prompts alone, as a baseline.
+
+    Character n-grams of 1 to 4 weighted by scikit-learn's TF-IDF; the nearest task centroid of the
+    other runs by cosine.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    tasks = list(dict.fromkeys(t.task for t in trials))
+    truth, named, fold = [], [], []
+    for run in sorted({t.run for t in trials}):
+        texts = {task: _task_prompts(trials, task, lambda r, run=run: r != run) for task in tasks}
+        vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
+        vectorizer.fit([prompt for prompts in texts.values() for prompt in prompts])
+        centroids = np.stack(
+            [np.asarray(vectorizer.transform(texts[t]).mean(axis=0))[0] for t in tasks]
+        )
+        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+        for i, task in enumerate(tasks):
+            held_out = _task_prompts(trials, task, lambda r, run=run: r == run)
+            if held_out:
+                best = (vectorizer.transform(held_out) @ centroids.T).argmax(axis=1)
+                named += best.tolist()
+                truth += [i] * len(held_out)
+                fold += [run] * len(held_out)
+    return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
+
+
+
+
+class _Baseline:
+    """Mean and standard deviation of training controls, by question frame."""
+
+    def __init__(self, training: Sequence[TrialSet]) -> None:
+        if not training:
+            raise IdentificationError("identification needs at least 2 runs of each task")
+        values = np.concatenate([t.values[~t.is_task] for t in training]).astype(np.float64)
+        frames = np.concatenate([t.frames[~t.is_task] for t in training])
+        self.overall = values.mean(axis=0)
+        self.by_frame = {f: values[frames == f].mean(axis=0) for f in np.unique(frames) if f}
+        centred = values - np.stack([self.by_frame.get(f, self.overall) for f in frames])
+        scale = centred.std(axis=0)
+        self.scale = np.where(scale > 0, scale, np.inf)
+
+    def deviations(self, values: NDArray, frames: NDArray) -> NDArray[np.float64]:
+        """(n_trials, n_units) deviations from the controls of the same question frame."""
+        means = np.stack([self.by_frame.get(f, self.overall) for f in frames])
+        return (values - means) / self.scale
+
+
+def _standardised(rows: NDArray) -> NDArray[np.float64]:
+    """Rows with mean 0 and norm 1, so that products are correlations."""
+    rows = np.asarray(rows, float)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def _task_prompts(trials: Sequence[TrialSet], task: str, wanted: object) -> list[str]:
+    """Task prompts of the runs that are wanted."""
+    return [
+        prompt
+        for t in trials
+        if t.task == task and wanted(t.run)  # type: ignore[operator]
+        for prompt, is_task in zip(t.prompts, t.is_task, strict=True)
+        if is_task
+    ]
