@@ -56,9 +56,7 @@ def load_sources() -> pd.DataFrame:
     for concept in table["concept"]:
         words = content_words(concept)
         near = {i for word in words for i in by_word[word]}
-        is_new = all(
-            len(words & kept[i]) / len(words | kept[i]) < NEAR_DUPLICATE for i in near
-        )
+        is_new = all(len(words & kept[i]) / len(words | kept[i]) < NEAR_DUPLICATE for i in near)
         keep.append(is_new)
         if is_new:
             for word in words:
@@ -186,9 +184,7 @@ def main() -> None:
     tokenizer = models.load().tokenizer
     table = load_sources()
     table["n_tokens"] = [len(tokenizer("about " + c)["input_ids"]) for c in table["concept"]]
-    shares = [
-        np.bincount(g["n_tokens"], minlength=30) / len(g) for _, g in table.groupby("task")
-    ]
+    shares = [np.bincount(g["n_tokens"], minlength=30) / len(g) for _, g in table.groupby("task")]
     target = np.mean(shares, axis=0)
     finished = {
         task: finish(match_lengths(group, target, rng), rng)
@@ -203,7 +199,9 @@ def main() -> None:
         frame.to_csv(HERE / f"{task}.tsv", sep="\t", index=False, lineterminator="\n")
         text = json.dumps(sidecar(frame), indent=2, ensure_ascii=False)
         (HERE / f"{task}.json").write_text(text + "\n", "utf-8")
-        counts = np.bincount([len(tokenizer(p)["input_ids"]) for p in frame["prompt"]], minlength=30)
+        counts = np.bincount(
+            [len(tokenizer(p)["input_ids"]) for p in frame["prompt"]], minlength=30
+        )
         overall = np.bincount(lengths, minlength=30) / len(lengths)
         print(f"{task}: {len(frame)} prompts, distance to control {distance(counts, overall):.3f}")
 

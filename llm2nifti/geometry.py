@@ -18,6 +18,7 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 Side = Literal["left", "middle", "right"]
@@ -433,7 +434,7 @@ def locate(brain: ModelBrain, point: Sequence[float], *, voxel: bool = False) ->
     """
     ijk = np.asarray(point, float)
     if not voxel:
-        ijk = nib.affines.apply_affine(np.linalg.inv(brain.affine), ijk)
+        ijk = apply_affine(np.linalg.inv(brain.affine), ijk)
     index = tuple(int(n) for n in np.rint(ijk))
     hits = np.flatnonzero((brain.voxels == index).all(axis=1))
     if not len(hits):
@@ -468,5 +469,5 @@ def _address(brain: ModelBrain, index: int) -> UnitAddress:
     """Address of the unit at one position of the recording order."""
     i = int(np.searchsorted(brain.offsets, index, side="right")) - 1
     voxel = tuple(int(n) for n in brain.voxels[index])
-    mm = tuple(float(n) for n in nib.affines.apply_affine(brain.affine, voxel))
+    mm = tuple(float(n) for n in apply_affine(brain.affine, voxel))
     return UnitAddress(brain.sites[i], index - int(brain.offsets[i]), voxel, mm)  # type: ignore[arg-type]

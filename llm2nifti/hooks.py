@@ -86,8 +86,7 @@ def first_tensor(value: Any) -> tuple[torch.Tensor | None, Callable[[torch.Tenso
     if isinstance(value, (tuple, list)):
         for i, item in enumerate(value):
             if isinstance(item, torch.Tensor):
-                kind = type(value)
-                return item, lambda new, i=i: kind([*value[:i], new, *value[i + 1 :]])
+                return item, lambda new, i=i: type(value)([*value[:i], new, *value[i + 1 :]])
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, torch.Tensor):

@@ -15,11 +15,8 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from llm2nifti import stimuli
+from llm2nifti.defaults import N_BLOCKS, N_FRAMES, N_RUNS, TRIALS_PER_BLOCK
 
-N_RUNS = 3
-N_BLOCKS = 4
-TRIALS_PER_BLOCK = 6
-N_FRAMES = 4
 T_R = 1.0  # seconds a frame, by convention
 MAX_OFF_RATIO = 1.5  # unequal variances bias the t test when the control is much larger
 
@@ -291,9 +288,7 @@ def _draw_control(
     if (cost[chosen_slots, chosen_topics] >= _IMPOSSIBLE).any():
         detail = f"all of different topics, in {len(set(slots))} question frames"
         raise _OutOfStimuliError(stimuli.CONTROL, len(slots), len(pool), detail)
-    taken = [
-        rows[topics[j], slots[i]] for i, j in zip(chosen_slots, chosen_topics, strict=True)
-    ]
+    taken = [rows[topics[j], slots[i]] for i, j in zip(chosen_slots, chosen_topics, strict=True)]
     return pool.loc[taken]
 
 

@@ -31,6 +31,8 @@ TOKEN_COLUMNS = {
 class RecordingError(ValueError):
     """A recording cannot be continued or holds values that are not numbers."""
 
+    exit_code = 1
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:

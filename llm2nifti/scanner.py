@@ -21,13 +21,12 @@ import torch
 from tqdm import tqdm
 
 from llm2nifti import __version__
+from llm2nifti.defaults import BATCH_SIZE
 from llm2nifti.geometry import ModelBrain, layout
 from llm2nifti.hooks import Point, first_tensor, tap
 from llm2nifti.models import LanguageModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording
-
-BATCH_SIZE = 64
 
 
 class ScanError(ValueError):
@@ -152,7 +151,7 @@ def scan(
 def _run_batches(
     operator: _Operator, journal: Journal, batch_size: int, advance: Callable[[int], object]
 ) -> None:
-    """Record the batches that are not in the journal yet; the partition depends on the size alone."""
+    """Record the batches that are not in the journal yet."""
     finished = {batch["start"] for batch in journal.batches}
     n_trials = len(journal.values)
     for start in range(0, n_trials, batch_size):
@@ -293,7 +292,7 @@ class _Operator:
         buffer: torch.Tensor,
         norms: torch.Tensor,
     ) -> torch.Tensor:
-        """One pass over the prompt and the given tokens; (n_trials, n_frames, vocabulary) logits."""
+        """Logits (n_trials, n_frames, vocabulary) of one pass over the prompt and given tokens."""
         n_trials, n_frames, _ = buffer.shape
 
         def store(point: Point, tensor: torch.Tensor) -> None:

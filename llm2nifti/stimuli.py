@@ -99,7 +99,9 @@ def read(path: Path) -> pd.DataFrame:
         raise StimulusError(f"no stimulus file {path}") from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise StimulusError(f"{path}, row {line}: not UTF-8 ({error.reason}); save as UTF-8") from None
+        raise StimulusError(
+            f"{path}, row {line}: not UTF-8 ({error.reason}); save as UTF-8"
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise StimulusError(f"{path}: not a table separated by tabs ({error})") from None
     return check(table, str(path))

@@ -1,6 +1,12 @@
 """Read and write the dataset: the joint between the scanner half and the analysis half."""
 
-from llm2nifti.bids.dataset import DERIVATIVES, VALIDATOR_CONFIG
+from llm2nifti.bids.dataset import (
+    DERIVATIVES,
+    VALIDATOR_CONFIG,
+    check_folder,
+    remove_dataset,
+    write_dataset_files,
+)
 from llm2nifti.bids.files import (
     WORK,
     ExistsError,
@@ -33,14 +39,17 @@ __all__ = [
     "Run",
     "RunPaths",
     "anatomy",
+    "check_folder",
     "clear_work",
     "default_subject",
     "label",
     "read",
     "read_all",
     "read_tsv",
+    "remove_dataset",
     "runs",
     "write",
+    "write_dataset_files",
     "write_img",
     "write_json",
     "write_text",

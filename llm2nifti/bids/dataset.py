@@ -1,7 +1,8 @@
-"""What does a dataset say of itself? Descriptions, READMEs, participants, what validators ignore."""
+"""What does a dataset say of itself? Descriptions, READMEs, participants, ignored files."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ Without it there is still no error.
 DERIVATIVE_README = """# llm2nifti derivatives
 
 Prompt-level runs (`_desc-trial_bold`), masks, atlas, statistical maps, networks, figures and the
-report (`report.html`, numbers in `summary.json`). One voxel is one unit of a language model; nothing
-here is BOLD signal and no one took part. Neighbouring voxels hold units that are neighbours in an
-arbitrary order: smoothing and cluster statistics mean nothing.
+report (`report.html`, numbers in `summary.json`). One voxel is one unit of a language model;
+nothing here is BOLD signal and no one took part. Neighbouring voxels hold units that are
+neighbours in an arbitrary order: smoothing and cluster statistics mean nothing.
 """
 IGNORED = ["*.html", "summary.json", "figures/", "*_statmap.*", "*_timeseries.*", "*_units.tsv"]
 
@@ -65,25 +66,61 @@ def write_dataset_files(root: Path) -> None:
     ExistsError
         If the folder holds something that is not a dataset of llm2nifti.
     """
+    check_folder(root)
+    derivative = root / DERIVATIVES
+    config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
+    # The description comes first: it says whose folder this is, also after an interruption.
+    contents: dict[Path, str | dict[str, Any]] = {
+        root / "dataset_description.json": _description(derivative=False),
+        root / "README.md": README,
+        root / ".bidsignore": f"{WORK}/\n",
+        root / "participants.json": _participant_columns(),
+        root / VALIDATOR_CONFIG: config,
+        derivative / "dataset_description.json": _description(derivative=True),
+        derivative / "README.md": DERIVATIVE_README,
+        derivative / ".bidsignore": "\n".join(IGNORED) + "\n",
+        derivative / VALIDATOR_CONFIG: config,
+    }
+    for path, content in contents.items():
+        if path.exists():
+            continue
+        if isinstance(content, str):
+            write_text(path, root, content)
+        else:
+            write_json(path, root, content)
+
+
+def check_folder(root: Path) -> None:
+    """Raise ExistsError unless the folder is new, empty or an llm2nifti dataset."""
+    if root.exists() and not root.is_dir():
+        raise ExistsError(f"{root} is a file; choose a new folder")
     foreign = root.exists() and any(p.name != WORK for p in root.iterdir())
     if foreign and not _is_ours(root):
         raise ExistsError(
             f"{root} is not empty and is not an llm2nifti dataset; choose a new folder"
         )
-    if _is_ours(root):
+
+
+def remove_dataset(root: Path) -> None:
+    """Delete what llm2nifti wrote to a dataset; files of other tools stay.
+
+    Raises
+    ------
+    ExistsError
+        If the folder holds something else.
+    """
+    check_folder(root)
+    if not _is_ours(root):
         return
-    derivative = root / DERIVATIVES
-    write_text(root / "README.md", root, README)
-    write_text(derivative / "README.md", root, DERIVATIVE_README)
-    write_text(root / ".bidsignore", root, f"{WORK}/\n")
-    write_text(derivative / ".bidsignore", root, "\n".join(IGNORED) + "\n")
-    config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
-    for folder in (root, derivative):
-        write_json(folder / VALIDATOR_CONFIG, root, config)
-    write_json(root / "participants.json", root, _participant_columns())
-    write_json(derivative / "dataset_description.json", root, _description(derivative=True))
-    # Last: its presence says that the folder is complete.
-    write_json(root / "dataset_description.json", root, _description(derivative=False))
+    for path in [*root.glob("sub-*"), root / DERIVATIVES]:
+        shutil.rmtree(path, ignore_errors=True)
+    single = ["README.md", "participants.tsv", "participants.json", ".bidsignore"]
+    single += [VALIDATOR_CONFIG, "code/llm2nifti_plan.json", "dataset_description.json"]
+    for path in [*root.glob("task-*_events.json"), *(root / name for name in single)]:
+        path.unlink(missing_ok=True)
+    for work in (root / WORK).glob("*"):
+        if work.is_dir():
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_ours(root: Path) -> bool:

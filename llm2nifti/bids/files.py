@@ -1,4 +1,4 @@
-"""How is one file written? Whole or not at all, never over another one, the same bytes each time."""
+"""How is one file written? Whole or not at all, and the same bytes each time."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,10 @@ class Run:
         """(n_trials, n_units) prompt-level values in unit order."""
         return geometry.from_img(self.brain, self.img)
 
+    def frame_values(self) -> NDArray[np.float32]:
+        """(n_trials * n_frames, n_units) token-level values in unit order."""
+        return geometry.from_img(self.brain, self.frames_img)
+
     def __repr__(self) -> str:
         """Say which run it is and its size."""
         n_trials = len(self.events)
@@ -165,9 +169,7 @@ def runs(root: Path | str) -> pd.DataFrame:
     return table.sort_values(["untrained", "subject", "task", "run"], ignore_index=True)
 
 
-def read(
-    root: Path | str, *, task: str, run: int = 1, subject: str | None = None
-) -> Run:
+def read(root: Path | str, *, task: str, run: int = 1, subject: str | None = None) -> Run:
     """Read one run.
 
     Parameters
@@ -231,5 +233,5 @@ def _open(root: Path, row: pd.Series) -> Run:
     """Run of one row of `runs`."""
     paths = RunPaths(root, row["subject"], row["task"], int(row["run"]), row["space"])
     if not paths.trial_bold.exists():
-        paths = RunPaths(*list(vars(paths).values())[:-1], suffix=".nii.gz")
+        paths = replace(paths, suffix=".nii.gz")
     return Run(paths)

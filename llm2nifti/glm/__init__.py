@@ -3,6 +3,7 @@
 from llm2nifti.glm.designs import CONTROL, DesignError, contrast_vector, design_matrix, nuisance
 from llm2nifti.glm.fitting import (
     FittedRuns,
+    Frames,
     RunLike,
     StatMaps,
     constant_units,
@@ -28,6 +29,7 @@ __all__ = [
     "N_RELABELLINGS",
     "DesignError",
     "FittedRuns",
+    "Frames",
     "NullRates",
     "RunLike",
     "StatMaps",

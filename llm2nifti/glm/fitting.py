@@ -42,6 +42,7 @@ class RunLike(Protocol):
     @property
     def brain(self) -> ModelBrain: ...  # noqa: D102
     def values(self) -> NDArray[np.float32]: ...  # noqa: D102
+    def frame_values(self) -> NDArray[np.float32]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +257,7 @@ def t_map(contrasts: Sequence[Contrast]) -> NDArray[np.float64]:
 
 
 def delete_block_maps(run: RunLike) -> NDArray[np.float64]:
-    """t maps of a run with one block left out at a time, for the jackknife.
+    """T maps of a run with one block left out at a time, for the jackknife.
 
     Every on-block goes with an equal share of the control trials, so that their ratio stays.
 

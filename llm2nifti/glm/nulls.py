@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
+from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.glm.designs import CONTROL, DesignError, nuisance
 from llm2nifti.glm.fitting import RunLike
 
-N_RELABELLINGS = 200
 _BATCH = 20  # relabellings tested together; bounds memory at 20 x units
 
 
@@ -54,7 +54,7 @@ class NullRates:
 def t_of_labels(
     values: NDArray, labels: NDArray, confounds: NDArray | None = None
 ) -> NDArray[np.float64]:
-    """t of many labellings of the same trials, by nilearn's `permuted_ols`.
+    """T of many labellings of the same trials, by nilearn's `permuted_ols`.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def pseudo_tasks(
     return _collect("whole control topics as pseudo-tasks", rates)
 
 
-def token_level(run: RunLike, values: NDArray, *, n: int = 5, seed: int = 0) -> NullRates:
+def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     """Relabel control trials of one run and test its tokens with AR(1) prewhitening.
 
     Shows how far token-level p values are from nominal.
@@ -183,9 +183,7 @@ def token_level(run: RunLike, values: NDArray, *, n: int = 5, seed: int = 0) -> 
     Parameters
     ----------
     run : Run
-        For its events.
-    values : (n_trials * n_frames, n_units) array
-        Token-level activations of the run.
+        Its token-level volumes are read.
     n : int, default=5
         Relabellings; each takes seconds.
     seed : int, default=0
@@ -193,21 +191,21 @@ def token_level(run: RunLike, values: NDArray, *, n: int = 5, seed: int = 0) -> 
     """
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
-    rows = np.repeat(is_control, run.n_frames)
+    values = run.frame_values()[np.repeat(is_control, run.n_frames)]
     confounds = nuisance(run.events[is_control]).to_numpy()
     base = np.arange(is_control.sum()) < round(is_control.sum() / 2.5)
     rates = []
     for _ in range(n):
         X = np.column_stack([rng.permutation(base), confounds, np.ones(len(base))])
         X = np.repeat(X, run.n_frames, axis=0).astype(float)
-        labels, results = run_glm(values[rows], X, noise_model="ar1")
+        labels, results = run_glm(values, X, noise_model="ar1")
         contrast = compute_contrast(labels, results, np.eye(X.shape[1])[0], stat_type="t")
         rates.append(_rates(np.nan_to_num(np.ravel(contrast.stat())), len(X) - X.shape[1]))
     return _collect("control tokens relabelled by prompt, AR(1)", rates)
 
 
 def shuffled_maps(run: RunLike, *, n: int, seed: int = 0) -> NDArray[np.float64]:
-    """t maps of a run with its trial types shuffled.
+    """T maps of a run with its trial types shuffled.
 
     Returns
     -------

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from llm2nifti.defaults import DEFAULT_MODEL
 from llm2nifti.geometry import Site
 from llm2nifti.models.anatomy import Anatomy, UnknownArchitectureError, dissect
 from llm2nifti.models.cache import (
@@ -38,7 +39,6 @@ __all__ = [
     "load",
 ]
 
-DEFAULT_MODEL = "smollm2-135m"
 TEMPLATES = ("auto", "chat", "none")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

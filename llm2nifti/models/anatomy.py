@@ -38,13 +38,18 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block, with the modules whose outputs add up to its change of the stream."""
+    """One transformer block, with the modules whose outputs add up to its change of the stream.
+
+    Where they cannot be established, `problem` says why and the other names are empty: the block
+    can still be recorded by module names.
+    """
 
     name: str
-    attn: str
-    mlp: str
-    output_projection: str
-    down_projection: str
+    attn: str = ""
+    mlp: str = ""
+    output_projection: str = ""
+    down_projection: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def dissect(model: nn.Module) -> Anatomy:
     Raises
     ------
     UnknownArchitectureError
-        If blocks are not found, or no pair of submodules adds up to the change of the stream.
+        If no repeated blocks are found.
     """
     names = _block_names(model)
     probe = _run_probe(model, names)
@@ -164,7 +169,7 @@ def _run_probe(model: nn.Module, block_names: list[str]) -> _Probe:
 
     points = [Point(name) for name, _ in model.named_modules() if name]
     points += [Point(name, "input") for name in block_names]
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     tokens = torch.arange(PROBE_SHAPE[0] * PROBE_SHAPE[1]).reshape(PROBE_SHAPE) * 7 % vocabulary
     device = next(model.parameters()).device
     with _evaluating(model), tap(model, points, note):
@@ -176,7 +181,11 @@ def _dissect_block(model: nn.Module, name: str, probe: _Probe, width: int) -> Bl
     """Find the two children whose outputs add up to the block's change of the stream."""
     block = model.get_submodule(name)
     change = probe.values[name] - probe.inputs[name]
-    children = [f"{name}.{child}" for child, _ in block.named_children()]
+    children = [
+        f"{name}.{child}"
+        for child, module in block.named_children()
+        if not isinstance(module, (nn.Dropout, nn.Identity))  # copies of what comes before
+    ]
     outputs = {
         child: probe.values[child].reshape(change.shape)
         for child in children
@@ -190,25 +199,26 @@ def _dissect_block(model: nn.Module, name: str, probe: _Probe, width: int) -> Bl
             if error < tolerance and (best is None or error < best[0]):
                 best = (error, attn, mlp)
     if best is None:
-        raise UnknownArchitectureError(
+        problem = (
             f"in block {name!r} no attention and MLP outputs add up to the change of the stream; "
-            f"its parts: {', '.join(children)}. Record by name with --sites 'regex:...'"
+            f"its parts: {', '.join(children)}. Record by name with --sites all or 'regex:...'"
         )
+        return Block(name, problem=problem)
     _, attn, mlp = best
-    return Block(
-        name, attn, mlp, _last_projection(model, attn, width), _last_projection(model, mlp, width)
-    )
+    projections = [_last_projection(model, part, width) for part in (attn, mlp)]
+    if not all(projections):
+        problem = f"no projection that writes {width} units inside {attn!r} or {mlp!r}"
+        return Block(name, problem=problem)
+    return Block(name, attn, mlp, *projections)
 
 
 def _last_projection(model: nn.Module, name: str, width: int) -> str:
-    """Last module with a weight matrix inside `name` that writes `width` units."""
+    """Last module with a weight matrix inside `name` that writes `width` units, or ``""``."""
     found = ""
     for child, module in model.get_submodule(name).named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, torch.Tensor) and weight.ndim == 2 and width in weight.shape:
             found = f"{name}.{child}" if child else name
-    if not found:
-        raise UnknownArchitectureError(f"no projection that writes {width} units inside {name!r}")
     return found
 
 
@@ -246,5 +256,3 @@ def write_norms(model: nn.Module, point: Point, n_units: int) -> torch.Tensor:
     axis = out_axis if point.where == "output" else 1 - out_axis
     norms = weight.norm(dim=1 - axis)
     return norms if len(norms) == n_units else torch.zeros(n_units)
-
-

@@ -31,6 +31,8 @@ class ModelError(ValueError):
 class DamagedFileError(ModelError):
     """A downloaded or cached file does not have its recorded hash."""
 
+    exit_code = 1
+
 
 @dataclass(frozen=True)
 class BundledModel:

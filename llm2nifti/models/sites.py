@@ -11,7 +11,15 @@ from torch import nn
 
 from llm2nifti.geometry import Side, Site
 from llm2nifti.hooks import Point
-from llm2nifti.models.anatomy import ATTENTION, MLP, PROBE_SHAPE, Anatomy, Block, write_norms
+from llm2nifti.models.anatomy import (
+    ATTENTION,
+    MLP,
+    PROBE_SHAPE,
+    Anatomy,
+    Block,
+    UnknownArchitectureError,
+    write_norms,
+)
 from llm2nifti.models.cache import ModelError
 
 NAMED = ("embed", "attn", "resid", "mlp", "norm", "heads", "mlp_hidden", "q", "k", "v", "norms")
@@ -54,20 +62,25 @@ def find_sites(model: nn.Module, anatomy: Anatomy, spec: str = "default") -> tup
         sites = _leaf_sites(model, anatomy, lambda name: bool(pattern.fullmatch(name)))
         if not sites:
             names = ", ".join(leaf.name for leaf in anatomy.leaves[:6])
-            raise NoSuchSiteError(f"no recordable module matches {spec!r}; modules are like {names}")
+            raise NoSuchSiteError(
+                f"no recordable module matches {spec!r}; modules are like {names}"
+            )
         return sites
-    names = DEFAULT if spec == "default" else tuple(n.strip() for n in spec.split(","))
-    unknown = [name for name in names if name not in NAMED]
+    wanted = DEFAULT if spec == "default" else tuple(n.strip() for n in spec.split(","))
+    unknown = [name for name in wanted if name not in NAMED]
     if unknown:
         raise NoSuchSiteError(
             f"unknown site {unknown[0]!r}; use default, all, regex:PATTERN or any of "
             f"{', '.join(NAMED)}"
         )
-    return _named_sites(model, anatomy, names)
+    return _named_sites(model, anatomy, wanted)
 
 
 def _named_sites(model: nn.Module, anatomy: Anatomy, names: tuple[str, ...]) -> tuple[Site, ...]:
     """Sites by role, layer by layer."""
+    problem = next((block.problem for block in anatomy.blocks if block.problem), "")
+    if problem and not {"resid", "embed", "norm", "norms"}.issuperset(names):
+        raise UnknownArchitectureError(problem)
     sites: list[Site] = []
     if "embed" in names:
         units = _units_of(anatomy)[anatomy.embedding]
@@ -99,9 +112,9 @@ def _projection_input(name: str, attribute: str, side: Side) -> Callable[..., li
 
     def build(model: nn.Module, anatomy: Anatomy, block: Block, layer: int) -> list[Site]:
         module = getattr(block, attribute)
-        shape = model.get_submodule(module).weight.shape  # type: ignore[union-attr]
+        shape: tuple[int, ...] = tuple(model.get_parameter(f"{module}.weight").shape)
         n_units = next((n for n in shape if n != anatomy.width), anatomy.width)
-        return [Site(name, layer, module, int(n_units), where="input", side=side)]
+        return [Site(name, layer, module, n_units, where="input", side=side)]
 
     return build
 
@@ -235,9 +248,9 @@ def weight_norms(
     (n_units,) float32 array
         In recording order; 0 where a module has no weights.
     """
-    writers = {block.attn: block.output_projection for block in anatomy.blocks}
-    writers |= {block.mlp: block.down_projection for block in anatomy.blocks}
-    blocks = {block.name: block for block in anatomy.blocks}
+    writers = {b.attn: b.output_projection for b in anatomy.blocks if not b.problem}
+    writers |= {b.mlp: b.down_projection for b in anatomy.blocks if not b.problem}
+    blocks = {block.name: block for block in anatomy.blocks if not block.problem}
     parts = []
     for site in sites:
         if site.module in blocks:

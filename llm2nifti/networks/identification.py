@@ -198,8 +198,6 @@ def name_prompts(trials: Sequence[TrialSet]) -> Identification:
     return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
 
 
-
-
 class _Baseline:
     """Mean and standard deviation of training controls, by question frame."""
 

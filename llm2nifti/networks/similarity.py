@@ -16,7 +16,7 @@ from scipy import stats
 
 from llm2nifti.networks.network import largest
 
-Maps = Mapping[tuple[str, int], NDArray[np.floating]]
+Maps = Mapping[tuple[str, int], NDArray]
 TOP = 0.05  # share of units in the masks that are compared
 
 
@@ -79,9 +79,7 @@ def matrix(
     if len(runs) < 2:
         raise SimilarityError("repeatability needs at least 2 runs of each task; scan more runs")
     pair = {
-        (a, b): measure(maps[a], maps[b])
-        for a, b in product(maps, maps)
-        if a < b and a[1] != b[1]
+        (a, b): measure(maps[a], maps[b]) for a, b in product(maps, maps) if a < b and a[1] != b[1]
     }
     out = np.empty((len(tasks), len(tasks)))
     for i, j in product(range(len(tasks)), repeat=2):
@@ -184,7 +182,9 @@ def jackknife(
         variance += (n - 1) / n * ((deleted - deleted.mean(axis=0)) ** 2).sum(axis=0)
         df += n - 1
     half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance)
-    return [Estimate(*map(float, row)) for row in zip(value, value - half, value + half, strict=True)]
+    return [
+        Estimate(*map(float, row)) for row in zip(value, value - half, value + half, strict=True)
+    ]
 
 
 def repeatability_figures(maps: Maps) -> NDArray[np.float64]:

@@ -1,0 +1,325 @@
+"""Analyse a dataset: maps and networks, similarity, identification, nulls. No model is needed.
+
+Each function reads the dataset alone, writes its files, and returns numbers for ``summary.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from llm2nifti import bids, glm, networks
+from llm2nifti.bids import Run, RunPaths
+
+ALPHA = 0.05
+N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
+
+Maps = dict[tuple[str, int], NDArray[np.float64]]
+
+
+def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs of each task, in order."""
+    out: dict[str, list[Run]] = {}
+    for run in runs:
+        out.setdefault(run.task, []).append(run)
+    return out
+
+
+def analyse_maps(
+    runs: Sequence[Run],
+    *,
+    alpha: float = ALPHA,
+    height_control: networks.network.HeightControl = "fdr",
+    frames: glm.Frames = "trial",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Fit every task, threshold, and write maps and networks, a task and a run.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Runs of one model.
+    alpha, height_control
+        See `llm2nifti.networks.threshold`; two-sided.
+    frames : {"trial", "token"}
+        See `llm2nifti.glm.fit`.
+    quiet : bool, default=False
+        Show no progress bar.
+
+    Returns
+    -------
+    dict
+        One entry a task: active units, shares, profile over layers and sites.
+    """
+    out = {}
+    tasks = by_task(runs)
+    n_fits = len(tasks) + len(runs)
+    with tqdm(total=n_fits, desc="glm", unit="fit", disable=quiet or None) as bar:
+        for task, task_runs in tasks.items():
+            bar.set_description(f"glm {task}")
+            options: dict[str, Any] = {"alpha": alpha, "height_control": height_control}
+            single = [_fit(task, [run], frames, options) for run in task_runs]
+            for run, (maps, network) in zip(task_runs, single, strict=True):
+                _write_maps(run, maps, network, only_run=True, frames=frames)
+                bar.update()
+            maps, network = _fit(task, task_runs, frames, options)
+            _write_maps(task_runs[0], maps, network, only_run=False, frames=frames)
+            bar.update()
+            out[task] = _task_numbers(task_runs, maps, network, [s for s, _ in single])
+    return out
+
+
+def _fit(
+    task: str, runs: list[Run], frames: glm.Frames, options: dict[str, Any]
+) -> tuple[glm.StatMaps, networks.Network]:
+    """Contrast of a task against its controls, and its network."""
+    maps = glm.fit(runs, frames=frames).contrast(f"{task} - {glm.CONTROL}")
+    return maps, networks.threshold(maps, **options)
+
+
+def _task_numbers(
+    runs: list[Run], maps: glm.StatMaps, network: networks.Network, single: list[glm.StatMaps]
+) -> dict[str, Any]:
+    """Numbers of one task for the summary."""
+    return {
+        "n_runs": len(runs),
+        "n_active": network.n_units,
+        "share_active": network.n_units / network.brain.n_units,
+        "n_more": int((network.signs > 0).sum()),
+        "n_less": int((network.signs < 0).sum()),
+        "threshold": network.how,
+        "df": maps.df,
+        "max_t": float(np.abs(maps.t()).max()),
+        "n_constant": maps.n_constant,
+        "share_below_05": maps.share_below(),
+        "share_below_05_per_run": [m.share_below() for m in single],
+        "welch_disagreement": glm.welch_disagreement(runs, maps),
+        "profile": network.profile().to_dict(orient="records"),
+        "note": maps.note,
+    }
+
+
+def _write_maps(
+    run: Run, maps: glm.StatMaps, network: networks.Network, *, only_run: bool, frames: glm.Frames
+) -> None:
+    """Write t, z and effect maps and the network mask, of one run or of all runs together."""
+    root = run.paths.root
+    kind = "" if frames == "trial" else "tokens"
+    for name, img in (("t", maps.t_img), ("z", maps.z_img), ("effect", maps.effect_img)):
+        path = map_path(run.paths, name + kind, only_run=only_run)
+        bids.write_img(path, root, img)
+        sidecar = {"Contrast": maps.name, "Statistic": name, "DegreesOfFreedom": maps.df}
+        bids.write_json(_beside(path), root, {**sidecar, "Note": maps.note or "n/a"})
+    path = network_path(run.paths, only_run=only_run, desc="network" + kind)
+    bids.write_img(path, root, network.mask_img())
+    sidecar = {
+        "Type": "ROI",
+        "Sources": [f"bids::{run.paths.trial_bold.relative_to(root / bids.DERIVATIVES)}"],
+        "Description": f"Units that respond to {maps.name}: {network.how}.",
+        "SpatialReference": run.sidecar["SpatialReference"],
+    }
+    bids.write_json(_beside(path), root, sidecar)
+
+
+def map_path(paths: RunPaths, stat: str, *, only_run: bool) -> Path:
+    """Path of a statistical map of a run, or of all runs of its task."""
+    run = f"_run-{paths.run}" if only_run else ""
+    name = (
+        f"sub-{paths.subject}_task-{paths.task}{run}_space-{paths.space}"
+        f"_contrast-{paths.task}VsControl_stat-{stat}_statmap.nii.gz"
+    )
+    return paths.trial_bold.parent / name
+
+
+def network_path(paths: RunPaths, *, only_run: bool, desc: str = "network") -> Path:
+    """Path of a network mask: under ``anat``, because nilearn takes every mask under ``func``."""
+    run = f"_run-{paths.run}" if only_run else ""
+    name = (
+        f"sub-{paths.subject}{run}_space-{paths.space}_label-{paths.task}_desc-{desc}_mask.nii.gz"
+    )
+    return paths.anat("").parent / name
+
+
+def _beside(path: Path) -> Path:
+    """Sidecar of an image."""
+    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+
+
+def contrasts_of(runs: Sequence[Run]) -> dict[tuple[str, int], Any]:
+    """Nilearn contrast of each run's task against its controls, from arrays."""
+    return {
+        (run.task, run.run): glm.run_contrast(
+            run.values(), run.events, f"{run.task} - {glm.CONTROL}"
+        )
+        for run in runs
+    }
+
+
+def analyse_similarity(
+    runs: Sequence[Run], *, intervals: bool = True, quiet: bool = False
+) -> dict[str, Any]:
+    """How repeatable and how distinct the maps are, with jackknife intervals and nulls.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        At least 2 runs of each task of one model.
+    intervals : bool, default=True
+        Compute jackknife intervals.
+    quiet : bool, default=False
+        Show no progress bar.
+
+    Returns
+    -------
+    dict
+        Matrices over tasks and figures with intervals.
+    """
+    maps: Maps = {key: glm.t_map([c]) for key, c in contrasts_of(runs).items()}
+    tasks = networks.tasks_of(maps)
+    r = networks.matrix(maps)
+    masks = networks.top_masks(maps)
+    out: dict[str, Any] = {
+        "tasks": tasks,
+        "top_share": networks.TOP,
+        "r": r.tolist(),
+        "r_corrected": _none_for_nan(networks.corrected(r)),
+        "dice": networks.matrix(masks, networks.dice).tolist(),
+        "jaccard": networks.matrix(masks, networks.jaccard).tolist(),
+        "dice_chance": networks.TOP,
+    }
+    same, cross = networks.same_and_cross(r)
+    out |= {"same_task_r": same, "cross_task_r": cross, "difference": same - cross}
+    out["shuffled_same_task_r"] = _shuffled(runs, quiet=quiet)
+    if len(tasks) > 1:
+        out["closest_pair"] = _closest_pairs(tasks, r, np.array(out["dice"]))
+    if intervals:
+        without = {
+            (run.task, run.run): glm.delete_block_maps(run)
+            for run in tqdm(runs, desc="jackknife maps", disable=quiet or None)
+        }
+        names = [*tasks, "same_task_r", "cross_task_r", "difference"]
+        estimates = networks.jackknife(maps, without, networks.repeatability_figures)
+        figures = [estimate.summary() for estimate in estimates]
+        out["intervals"] = dict(zip(names, figures, strict=True))
+    return out
+
+
+def _none_for_nan(values: NDArray) -> list[list[float | None]]:
+    """Nested lists for JSON, which has no NaN."""
+    return [[None if np.isnan(v) else float(v) for v in row] for row in values]
+
+
+def _shuffled(runs: Sequence[Run], *, quiet: bool) -> dict[str, float]:
+    """Same-task r when trial types are shuffled within runs."""
+    shuffles = {
+        (run.task, run.run): glm.shuffled_maps(run, n=N_SHUFFLES, seed=run.run)
+        for run in tqdm(runs, desc="shuffled maps", disable=quiet or None)
+    }
+    values = [
+        networks.same_and_cross(networks.matrix({key: m[i] for key, m in shuffles.items()}))[0]
+        for i in range(N_SHUFFLES)
+    ]
+    return {"mean": float(np.mean(values)), "largest": float(np.max(values))}
+
+
+def _closest_pairs(tasks: list[str], r: NDArray, dice: NDArray) -> list[dict[str, Any]]:
+    """Pairs of different tasks, most similar maps first."""
+    pairs = [
+        {"pair": [tasks[i], tasks[j]], "r": float(r[i, j]), "dice": float(dice[i, j])}
+        for i in range(len(tasks))
+        for j in range(i)
+    ]
+    return sorted(pairs, key=lambda pair: -pair["r"])
+
+
+def analyse_identification(runs: Sequence[Run]) -> dict[str, Any]:
+    """Name held-out runs and trials by maps of the other runs; also from the prompts alone.
+
+    Returns
+    -------
+    dict
+        ``runs``, ``trials``, ``prompts``; each for all tasks, and ``*_without_randomstrings``
+        where that task is there.
+    """
+    contrasts = contrasts_of(runs)
+    trials = [_trial_set(run) for run in runs]
+    groups = {"": list(dict.fromkeys(task for task, _ in contrasts))}
+    if "randomstrings" in groups[""] and len(groups[""]) > 2:
+        groups["_without_randomstrings"] = [t for t in groups[""] if t != "randomstrings"]
+    out = {}
+    for ending, tasks in groups.items():
+        some = {key: c for key, c in contrasts.items() if key[0] in tasks}
+        templates = _templates(some)
+        maps = {key: glm.t_map([c]) for key, c in some.items()}
+        sets = [t for t in trials if t.task in tasks]
+        out["runs" + ending] = networks.name_runs(maps, templates).summary()
+        out["trials" + ending] = networks.name_trials(sets, templates).summary()
+        out["prompts" + ending] = networks.name_prompts(sets).summary()
+    return out
+
+
+def _templates(contrasts: Mapping[tuple[str, int], Any]) -> dict[int, dict[str, NDArray]]:
+    """For each held-out run, the fixed-effects t map of every task over the other runs."""
+    tasks = networks.tasks_of(contrasts)
+    return {
+        held_out: {
+            task: glm.t_map(
+                [c for (t, run), c in contrasts.items() if t == task and run != held_out]
+            )
+            for task in tasks
+        }
+        for held_out in sorted({run for _, run in contrasts})
+    }
+
+
+def _trial_set(run: Run) -> networks.TrialSet:
+    """Trials of a run for identification."""
+    return networks.TrialSet(
+        task=run.task,
+        run=run.run,
+        values=run.values(),
+        is_task=(run.events["trial_type"] != glm.CONTROL).to_numpy(),
+        frames=run.events["question_frame"].to_numpy(str),
+        prompts=run.events["prompt"].to_list(),
+    )
+
+
+def analyse_null(
+    runs: Sequence[Run], *, n: int = glm.N_RELABELLINGS, seed: int = 0, quiet: bool = False
+) -> dict[str, Any]:
+    """False positive rates where nothing is there, and what any coherent topic activates.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Runs of one model.
+    n : int, default=200
+        Relabellings and pseudo-tasks.
+    seed : int, default=0
+        Seed of both.
+    quiet : bool, default=False
+        Show no progress bar.
+
+    Returns
+    -------
+    dict
+        ``relabelled``, ``pseudo_tasks`` (with the single rates) and ``token_level``.
+    """
+    is_control = runs[0].events["trial_type"] == glm.CONTROL
+    relabelled = glm.relabelled(runs, n=n, seed=seed, quiet=quiet)
+    out: dict[str, Any] = {"relabelled": relabelled.summary()}
+    sizes = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
+    try:
+        pseudo = glm.pseudo_tasks(runs, n=n, seed=seed, quiet=quiet, **sizes)
+    except glm.DesignError as error:
+        out["pseudo_tasks"] = {"not_possible": str(error)}
+    else:
+        rates = pseudo.below_05.tolist()
+        out["pseudo_tasks"] = {**pseudo.summary(), **sizes, "rates_below_05": rates}
+    out["token_level"] = glm.token_level(runs[0]).summary()
+    return out

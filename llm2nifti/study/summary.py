@@ -1,0 +1,188 @@
+"""What came out, as one JSON file, a short table and a tree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llm2nifti import __version__, bids
+from llm2nifti.bids import Run
+
+SUMMARY = bids.DERIVATIVES / "summary.json"
+_MOST_FILES = 4  # files of one folder that the tree names
+
+
+def read_summary(root: Path) -> dict[str, Any]:
+    """Content of the dataset's summary.json; empty if there is none."""
+    path = Path(root) / SUMMARY
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def update_summary(root: Path, **parts: Any) -> dict[str, Any]:
+    """Replace parts of the summary, or remove those that are None, and return the whole."""
+    content = {**read_summary(root), **parts}
+    content = {key: content[key] for key in sorted(content) if content[key] is not None}
+    bids.write_json(Path(root) / SUMMARY, Path(root), content)
+    return content
+
+
+def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
+    """Design, model and versions, read from the runs' sidecars."""
+    first = runs[0]
+    events = first.events
+    is_control = events["trial_type"] == "control"
+    brain = first.brain
+    packages = ("nilearn", "nibabel", "numpy", "pandas", "scipy", "scikit-learn")
+    return {
+        "model": first.sidecar["Model"],
+        "design": {
+            "subject": first.subject,
+            "tasks": list(dict.fromkeys(run.task for run in runs)),
+            "n_runs": len({run.run for run in runs}),
+            "n_blocks": int(events.loc[~is_control, "block"].nunique()),
+            "n_task_trials": int((~is_control).sum()),
+            "n_control_trials": int(is_control.sum()),
+            "n_frames": first.n_frames,
+            "frame_seconds": first.t_r / first.n_frames,
+            "n_units": brain.n_units,
+            "n_layers": len({site.layer for site in brain.sites}),
+            "shape": list(brain.shape),
+            "space": brain.space,
+            "sites": first.sidecar["Sites"],
+            "settings": first.sidecar["Settings"],
+            "decoding": first.sidecar["Decoding"],
+            "chat_template": first.sidecar["ChatTemplate"],
+            "threads": first.sidecar["Threads"],
+        },
+        "versions": {
+            **first.sidecar["Versions"],
+            "llm2nifti": __version__,
+            **{name: version(name) for name in packages},
+        },
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Short table for the terminal: one row a task, then the nulls."""
+    similarity, tasks = summary.get("similarity", {}), summary.get("tasks", {})
+    named = summary.get("identification", {}).get("trials", {})
+    rows = []
+    for i, (task, numbers) in enumerate(tasks.items()):
+        row = {
+            "task": task,
+            "active units": f"{numbers['n_active']} ({numbers['share_active']:.1%})",
+        }
+        row["p < .05"] = f"{numbers['share_below_05']:.1%}"
+        if similarity:
+            j = similarity["tasks"].index(task)
+            row["repeatability r"] = _interval(similarity, task, similarity["r"][j][j])
+        if named:
+            row["trials named right"] = f"{named['confusion'][i][i]:.0%}"
+        rows.append(row)
+    lines = [pd.DataFrame(rows).to_string(index=False)] if rows else []
+    return "\n".join([*lines, *_sentences(summary)])
+
+
+def _interval(similarity: dict[str, Any], name: str, value: float) -> str:
+    """Figure with its interval where there is one."""
+    estimate = similarity.get("intervals", {}).get(name)
+    return (
+        f"{value:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+        if estimate
+        else f"{value:.2f}"
+    )
+
+
+def _sentences(summary: dict[str, Any]) -> list[str]:
+    """The figures that belong to the whole experiment."""
+    lines = []
+    similarity, named = summary.get("similarity"), summary.get("identification")
+    if similarity:
+        text = (
+            f"maps: same task r {_interval(similarity, 'same_task_r', similarity['same_task_r'])}, "
+            f"different tasks {similarity['cross_task_r']:.2f}, "
+            f"shuffled labels {similarity['shuffled_same_task_r']['mean']:.2f}"
+        )
+        untrained = summary.get("untrained", {}).get("similarity")
+        if untrained:
+            text += (
+                f"; same minus different {similarity['difference']:.2f}, "
+                f"untrained {untrained['difference']:.2f}"
+            )
+        lines.append(text)
+    if named:
+        parts = [
+            f"{what} {named[what]['accuracy']:.0%}" for what in ("runs", "trials") if what in named
+        ]
+        lines.append(
+            f"identification: {', '.join(parts)} right; from the prompts' characters "
+            f"{named['prompts']['accuracy']:.0%}, chance {named['trials']['chance']:.0%}"
+        )
+    null = summary.get("null")
+    if null:
+        rate = null["relabelled"]
+        line = f"null: {rate['below_05']:.1%} of units at p < .05"
+        line += f" ({rate['n_relabellings']} relabellings)"
+        pseudo = null["pseudo_tasks"].get("below_05")
+        if pseudo is not None:
+            line += f"; pseudo-tasks of unrelated topics {pseudo:.1%}"
+        lines.append(line)
+    return lines
+
+
+def networks_table(content: dict[str, Any]) -> str:
+    """Matrices of map correlation and overlap, then the figures of `table`."""
+    similarity = content["similarity"]
+    names = similarity["tasks"]
+    parts = []
+    for key, title in (("r", "map correlation between runs"), ("dice", "Dice of the top units")):
+        matrix = pd.DataFrame(similarity[key], index=names, columns=names).round(2)
+        parts.append(f"{title} (diagonal: repeatability)\n{matrix.to_string()}")
+    return "\n\n".join([*parts, "\n".join(_sentences(content))])
+
+
+def null_table(null: dict[str, Any]) -> str:
+    """One line a null experiment."""
+    lines = []
+    titles = {
+        "relabelled": "control trials relabelled (nothing to find)",
+        "pseudo_tasks": "whole control topics as pseudo-tasks",
+        "token_level": "control tokens relabelled, AR(1) (for comparison)",
+    }
+    for key, title in titles.items():
+        rates = null[key]
+        if "not_possible" in rates:
+            lines.append(f"{title}: {rates['not_possible']}")
+            continue
+        lines.append(
+            f"{title}: p < .05 {rates['below_05']:.2%}, p < .001 {rates['below_001']:.3%}, "
+            f"any FDR discovery in {rates['any_fdr']:.1%} of {rates['n_relabellings']}"
+        )
+    return "\n".join(lines)
+
+
+def tree(root: Path) -> str:
+    """The dataset as a tree; long folders are cut short, with the number of files."""
+    lines = [f"{root}/"]
+    _branch(Path(root), "", lines)
+    return "\n".join(lines)
+
+
+def _branch(folder: Path, indent: str, lines: list[str]) -> None:
+    """Add one folder to the tree."""
+    entries = sorted(folder.iterdir(), key=lambda p: (p.is_dir(), p.name))
+    entries = [p for p in entries if p.name != bids.WORK]
+    files = [p for p in entries if p.is_file()]
+    shown = files if len(files) <= _MOST_FILES + 2 else files[:_MOST_FILES]
+    lines += [f"{indent}|-- {p.name}" for p in shown]
+    if len(shown) < len(files):
+        lines.append(f"{indent}|-- ... {len(files) - len(shown)} more files")
+    for child in entries:
+        if child.is_dir():
+            lines.append(f"{indent}|-- {child.name}/")
+            _branch(child, indent + "|   ", lines)
