@@ -60,7 +60,8 @@ def evaluate(values, designs, n_task, n_frames, rng):
         trials.append(networks.TrialSet(*key, y, is_task, frames, events["prompt"].to_list()))
     maps = {key: glm.t_map([contrast]) for key, contrast in contrasts.items()}
     same, cross = networks.same_and_cross(networks.matrix(maps))
-    templates = {r: {t: maps[t, 3 - r] for t in networks.tasks_of(maps)} for r in (1, 2)}
+    effects = {key: np.ravel(contrast.effect) for key, contrast in contrasts.items()}
+    templates = {r: {t: effects[t, 3 - r] for t in networks.tasks_of(maps)} for r in (1, 2)}
     named = networks.name_trials(trials, templates)
     real = named.truth != named.tasks.index("randomstrings")
     accuracy = (named.truth == named.named)[real].mean()

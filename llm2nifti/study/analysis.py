@@ -5,7 +5,7 @@ Each function reads the dataset alone, writes its files, and returns numbers for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,23 +254,28 @@ def analyse_identification(runs: Sequence[Run]) -> dict[str, Any]:
     out = {}
     for ending, tasks in groups.items():
         some = {key: c for key, c in contrasts.items() if key[0] in tasks}
-        templates = _templates(some)
+        templates = _training(some, glm.t_map)
         maps = {key: glm.t_map([c]) for key, c in some.items()}
         sets = [t for t in trials if t.task in tasks]
         out["runs" + ending] = networks.name_runs(maps, templates).summary()
-        out["trials" + ending] = networks.name_trials(sets, templates).summary()
+        out["trials" + ending] = networks.name_trials(sets, _training(some, _effect)).summary()
         out["prompts" + ending] = networks.name_prompts(sets).summary()
     return out
 
 
-def _templates(contrasts: Mapping[tuple[str, int], Any]) -> dict[int, dict[str, NDArray]]:
-    """For each held-out run, the fixed-effects t map of every task over the other runs."""
+def _effect(contrasts: list[Any]) -> NDArray:
+    """(n_units,) effect summed over runs, in the activations' units."""
+    return np.ravel(sum(c.effect for c in contrasts))
+
+
+def _training(
+    contrasts: Mapping[tuple[str, int], Any], combine: Callable[[list[Any]], NDArray]
+) -> dict[int, dict[str, NDArray]]:
+    """For each held-out run, the map of every task over the other runs."""
     tasks = networks.tasks_of(contrasts)
     return {
         held_out: {
-            task: glm.t_map(
-                [c for (t, run), c in contrasts.items() if t == task and run != held_out]
-            )
+            task: combine([c for (t, run), c in contrasts.items() if t == task and run != held_out])
             for task in tasks
         }
         for held_out in sorted({run for _, run in contrasts})
