@@ -116,7 +116,7 @@ def relabelled(
             n_on = round(len(values) / 2.5)  # 1.5 control trials a task trial, as designs allow
             base = np.arange(len(values)) < n_on
             labels = np.stack([rng.permutation(base) for _ in range(n_here)] or [base], axis=1)
-            df = len(values) - 2 - confounds.shape[1]
+            df = _residual_df(len(values), confounds)
             for start in range(0, n_here, _BATCH):
                 t = t_of_labels(values, labels[:, start : min(start + _BATCH, n_here)], confounds)
                 rates += [_rates(row, df) for row in t]
@@ -171,7 +171,7 @@ def pseudo_tasks(
         confounds = nuisance(events.iloc[rows]).to_numpy()
         labels = (np.arange(len(rows)) < len(on))[:, None]
         t = t_of_labels(values[rows], labels, confounds)
-        rates.append(_rates(t[0], len(rows) - 2 - confounds.shape[1]))
+        rates.append(_rates(t[0], _residual_df(len(rows), confounds)))
     return _collect("whole control topics as pseudo-tasks", rates)
 
 
@@ -193,6 +193,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
     values = run.frame_values()[np.repeat(is_control, run.n_frames)]
     confounds = nuisance(run.events[is_control]).to_numpy()
+    _residual_df(is_control.sum(), confounds)
     base = np.arange(is_control.sum()) < round(is_control.sum() / 2.5)
     rates = []
     for _ in range(n):
@@ -223,6 +224,17 @@ def _controls(run: RunLike) -> tuple[NDArray, pd.DataFrame]:
     if keep.sum() < 4:
         raise DesignError(f"run of task {run.task!r} has {keep.sum()} control trials, needs 4")
     return run.values()[keep], run.events[keep].reset_index(drop=True)
+
+
+def _residual_df(n_trials: int, confounds: NDArray) -> int:
+    """Residual degrees of freedom of one label, a constant and the confounds."""
+    df = n_trials - 2 - confounds.shape[1]
+    if df < 1:
+        raise DesignError(
+            f"{n_trials} trials are too few for {confounds.shape[1]} question-frame columns; scan "
+            "more trials_per_block"
+        )
+    return df
 
 
 def _draw_topics(

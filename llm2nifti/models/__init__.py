@@ -37,6 +37,7 @@ __all__ = [
     "UnknownArchitectureError",
     "known",
     "load",
+    "short_name",
 ]
 
 TEMPLATES = ("auto", "chat", "none")
@@ -194,9 +195,9 @@ def load(
         module = module.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {device!r} cannot be used: {_first_line(error)}") from error
-    title = f"{name}-untrained" if untrained else name
+    title = short_name(name)
     provenance = {
-        "Name": name,
+        "Name": title,
         "Revision": getattr(module.config, "_commit_hash", None) or revision or "n/a",
         "WeightsHash": f"random weights, seed {seed}" if untrained else _hash(folder, module),
         "Architecture": type(module).__name__,
@@ -204,7 +205,17 @@ def load(
         "DType": dtype,
         "Device": str(device).split(":", maxsplit=1)[0],
     }
-    return LanguageModel(title, module, tokenizer, provenance)
+    return LanguageModel(
+        f"{title}-untrained" if untrained else title, module, tokenizer, provenance
+    )
+
+
+def short_name(name: str) -> str:
+    """Name to call a model by: of a local folder or file, only its own name."""
+    path = Path(name)
+    if name in BUNDLED or not path.exists():
+        return name
+    return path.resolve().stem if path.is_file() else path.resolve().name
 
 
 def _from_pretrained(source: dict, dtype: torch.dtype, seed: int | None) -> tuple[Any, Any]:

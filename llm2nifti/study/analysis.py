@@ -198,15 +198,23 @@ def analyse_similarity(
     if len(tasks) > 1:
         out["closest_pair"] = _closest_pairs(tasks, r, np.array(out["dice"]))
     if intervals:
+        out |= _intervals(runs, maps, quiet=quiet)
+    return out
+
+
+def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any]:
+    """Jackknife intervals of the similarity figures, or why there are none."""
+    try:
         without = {
             (run.task, run.run): glm.delete_block_maps(run)
             for run in tqdm(runs, desc="jackknife maps", disable=quiet or None)
         }
-        names = [*tasks, "same_task_r", "cross_task_r", "difference"]
         estimates = networks.jackknife(maps, without, networks.repeatability_figures)
-        figures = [estimate.summary() for estimate in estimates]
-        out["intervals"] = dict(zip(names, figures, strict=True))
-    return out
+    except (glm.DesignError, networks.SimilarityError) as error:
+        return {"intervals_not_possible": str(error)}
+    names = [*networks.tasks_of(maps), "same_task_r", "cross_task_r", "difference"]
+    figures = [estimate.summary() for estimate in estimates]
+    return {"intervals": dict(zip(names, figures, strict=True))}
 
 
 def _none_for_nan(values: NDArray) -> list[list[float | None]]:
@@ -316,15 +324,21 @@ def analyse_null(
         ``relabelled``, ``pseudo_tasks`` (with the single rates) and ``token_level``.
     """
     is_control = runs[0].events["trial_type"] == glm.CONTROL
-    relabelled = glm.relabelled(runs, n=n, seed=seed, quiet=quiet)
-    out: dict[str, Any] = {"relabelled": relabelled.summary()}
     sizes = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
-    try:
-        pseudo = glm.pseudo_tasks(runs, n=n, seed=seed, quiet=quiet, **sizes)
-    except glm.DesignError as error:
-        out["pseudo_tasks"] = {"not_possible": str(error)}
-    else:
-        rates = pseudo.below_05.tolist()
-        out["pseudo_tasks"] = {**pseudo.summary(), **sizes, "rates_below_05": rates}
-    out["token_level"] = glm.token_level(runs[0]).summary()
+    options: dict[str, Any] = {"n": n, "seed": seed, "quiet": quiet}
+    experiments: dict[str, Callable[[], glm.NullRates]] = {
+        "relabelled": lambda: glm.relabelled(runs, **options),
+        "pseudo_tasks": lambda: glm.pseudo_tasks(runs, **sizes, **options),
+        "token_level": lambda: glm.token_level(runs[0]),
+    }
+    out: dict[str, Any] = {}
+    for name, experiment in experiments.items():
+        try:
+            rates = experiment()
+        except glm.DesignError as error:  # a small dataset still gets all that it allows
+            out[name] = {"not_possible": str(error)}
+            continue
+        out[name] = rates.summary()
+        if name == "pseudo_tasks":
+            out[name] |= {**sizes, "rates_below_05": rates.below_05.tolist()}
     return out

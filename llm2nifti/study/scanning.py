@@ -217,7 +217,7 @@ def _scan_all(root: Path, plan: Plan, designs: Sequence[Paradigm], *, quiet: boo
     n_trials = sum(design.n_trials for design in designs) * len(copies)
     with tqdm(total=n_trials, unit="trial", disable=quiet or None) as bar:
         for untrained in copies:
-            name = f"{plan.model.name}-untrained" if untrained else plan.model.name
+            name = models.short_name(plan.model.name) + ("-untrained" if untrained else "")
             model = None
             for design in designs:
                 bar.set_description(f"scan {name}: {design.task} run {design.run}")
@@ -240,8 +240,9 @@ def _scan_one(root: Path, plan: Plan, design: Paradigm, model: LanguageModel, ba
     name = f"sub-{bids.label(model.name)}_task-{bids.label(design.task)}_run-{design.run}"
     folder = root / bids.WORK / name
     replay = None
-    if model.name != plan.model.name:
-        trained = bids.read(root, task=design.task, run=design.run, subject=plan.model.name)
+    if model.name != models.short_name(plan.model.name):
+        source = str(model.source["Name"])
+        trained = bids.read(root, task=design.task, run=design.run, subject=source)
         ids = trained.tokens.groupby("trial")["token_id"]
         replay = [list(map(int, tokens)) for _, tokens in ids]
     recording: Recording = scan_run(

@@ -125,14 +125,18 @@ def _sentences(summary: dict[str, Any]) -> list[str]:
         )
     null = summary.get("null")
     if null:
-        rate = null["relabelled"]
-        line = f"null: {rate['below_05']:.1%} of units at p < .05"
-        line += f" ({rate['n_relabellings']} relabellings)"
-        pseudo = null["pseudo_tasks"].get("below_05")
-        if pseudo is not None:
-            line += f"; pseudo-tasks of unrelated topics {pseudo:.1%}"
-        lines.append(line)
+        lines.append(_null_sentence(null))
     return lines
+
+
+def _null_sentence(null: dict[str, Any]) -> str:
+    """What the nulls found, or why they were not possible."""
+    rate, pseudo = null["relabelled"], null["pseudo_tasks"].get("below_05")
+    if "not_possible" in rate:
+        return f"null: not possible ({rate['not_possible']})"
+    line = f"null: {rate['below_05']:.1%} of units at p < .05"
+    line += f" ({rate['n_relabellings']} relabellings)"
+    return line if pseudo is None else f"{line}; pseudo-tasks of unrelated topics {pseudo:.1%}"
 
 
 def networks_table(content: dict[str, Any]) -> str:

@@ -1,0 +1,165 @@
+"""The command line: help with examples, JSON, exit codes, one clear line an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests_support import make_dataset
+
+from llm2nifti import cli
+
+COMMANDS = ["run", "scan", "glm", "networks", "null", "report", "where", "models", "stimuli"]
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("cli") / "ds")
+
+
+def call(capsys, *args):
+    code = cli.main([str(arg) for arg in args])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_readme_mentions_the_command(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    assert f"example: llm2nifti {command}" in " ".join(printed.split())
+    assert "--json" in printed
+    assert f"llm2nifti {command}" in README.read_text("utf-8")
+
+
+def test_every_command_is_listed_in_the_tests():
+    text = cli.build_parser().format_help()
+    assert set(re.findall(r"^    (\w+) ", text, flags=re.M)) == set(COMMANDS)
+
+
+def test_help_imports_no_heavy_library():
+    code = (
+        "import sys, contextlib, io\n"
+        "from llm2nifti import cli\n"
+        "for args in (['--help'], ['run', '--help']):\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        cli.main(args)\n"
+        "heavy = {'torch', 'transformers', 'nilearn', 'pandas', 'numpy', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_analysis_commands_load_no_torch(dataset):
+    code = (
+        "import sys\nfrom llm2nifti import cli\n"
+        f"assert cli.main(['null', {str(dataset)!r}, '--n', '2', '--quiet', '--json']) == 0\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "keys"),
+    [
+        (["glm", "--quiet"], {"pathology", "archeology"}),
+        (["networks", "--quiet"], {"similarity", "identification"}),
+        (["null", "--n", "5", "--quiet"], {"relabelled", "pseudo_tasks", "token_level"}),
+        (["where", "--unit", "h.1.mlp:3"], {"layer", "site", "module", "unit", "voxel", "mm"}),
+    ],
+)
+def test_json_and_text_outputs(args, keys, dataset, capsys):
+    command, *options = args
+    code, out, _ = call(capsys, command, dataset, *options, "--json")
+    assert code == 0
+    assert keys <= set(json.loads(out))
+    code, out, _ = call(capsys, command, dataset, *options)
+    assert code == 0
+    assert out.strip()
+
+
+def test_where_finds_the_unit_of_a_voxel_and_of_a_point(dataset, capsys):
+    _, out, _ = call(capsys, "where", dataset, "--unit", "h.2.attn:5", "--json")
+    address = json.loads(out)
+    _, by_voxel, _ = call(capsys, "where", dataset, *address["voxel"], "--voxel", "--json")
+    _, by_mm, _ = call(capsys, "where", dataset, *address["mm"], "--json")
+    assert json.loads(by_voxel) == json.loads(by_mm) == address
+
+
+def test_token_level_says_how_far_it_is_from_nominal(dataset, capsys):
+    code, out, _ = call(capsys, "glm", dataset, "--frames", "token", "--quiet")
+    assert code == 0
+    assert "nominal 5 %" in out
+
+
+@pytest.mark.parametrize("method", ["bonferroni", "fpr", "top"])
+def test_every_threshold_runs(method, dataset, capsys):
+    args = ["glm", dataset, "--height-control", method, "--task", "pathology", "--quiet"]
+    code, out, _ = call(capsys, *args)
+    assert code == 0
+    assert "pathology" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["glm", "{ds}", "--height-control", "magic"], "'magic'"),
+        (["glm", "{ds}", "--alpha", "7"], "alpha is 7.0"),
+        (["glm", "{ds}", "--task", "astrology"], "'astrology'"),
+        (["glm", "{ds}", "--frames", "word"], "'word'"),
+        (["networks", "{ds}", "--subject", "nobody"], "'nobody'"),
+        (["where", "{ds}", "999", "0", "0"], "no unit at mm"),
+        (["where", "{ds}", "1"], "1 coordinates"),
+        (["where", "{ds}", "--unit", "h.9.mlp:3"], "h.9.mlp:3"),
+        (["glm", "{empty}"], "no recorded runs"),
+        (["report", "{empty}"], "llm2nifti"),
+        (["scan", "{empty}", "--n-runs", "0"], "n_runs is 0"),
+        (["scan", "{empty}", "--n-frames", "0"], "n_frames is 0"),
+        (["scan", "{empty}", "--batch-size", "0"], "batch_size is 0"),
+        (["scan", "{empty}", "--task", "astrology"], "'astrology'"),
+        (["scan", "{empty}", "--split", "secret"], "'secret'"),
+        (["scan", "{empty}", "--stimuli", "/nowhere.tsv"], "/nowhere.tsv"),
+        (["stimuli", "--stimuli", "/nowhere.tsv"], "/nowhere.tsv"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(args, message, dataset, tmp_path, capsys):
+    filled = [arg.format(ds=dataset, empty=tmp_path / "empty") for arg in args]
+    code, out, err = call(capsys, *filled, "--quiet")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out
+    assert not (tmp_path / "empty").exists()
+
+
+def test_unknown_command_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["dance"])
+    assert exit_info.value.code == 2
+
+
+def test_broken_dataset_is_a_failure_in_one_line(dataset, tmp_path, capsys):
+    copy = tmp_path / "ds"
+    shutil.copytree(dataset, copy)
+    for path in copy.rglob("*desc-trial_bold.nii"):
+        path.write_bytes(path.read_bytes()[:400])
+    code, _, err = call(capsys, "glm", copy, "--quiet")
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_models_and_stimuli_are_listed(capsys):
+    _, out, _ = call(capsys, "models", "--json")
+    assert json.loads(out)[0]["name"] == "smollm2-135m"
+    _, out, _ = call(capsys, "stimuli")
+    assert "randomstrings" in out

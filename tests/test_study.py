@@ -1,0 +1,218 @@
+"""The whole job on tiny models: the same result after any interruption, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm2nifti import bids, glm, study
+from llm2nifti.study import scanning
+from llm2nifti.study.scanning import Design, ModelChoice, Plan, StudyError
+
+SIZES = ["--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4", "--n-frames", "2"]
+TASKS = ["--task", "pathology", "--task", "archeology", "--batch-size", "6", "--n-null", "5"]
+
+
+def small_plan(folder, **changes):
+    options = {"tasks": ("pathology", "archeology"), "n_runs": 2, "n_blocks": 2, "n_frames": 2}
+    design = Design(**{**options, "trials_per_block": 4, **changes})
+    return Plan(ModelChoice(name=str(folder)), design)
+
+
+def command(folder, root):
+    run = [sys.executable, "-m", "llm2nifti.cli", "run", str(root), "--quiet"]
+    return [*run, "--model", str(folder), *SIZES, *TASKS]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_folders, tmp_path_factory):
+    """A finished `llm2nifti run` of a tiny model, made by a process of its own."""
+    root = tmp_path_factory.mktemp("study") / "ds"
+    done = subprocess.run(
+        command(tiny_folders["llama"], root), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return root, done.stdout
+
+
+def test_run_writes_a_valid_dataset_with_report_and_summary(uninterrupted, validate):
+    root, printed = uninterrupted
+    validate(root)
+    assert (root / bids.DERIVATIVES / "report.html").exists()
+    summary = study.read_summary(root)
+    assert set(summary["tasks"]) == {"pathology", "archeology"}
+    assert "repeatability r" in printed
+    assert "participants.tsv" in printed or "more files" in printed
+    assert str(bids.DERIVATIVES / "report.html") in printed
+
+
+def stages(root: Path) -> list[Path]:
+    """Files whose appearance marks how far a run is, in order."""
+    raw = root / "sub-tinyllama" / "func"
+    return [
+        root / bids.WORK / "sub-tinyllama_task-pathology_run-1" / "batches.jsonl",
+        raw / "sub-tinyllama_task-pathology_run-1_bold.nii",
+        raw / "sub-tinyllama_task-archeology_run-2_bold.nii",
+        root / "sub-tinyllamauntrained" / "func",
+        root / bids.DERIVATIVES / "summary.json",
+        root / bids.DERIVATIVES / "figures",
+    ]
+
+
+@pytest.mark.parametrize("stage", range(6))
+def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
+    stage, tiny_folders, uninterrupted, tmp_path
+):
+    root = tmp_path / "ds"
+    process = subprocess.Popen(
+        command(tiny_folders["llama"], root), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    marker = stages(root)[stage]
+    while process.poll() is None and not marker.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL if stage % 2 else signal.SIGINT)
+    process.communicate()
+    again = subprocess.run(
+        command(tiny_folders["llama"], root), capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    expected, found = contents(uninterrupted[0]), contents(root)
+    assert set(found) == set(expected)
+    differing = [name for name in expected if found[name] != expected[name]]
+    assert not differing
+
+
+def test_a_finished_run_is_not_scanned_again(uninterrupted, tiny_folders, tmp_path):
+    root = tmp_path / "ds"
+    shutil.copytree(uninterrupted[0], root)
+    bold = next((root / "sub-tinyllama" / "func").glob("*_bold.nii"))
+    before = bold.stat().st_mtime_ns
+    scanning.scan(root, _plan_of(root, tiny_folders), quiet=True)
+    assert bold.stat().st_mtime_ns == before
+
+
+def _plan_of(root, tiny_folders):
+    plan = json.loads((root / scanning.PLAN_FILE).read_text())
+    design = Design(**{**plan["design"], "tasks": tuple(plan["design"]["tasks"])})
+    model = ModelChoice(name=str(tiny_folders["llama"]))
+    return Plan(model, design, scanning.Settings(**plan["settings"]))
+
+
+def test_other_settings_are_refused_and_named(uninterrupted, tiny_folders, tmp_path):
+    root = tmp_path / "ds"
+    shutil.copytree(uninterrupted[0], root)
+    with pytest.raises(StudyError, match=r"design\.trials_per_block was 4, now 3"):
+        scanning.scan(root, small_plan(tiny_folders["llama"], trials_per_block=3), quiet=True)
+
+
+def test_overwrite_starts_anew(tiny_folders, tmp_path):
+    plan = small_plan(tiny_folders["llama"], tasks=("pathology",))
+    scanning.scan(tmp_path / "ds", plan, quiet=True)
+    other = small_plan(tiny_folders["llama"], tasks=("archeology",))
+    scanning.scan(tmp_path / "ds", other, overwrite=True, quiet=True)
+    assert set(bids.runs(tmp_path / "ds")["task"]) == {"archeology"}
+
+
+def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from llm2nifti.study.scanning import locked\n"
+        f"with locked(Path({str(tmp_path / 'ds')!r})):\n"
+        "    print('locked', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(StudyError, match="another llm2nifti is writing"):
+            scanning.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_bad_sizes_change_nothing_on_disk(tiny_folders, tmp_path):
+    with pytest.raises(ValueError, match="needs"):
+        scanning.scan(tmp_path / "ds", small_plan(tiny_folders["llama"], n_runs=99), quiet=True)
+    assert not (tmp_path / "ds").exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting tmpfs needs root")
+def test_full_disk_is_one_clear_line(tiny_folders, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", small],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        done = subprocess.run(
+            command(tiny_folders["llama"], small / "ds"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "disk is full" in done.stderr
+
+
+def test_unwritable_folder_is_one_clear_line(tiny_folders):
+    with pytest.raises(StudyError, match="cannot write to"):
+        scanning.scan(Path("/proc/ds"), small_plan(tiny_folders["llama"]), quiet=True)
+
+
+def test_tasks_with_the_same_label_are_refused(tiny_folders, tmp_path):
+    own = tmp_path / "mine.tsv"
+    own.write_text("task\tprompt\n" + "".join(f"my-task\ta{i}\nmy task\tb{i}\n" for i in range(40)))
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
+    with pytest.raises(StudyError, match="same BIDS label 'mytask'"):
+        scanning.scan(tmp_path / "ds", plan, quiet=True)
+
+
+def test_own_stimuli_work_end_to_end(tiny_folders, tmp_path):
+    own = tmp_path / "mine.tsv"
+    own.write_text("task\tprompt\n" + "".join(f"birds!\tWhich bird is {i}?\n" for i in range(40)))
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
+    scanning.scan(tmp_path / "ds", plan, quiet=True)
+    run = bids.read(tmp_path / "ds", task="birds!", run=2)
+    assert run.events.loc[run.events["trial_type"] == "birds", "prompt"].str.contains("bird").all()
+
+
+def test_maps_on_disk_equal_a_fit_of_the_dataset(uninterrupted):
+    import nibabel as nib
+
+    root, _ = uninterrupted
+    runs = [run for run in bids.read_all(root) if run.task == "pathology"]
+    expected = glm.fit(runs).contrast("pathology - control")
+    path = study.analysis.map_path(runs[0].paths, "t", only_run=False)
+    np.testing.assert_allclose(
+        nib.load(path).get_fdata(), expected.t_img.get_fdata(), rtol=1e-5, atol=1e-5
+    )
+    network = nib.load(study.analysis.network_path(runs[0].paths, only_run=False))
+    assert network.get_fdata().sum() == study.read_summary(root)["tasks"]["pathology"]["n_active"]
+
+
+def test_untrained_copy_is_shown_the_trained_models_tokens(uninterrupted):
+    root, _ = uninterrupted
+    trained = bids.read(root, task="pathology", subject="tiny-llama")
+    untrained = bids.read(root, task="pathology", subject="tiny-llama-untrained")
+    assert list(trained.tokens["token_id"]) == list(untrained.tokens["token_id"])
+    assert not np.allclose(trained.values(), untrained.values())

@@ -1,0 +1,49 @@
+"""Datasets of random values, made without any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from llm2nifti import bids, geometry, paradigm
+from llm2nifti.geometry import Site
+from llm2nifti.recording import TOKEN_COLUMNS, Recording
+
+
+def make_recording(task="pathology", run=1, *, seed=0, responses=None, name="tiny/Model-1"):
+    """A recording of random values: 5 sites of 7 units, 3 frames a trial."""
+    sites = [Site("embed", 0, "wte", 7)]
+    for layer in (1, 2):
+        sites += [Site("attn", layer, f"h.{layer}.attn", 7, side="left")]
+        sites += [Site("mlp", layer, f"h.{layer}.mlp", 7, side="right")]
+    brain = geometry.layout(sites)
+    designs = paradigm.experiment(
+        ["pathology", "archeology"], n_runs=2, n_blocks=2, trials_per_block=8, n_frames=3
+    )
+    design = next(d for d in designs if (d.task, d.run) == (task, run))
+    rng = np.random.default_rng(seed)
+    n = design.n_trials
+    values = rng.normal(size=(n, 3, brain.n_units)).astype(np.float32)
+    tokens = pd.DataFrame({column: np.zeros(n * 3) for column in TOKEN_COLUMNS})
+    tokens["trial"], tokens["token"] = np.repeat(np.arange(n), 3), ["x"] * (n * 3)
+    info = {
+        "Model": {"Subject": name, "Name": name, "WeightsHash": "abc", "Parameters": 3},
+        "Settings": {"seed": seed},
+        "Decoding": "greedy",
+        "ChatTemplate": False,
+        "Threads": 2,
+        "Versions": {},
+    }
+    responses = responses or [f"answer {i}" for i in range(n)]
+    norms = rng.random(brain.n_units).astype(np.float32)
+    return Recording(values, design, brain, tokens, responses, ["p"] * n, info, norms)
+
+
+def make_dataset(root: Path) -> Path:
+    """Two tasks of two runs."""
+    for i, (task, run) in enumerate((t, r) for t in ("pathology", "archeology") for r in (1, 2)):
+        bids.write(make_recording(task, run, seed=i), root)
+    bids.clear_work(root)
+    return root
