@@ -156,7 +156,7 @@ def test_sampling_depends_on_seed_and_trial_but_not_on_the_batch(tiny_model):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4000, 1)
-    sampler = scanner._OwnGenerators(temperature=1.0, seed=0, trials=range(4000))
+    sampler = scanner.operator.OwnGenerators(temperature=1.0, seed=0, trials=range(4000))
     share = torch.bincount(sampler(None, logits).argmax(-1), minlength=3) / 4000
     np.testing.assert_allclose(share, logits[0].softmax(-1), atol=0.03)
 

@@ -324,7 +324,7 @@ def analyse_null(
         ``relabelled``, ``pseudo_tasks`` (with the single rates) and ``token_level``.
     """
     is_control = runs[0].events["trial_type"] == glm.CONTROL
-    sizes = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
+    sizes: dict[str, Any] = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
     options: dict[str, Any] = {"n": n, "seed": seed, "quiet": quiet}
     experiments: dict[str, Callable[[], glm.NullRates]] = {
         "relabelled": lambda: glm.relabelled(runs, **options),

@@ -1,0 +1,28 @@
+"""What does it look like? Figures of a model brain, as matplotlib Axes.
+
+Nilearn draws the brains, always on the model's own anatomy. Every function draws into `ax`, or
+else into a new figure, ``ax.figure``, that needs no display and that pyplot does not hold.
+"""
+
+from llm2nifti.plotting.brain import plot_atlas, plot_floor_plan, plot_map, view
+from llm2nifti.plotting.charts import (
+    plot_bars,
+    plot_design,
+    plot_layer_profile,
+    plot_matrix,
+    plot_shares,
+)
+from llm2nifti.plotting.style import save
+
+__all__ = [
+    "plot_atlas",
+    "plot_bars",
+    "plot_design",
+    "plot_floor_plan",
+    "plot_layer_profile",
+    "plot_map",
+    "plot_matrix",
+    "plot_shares",
+    "save",
+    "view",
+]
