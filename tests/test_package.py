@@ -1,0 +1,77 @@
+"""The wheel works from any folder, and brings its stimuli."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = (
+    "from llm2nifti import stimuli; print(stimuli.data_folder()); "
+    "print(len(stimuli.load(split=None)))"
+)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder with the wheel's content and nothing else of the checkout."""
+    base = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", base / "dist", ROOT], check=True)
+    wheel = next((base / "dist").glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", base / "site", wheel], check=True)
+    return base / "site"
+
+
+def test_wheel_loads_its_stimuli_from_an_empty_folder(installed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder, rows = done.stdout.split()
+    assert Path(folder) == installed / "llm2nifti" / "data"
+    assert int(rows) >= 6 * 128 + 1024
+
+
+def test_wheel_brings_the_report_template_and_type_marker(installed):
+    names = {p.name for p in (installed / "llm2nifti").rglob("*")}
+    assert {"report.html.j2", "py.typed"} <= names
+
+
+def test_checkout_loads_the_same_stimuli(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.split()[0]) == ROOT / "data"
+
+
+def test_every_runtime_dependency_is_explained_in_the_readme():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    names = [re.split(r"[<>=]", text)[0] for text in project["dependencies"]]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert not [name for name in names if f"`{name}`" not in readme]
+
+
+def test_constraints_pin_every_runtime_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    names = {re.split(r"[<>=]", text)[0].lower() for text in project["dependencies"]}
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()
+    }
+    assert names <= pinned
