@@ -231,8 +231,11 @@ def _add_glm(commands: Any) -> None:
     _add_analysis_options(parser)
     parser.add_argument("--alpha", type=float, default=0.05, help="level of the threshold")
     parser.add_argument(
-        "--height-control", default="fdr", help="threshold: fdr, bonferroni, fpr or top (1 %%)"
+        "--height-control",
+        default="fdr",
+        help="threshold: fdr, bonferroni, fpr, top (1 %%) or permutation (max-T)",
     )
+    parser.add_argument("--one-sided", action="store_true", help="only units that respond more")
     parser.add_argument(
         "--frames", default="trial", help="trial, or token (AR(1), as in the paper)"
     )
@@ -246,6 +249,7 @@ def _glm(args: argparse.Namespace) -> None:
         runs,
         alpha=args.alpha,
         height_control=args.height_control,
+        two_sided=not args.one_sided,
         frames=args.frames,
         quiet=args.quiet,
     )

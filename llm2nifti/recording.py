@@ -56,6 +56,8 @@ class Recording:
         Provenance: model, settings, versions.
     norms : (n_units,) float32 array
         Norm of the weights that write into each unit.
+    owner : object
+        What keeps a temporary folder alive that `values` is mapped from.
     """
 
     values: NDArray[np.float32]
@@ -66,6 +68,7 @@ class Recording:
     rendered: list[str]
     info: dict[str, Any] = field(default_factory=dict)
     norms: NDArray[np.float32] | None = None
+    owner: object = field(default=None, repr=False)
 
     def trial_means(self) -> NDArray[np.float32]:
         """(n_trials, n_units) mean of each trial's frames."""

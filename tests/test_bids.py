@@ -28,7 +28,7 @@ def dataset(tmp_path):
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_official_validator_finds_nothing(tmp_path, validate, compress):
-    responses = (NASTY * 5)[: make_recording().paradigm.n_trials]
+    responses = (NASTY * 9)[: make_recording().paradigm.n_trials]
     bids.write(make_recording(responses=responses), tmp_path, compress=compress)
     validate(tmp_path)
 

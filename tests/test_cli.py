@@ -102,7 +102,7 @@ def test_token_level_says_how_far_it_is_from_nominal(dataset, capsys):
     assert "nominal 5 %" in out
 
 
-@pytest.mark.parametrize("method", ["bonferroni", "fpr", "top"])
+@pytest.mark.parametrize("method", ["bonferroni", "fpr", "top", "permutation"])
 def test_every_threshold_runs(method, dataset, capsys):
     args = ["glm", dataset, "--height-control", method, "--task", "pathology", "--quiet"]
     code, out, _ = call(capsys, *args)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.real_model
 
 
 def test_run_prints_table_tree_and_report(real_dataset):
-    root, printed = real_dataset
+    _, printed = real_dataset
     for task in stimuli.TASKS:
         assert task in printed
     for text in ("repeatability r", "identification:", "null:", "|-- participants", "report.html"):
@@ -87,9 +87,13 @@ def test_plain_nilearn_gives_the_maps_of_one_run(real_dataset):
     )
     assert isinstance(model, FirstLevelModel)
     assert len(imgs) == len({r.run for r in bids.read_all(root)})
-    events = [e.loc[e["trial_type"] != "control", ["onset", "duration", "trial_type"]] for e in events]
+    events = [
+        e.loc[e["trial_type"] != "control", ["onset", "duration", "trial_type"]] for e in events
+    ]
     model.fit(imgs, events=events)
-    plain = geometry.from_img(run.brain, model.compute_contrast("randomstrings", output_type="stat"))
+    plain = geometry.from_img(
+        run.brain, model.compute_contrast("randomstrings", output_type="stat")
+    )
     ours = geometry.from_img(run.brain, nib.load(map_path(run.paths, "t", only_run=False)))
     # Question frames are not modelled here, so the maps are alike and not equal.
     assert np.corrcoef(plain, ours)[0, 1] > 0.95

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ def atomic(path: Path, root: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        with suppress(OSError):  # in use: a lock or an unfinished recording lies there
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def write_text(path: Path, root: Path, text: str) -> None:

@@ -234,11 +234,8 @@ def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     if paths.anat("T1w.json").exists():
         return
     norms = recording.norms
-    images: dict[str, nib.Nifti1Image] = {"dseg": geometry.dseg_img(brain)}
-    if norms is not None:
-        images["T1w"] = geometry.anatomy_img(brain, norms)
-    else:
-        images["T1w"] = geometry.to_img(brain, geometry.from_img(brain, geometry.mask_img(brain)))
+    anatomy = geometry.mask_img(brain) if norms is None else geometry.anatomy_img(brain, norms)
+    images: dict[str, nib.Nifti1Image] = {"dseg": geometry.dseg_img(brain), "T1w": anatomy}
     for suffix, img in images.items():
         write_img(paths.anat(f"{suffix}.nii.gz"), root, img)
     write_tsv(paths.anat("dseg.tsv"), root, geometry.lut(brain))

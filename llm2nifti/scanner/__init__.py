@@ -98,7 +98,7 @@ def scan(
     with _progress(paradigm, on_trials) as advance:
         _run_batches(operator, journal, settings.batch_size, advance)
     rows = journal.rows()
-    recording = Recording(
+    return Recording(
         values=journal.values,
         paradigm=paradigm,
         brain=brain,
@@ -107,10 +107,8 @@ def scan(
         rendered=rendered,
         info=info,
         norms=model.weight_norms(brain.sites),
+        owner=temporary,
     )
-    # The folder lives as long as the recording that reads from it.
-    object.__setattr__(recording, "_temporary", temporary)
-    return recording
 
 
 def _run_batches(

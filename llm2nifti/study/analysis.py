@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -34,7 +35,8 @@ def analyse_maps(
     runs: Sequence[Run],
     *,
     alpha: float = ALPHA,
-    height_control: networks.network.HeightControl = "fdr",
+    height_control: str = "fdr",
+    two_sided: bool = True,
     frames: glm.Frames = "trial",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -44,8 +46,9 @@ def analyse_maps(
     ----------
     runs : sequence of Run
         Runs of one model.
-    alpha, height_control
-        See `llm2nifti.networks.threshold`; two-sided.
+    alpha, height_control, two_sided
+        See `llm2nifti.networks.threshold`; ``permutation`` is
+        `llm2nifti.networks.threshold_by_permutation`, two-sided.
     frames : {"trial", "token"}
         See `llm2nifti.glm.fit`.
     quiet : bool, default=False
@@ -62,7 +65,7 @@ def analyse_maps(
     with tqdm(total=n_fits, desc="glm", unit="fit", disable=quiet or None) as bar:
         for task, task_runs in tasks.items():
             bar.set_description(f"glm {task}")
-            options: dict[str, Any] = {"alpha": alpha, "height_control": height_control}
+            options = {"alpha": alpha, "height_control": height_control, "two_sided": two_sided}
             single = [_fit(task, [run], frames, options) for run in task_runs]
             for run, (maps, network) in zip(task_runs, single, strict=True):
                 _write_maps(run, maps, network, only_run=True, frames=frames)
@@ -79,7 +82,22 @@ def _fit(
 ) -> tuple[glm.StatMaps, networks.Network]:
     """Contrast of a task against its controls, and its network."""
     maps = glm.fit(runs, frames=frames).contrast(f"{task} - {glm.CONTROL}")
-    return maps, networks.threshold(maps, **options)
+    if options["height_control"] != "permutation":
+        return maps, networks.threshold(maps, **options)
+    if frames == "token" or not options["two_sided"]:
+        raise glm.DesignError("permutation tests prompts, two-sided: use --frames trial")
+    events = pd.concat([run.events for run in runs], ignore_index=True)
+    # Trials of different runs may differ in their mean, which permutation does not know.
+    run_columns = np.repeat(np.eye(len(runs))[:, 1:], [len(run.events) for run in runs], axis=0)
+    network = networks.threshold_by_permutation(
+        maps.brain,
+        np.concatenate([run.values() for run in runs]),
+        (events["trial_type"] != glm.CONTROL).to_numpy(),
+        np.column_stack([run_columns, glm.nuisance(events).to_numpy()]),
+        name=maps.name,
+        alpha=options["alpha"],
+    )
+    return maps, network
 
 
 def _task_numbers(
