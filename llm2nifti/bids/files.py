@@ -16,6 +16,16 @@ from isal import igzip
 
 from llm2nifti.geometry import ModelBrain, set_header
 
+TEXT = (
+    "trial_type",
+    "stim_id",
+    "prompt",
+    "response",
+    "question_frame",
+    "topic",
+    "concept",
+    "token",
+)
 WORK = ".llm2nifti"  # temporary files and unfinished recordings, inside the dataset's root
 
 
@@ -100,8 +110,12 @@ def tsv_text(value: object) -> str:
 
 
 def read_tsv(path: Path) -> pd.DataFrame:
-    """Read a table written by `write_tsv`; only ``n/a`` counts as missing."""
-    return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"])
+    """Read a table written by `write_tsv`; only ``n/a`` counts as missing.
+
+    The columns of `TEXT` stay text, also where all of it looks like numbers.
+    """
+    dtype = dict.fromkeys(TEXT, str)
+    return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"], dtype=dtype)
 
 
 def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:

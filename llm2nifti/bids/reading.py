@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.bids.dataset import DERIVATIVES
-from llm2nifti.bids.files import label, read_tsv
+from llm2nifti.bids.files import TEXT, label, read_tsv
 from llm2nifti.bids.writing import RunPaths
 
 _TRIAL_RUN = re.compile(
@@ -66,8 +66,8 @@ class Run:
     def events(self) -> pd.DataFrame:
         """One row a trial, with onset and duration in seconds."""
         events = read_tsv(self.paths.raw("events.tsv"))
-        for column in ("question_frame", "response"):
-            events[column] = events[column].fillna("").astype(str)
+        text = [column for column in TEXT if column in events]
+        events[text] = events[text].astype(object).fillna("")
         return events
 
     @property

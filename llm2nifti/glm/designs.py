@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -71,8 +73,11 @@ def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
     """
     from nilearn.glm.contrasts import expression_to_contrast_vector
 
+    # nilearn evaluates the expression as code: give it names that any label can stand for.
+    safe = {name: f"column_{i}" for i, name in enumerate(design)}
+    expression = re.sub(r"\w+", lambda word: safe.get(word[0], word[0]), definition)
     try:
-        vector = np.asarray(expression_to_contrast_vector(definition, list(design)), float)
+        vector = np.asarray(expression_to_contrast_vector(expression, list(safe.values())), float)
     except Exception as error:  # nilearn passes pandas' own errors through
         conditions = [name for name in design if not name.startswith(NUISANCE)]
         raise DesignError(

@@ -244,9 +244,15 @@ def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Cont
     """
     design = design_matrix(events)
     vector = contrast_vector(design, definition)
-    labels, results = run_glm(values, design.to_numpy(), noise_model="ols")
+    labels, results = run_glm(without_constants(values), design.to_numpy(), noise_model="ols")
     with np.errstate(divide="ignore", invalid="ignore"):
         return compute_contrast(labels, results, vector, stat_type="t")
+
+
+def without_constants(values: NDArray) -> NDArray:
+    """Set units that never change to 0: rounding would give them any t, and 0 gives none."""
+    constant = np.ptp(values, axis=0) == 0
+    return np.where(constant, 0, values) if constant.any() else values
 
 
 def t_map(contrasts: Sequence[Contrast]) -> NDArray[np.float64]:

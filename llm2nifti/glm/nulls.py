@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.glm.designs import CONTROL, DesignError, nuisance
-from llm2nifti.glm.fitting import RunLike
+from llm2nifti.glm.fitting import RunLike, without_constants
 
 _BATCH = 20  # relabellings tested together; bounds memory at 20 x units
 
@@ -71,10 +72,11 @@ def t_of_labels(
         0 for constant units.
     """
     has_confounds = confounds is not None and confounds.size
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of units that are 0 throughout
         result = permuted_ols(
             np.asarray(labels, float),
-            np.asarray(values, float),
+            np.asarray(without_constants(values), float),
             confounding_vars=confounds if has_confounds else None,
             model_intercept=True,
             n_perm=0,
@@ -191,7 +193,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     """
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
-    values = run.frame_values()[np.repeat(is_control, run.n_frames)]
+    values = without_constants(run.frame_values()[np.repeat(is_control, run.n_frames)])
     confounds = nuisance(run.events[is_control]).to_numpy()
     _residual_df(is_control.sum(), confounds)
     base = np.arange(is_control.sum()) < round(is_control.sum() / 2.5)
@@ -248,7 +250,7 @@ def _draw_topics(
         on += list(np.flatnonzero(topics == order[n_topics]))
         n_topics += 1
     others = order[n_topics : n_topics + n_off]
-    if len(on) < n_on or len(others) < 2:
+    if len(on) < n_on or len(others) < n_off:
         raise DesignError(
             f"pseudo-tasks need {n_on} trials of whole topics and {n_off} of others; the controls "
             f"have {len(topics)} trials of {len(order)} topics. Scan more runs"

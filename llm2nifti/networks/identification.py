@@ -231,7 +231,7 @@ class _Noise:
         return self.whiten(values - self._means(frames))
 
     def whiten(self, rows: NDArray) -> NDArray[np.float64]:
-        """Rows times the inverse square root of the shrunk covariance."""
+        """Rows in SDs, times the inverse square root of the shrunk correlation matrix."""
         rows = rows / self.scale
         along = (rows @ self.directions.T) * self.gains
         return rows / np.sqrt(SHRINKAGE) + along @ self.directions

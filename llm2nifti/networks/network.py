@@ -225,7 +225,7 @@ def threshold_by_permutation(
         verbose=0,
     )
     signs = np.zeros(brain.n_units, np.int8)
-    passes = result["logp_max_t"][0] > -np.log10(alpha)
+    passes = result["logp_max_t"][0] >= -np.log10(alpha) - 1e-9  # p = alpha passes
     signs[varies] = np.sign(result["t"][0]) * passes
     return Network(name, brain, signs, f"permutation max-T {alpha:g}, two-sided, {n_perm} draws")
 
@@ -238,7 +238,9 @@ def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") ->
     llm2nifti.geometry.SpaceError
         If the image has another shape or affine.
     """
-    return Network(name, brain, np.sign(geometry.from_img(brain, img)).astype(np.int8))
+    return Network(
+        name, brain, np.sign(np.nan_to_num(geometry.from_img(brain, img))).astype(np.int8)
+    )
 
 
 def largest(scores: NDArray, share: float) -> NDArray[np.bool_]:

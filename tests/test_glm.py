@@ -1,0 +1,368 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+import statsmodels.api as sm
+from nilearn.glm.contrasts import compute_contrast
+from nilearn.glm.first_level import FirstLevelModel, run_glm
+from planted import dummy_design, lstsq_contrast, lstsq_t, noise
+from scipy import stats
+
+from llm2nifti import geometry, glm
+from llm2nifti.paradigm import Paradigm
+
+CONTRAST = "pain - control"
+
+
+SIZES = [
+    {"n_blocks": 2, "n_on": 6, "n_off": 8, "levels": ("a", "b"), "n_frames": 2},
+    {"n_blocks": 4, "n_on": 24, "n_off": 32, "levels": tuple("abcdefgh"), "n_frames": 1},
+    {"n_blocks": 3, "n_on": 10, "n_off": 15, "levels": ("a", "b", "c"), "n_frames": 3},
+    {"n_blocks": 1, "n_on": 5, "n_off": 7, "levels": ("only",), "n_frames": 1},
+    {"n_blocks": 2, "n_on": 4, "n_off": 6, "levels": (), "n_frames": 4},
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fit_equals_lstsq_and_statsmodels(tmp_path: Path, size):
+    table = planted.trials(**{k: v for k, v in size.items() if k != "n_frames"})
+    run = planted.dataset_run(tmp_path, table, noise(table, n_frames=size["n_frames"]))
+    maps = glm.fit(run).contrast(CONTRAST)
+    X, Y = dummy_design(table), run.values().astype(float)
+    np.testing.assert_allclose(maps.t(), lstsq_t(table, Y), atol=1e-8)
+    fits = [sm.OLS(y, X).fit() for y in Y.T]
+    np.testing.assert_allclose(maps.t(), [f.tvalues[1] for f in fits], atol=1e-8)
+    np.testing.assert_allclose(maps.p(), [f.pvalues[1] for f in fits], atol=1e-8)
+    effect = geometry.from_img(run.brain, maps.effect_img)
+    np.testing.assert_allclose(effect, [f.params[1] for f in fits], atol=1e-8)
+    assert maps.df == fits[0].df_resid == len(table) - X.shape[1]
+
+
+def test_z_is_the_normal_quantile_of_p():
+    table = planted.trials()
+    maps = glm.fit(planted.run(table, noise(table))).contrast(CONTRAST)
+    z = geometry.from_img(maps.brain, maps.z_img)
+    np.testing.assert_allclose(2 * stats.norm.sf(np.abs(z)), maps.p(), atol=1e-10)
+    assert (np.sign(z) == np.sign(maps.t())).all()
+
+
+def test_two_runs_combine_by_fixed_effects():
+    tables = [planted.trials(), planted.trials(n_on=9, n_off=12, levels=("a", "b", "c"))]
+    runs = [planted.run(t, noise(t, seed=i)) for i, t in enumerate(tables)]
+    maps = glm.fit(runs).contrast(CONTRAST)
+    parts = []
+    for run, table in zip(runs, tables, strict=True):
+        X = dummy_design(table)
+        parts.append(lstsq_contrast(X, np.eye(X.shape[1])[1], run.values()))
+    effect, variance, df = (sum(column) for column in zip(*parts, strict=True))
+    np.testing.assert_allclose(maps.t(), effect / np.sqrt(variance), atol=1e-8)
+    assert maps.df == df
+    contrasts = [glm.run_contrast(run.values(), run.events, CONTRAST) for run in runs]
+    np.testing.assert_allclose(glm.t_map(contrasts), maps.t(), atol=1e-8)
+    np.testing.assert_allclose(glm.t_map(contrasts[:1]), lstsq_t(tables[0], runs[0].values()))
+
+
+@pytest.mark.parametrize("n_runs", [1, 2])
+def test_fit_equals_plain_nilearn(tmp_path: Path, n_runs):
+    table = planted.trials(n_blocks=4, n_on=20, n_off=25, levels=("one",))
+    runs = [
+        planted.dataset_run(tmp_path, table, noise(table, n_frames=3, seed=i), number=i + 1)
+        for i in range(n_runs)
+    ]
+    assert [r.sidecar["StartTime"] / r.sidecar["RepetitionTime"] for r in runs] == [0.5] * n_runs
+    plain = FirstLevelModel(
+        t_r=runs[0].t_r,
+        slice_time_ref=0.5,
+        hrf_model=None,
+        drift_model=None,
+        signal_scaling=False,
+        noise_model="ols",
+        mask_img=runs[0].mask_img,
+    )
+    events = [r.events[r.events["trial_type"] != "control"] for r in runs]
+    columns = ["onset", "duration", "trial_type"]
+    plain.fit([r.img for r in runs], events=[e[columns] for e in events])
+    img = plain.compute_contrast(["pain"] * n_runs, output_type="stat")
+    expected = geometry.from_img(runs[0].brain, img)
+    np.testing.assert_allclose(glm.fit(runs).contrast(CONTRAST).t(), expected, atol=1e-8)
+
+
+def test_start_time_of_half_a_frame_makes_nilearns_regressor_the_trial_indicator():
+    rng = np.random.default_rng(0)
+    wrong = {0.5: 0, 0.0: 0}
+    for t_r in (0.5, 0.72, 1.0, 1.3, 2.0):
+        for n_frames in (1, 4, 7):
+            for n_trials in (11, 56, 200):
+                is_task = rng.permutation(np.arange(n_trials) < 0.4 * n_trials)
+                table = pd.DataFrame({"trial_type": np.where(is_task, "pain", "control")})
+                paradigm = Paradigm("pain", 1, n_frames, table, t_r)
+                for ref in wrong:
+                    wrong[ref] += not np.allclose(planted.nilearn_regressor(paradigm, ref), is_task)
+    assert wrong[0.5] == 0
+    assert wrong[0.0] > 0
+
+
+def test_planted_units_are_found_with_their_sign(tmp_path: Path):
+    table = planted.trials(n_on=20, n_off=28)
+    values = np.random.default_rng(1).normal(size=(len(table), 2, 60))
+    is_on = (table["trial_type"] == "pain").to_numpy()
+    values[is_on, :, 7] += 4
+    values[is_on, :, 50] -= 4
+    run = planted.dataset_run(tmp_path, table, values)
+    maps = glm.fit(run).contrast(CONTRAST)
+    assert maps.t().argmax() == 7
+    assert maps.t().argmin() == 50
+    assert maps.t_img.get_fdata()[tuple(run.brain.voxels[7])] == maps.t()[7] > 10
+    np.testing.assert_allclose(glm.fit(run).contrast("control - pain").t(), -maps.t(), atol=1e-10)
+
+
+def test_share_below_counts_analysed_units():
+    table = planted.trials()
+    values = noise(table, n_units=40)[:, 0]
+    values[:, :20] = 1.5
+    run = planted.run(table, values)
+    maps = glm.fit(run).contrast(CONTRAST)
+    p = 2 * stats.t.sf(np.abs(lstsq_t(table, values[:, 20:])), maps.df)
+    assert maps.share_below(0.5) == (p < 0.5).mean()
+
+
+def test_constant_units_are_masked_and_reported():
+    table = planted.trials()
+    first, second = (noise(table, seed=i)[:, 0] for i in (0, 1))
+    first[:, [2, 9]] = 3.7, 0.0
+    second[:, 11] = -1234.567
+    runs = [planted.run(table, first), planted.run(table, second)]
+    maps = glm.fit(runs).contrast(CONTRAST)
+    constant = [2, 9, 11]
+    assert maps.n_constant == 3
+    assert not maps.t()[constant].any()
+    assert (maps.p()[constant] == 1).all()
+    assert np.flatnonzero(geometry.from_img(maps.brain, maps.mask_img) == 0).tolist() == constant
+    assert np.delete(maps.t(), constant).all()
+    assert "21 units" in repr(maps)
+    assert glm.constant_units([runs[0].img], maps.brain).sum() == 2
+
+
+@pytest.mark.parametrize("definition", ["pathology - control", "pain -", "pain - pain"])
+def test_unreadable_contrasts_raise(definition):
+    table = planted.trials()
+    with pytest.raises(glm.DesignError, match="contrast"):
+        glm.fit(planted.run(table, noise(table))).contrast(definition)
+
+
+def test_frame_confounded_with_condition_raises():
+    table = planted.trials()
+    table["question_frame"] = np.where(table["trial_type"] == "pain", "a", "b")
+    with pytest.raises(glm.DesignError, match="cannot be estimated"):
+        glm.fit(planted.run(table, noise(table))).contrast(CONTRAST)
+
+
+def test_too_few_volumes_raise():
+    table = planted.trials(n_blocks=1, n_on=1, n_off=1)
+    with pytest.raises(glm.DesignError, match="too few"):
+        glm.run_contrast(noise(table)[:, 0], table, CONTRAST)
+
+
+def test_unfit_input_raises():
+    table = planted.trials()
+    run, other = (planted.run(table, noise(table, n_units=n)) for n in (24, 30))
+    with pytest.raises(glm.DesignError, match=f"{run.brain.space}.*{other.brain.space}"):
+        glm.fit([run, other])
+    with pytest.raises(glm.DesignError, match="trial or token"):
+        glm.fit(run, frames="tokens")
+    with pytest.raises(glm.DesignError, match="no run"):
+        glm.fit([])
+    with pytest.raises(glm.DesignError, match="trial_type"):
+        glm.design_matrix(table.drop(columns="trial_type"))
+
+
+def test_frame_columns_are_centred_and_one_fewer_than_frames():
+    table = planted.trials(n_on=10, n_off=15, levels=("a", "b", "c"))
+    columns = glm.nuisance(table)
+    assert columns.shape == (25, 2)
+    np.testing.assert_allclose(columns.mean(), 0, atol=1e-12)
+    for name in ("a", "b"):
+        indicator = table["question_frame"] == name
+        np.testing.assert_allclose(np.corrcoef(columns[glm.designs.NUISANCE + name], indicator), 1)
+    assert glm.nuisance(planted.trials(levels=("one",))).shape[1] == 0
+    assert glm.nuisance(planted.trials(levels=())).shape[1] == 0
+    assert glm.nuisance(table.drop(columns="question_frame")).shape == (25, 0)
+
+
+def test_unframed_task_trials_are_compared_with_the_mean_over_control_frames():
+    table = planted.trials("randomstrings", n_on=9, n_off=14, levels=("a", "b", "c"))
+    is_on = (table["trial_type"] == "randomstrings").to_numpy()
+    table.loc[is_on, "question_frame"] = ""
+    columns = glm.nuisance(table)
+    assert (columns[is_on] == 0).all(axis=None)
+    np.testing.assert_allclose(columns[~is_on].mean(), 0, atol=1e-12)
+    run = planted.run(table, noise(table), "randomstrings")
+    frames = np.column_stack([table["question_frame"] == f for f in "abc"]).astype(float)
+    X = np.column_stack([is_on, frames])
+    weights = np.r_[1, -frames[~is_on].mean(axis=0)]
+    effect, variance, df = lstsq_contrast(X, weights, run.values())
+    maps = glm.fit(run).contrast("randomstrings - control")
+    np.testing.assert_allclose(maps.t(), effect / np.sqrt(variance), atol=1e-8)
+    assert maps.df == df
+
+
+def test_token_level_fit_has_a_row_a_frame_and_a_note():
+    table = planted.trials()
+    run = planted.run(table, noise(table, n_frames=3))
+    fitted = glm.fit(run, frames="token")
+    for frame in range(3):
+        np.testing.assert_array_equal(fitted.designs[0][frame::3], glm.design_matrix(table))
+    maps = fitted.contrast(CONTRAST)
+    assert "not independent" in maps.note
+    assert maps.note in repr(maps)
+    assert maps.df == 3 * len(table) - 3
+    fit = run_glm(run.frame_values(), fitted.designs[0].to_numpy(), noise_model="ar1")
+    np.testing.assert_allclose(maps.t(), compute_contrast(*fit, np.array([-1, 1, 0])).stat())
+    assert glm.fit(run).contrast(CONTRAST).note == ""
+
+
+def test_t_of_labels_equals_lstsq():
+    rng = np.random.default_rng(3)
+    table = planted.trials(levels=("a", "b", "c"))
+    Y = noise(table)[:, 0]
+    base = (table["trial_type"] == "pain").to_numpy()
+    labels = np.stack([rng.permutation(base) for _ in range(5)], axis=1)
+    nuisance = glm.nuisance(table).to_numpy()
+    for confounds in (None, nuisance[:, :0], nuisance):
+        got = glm.t_of_labels(Y, labels, confounds)
+        for label, t in zip(labels.T, got, strict=True):
+            parts = [label, np.ones(len(Y))] + ([] if confounds is None else [confounds])
+            X = np.column_stack(parts).astype(float)
+            effect, variance, _ = lstsq_contrast(X, np.eye(X.shape[1])[0], Y)
+            np.testing.assert_allclose(t, effect / np.sqrt(variance), atol=1e-8)
+
+
+def test_shuffled_maps_are_centred_on_zero():
+    table = planted.trials(n_on=20, n_off=28)
+    values = noise(table, n_units=40)[:, 0]
+    values[(table["trial_type"] == "pain").to_numpy()] += 2 * values.std(axis=0)
+    run = planted.run(table, values)
+    assert (lstsq_t(table, values) > 3).all()
+    maps = glm.shuffled_maps(run, n=400)
+    assert maps.shape == (400, 40)
+    assert np.abs(maps.mean(axis=0)).max() < 4.5 / np.sqrt(400)
+    assert 0.9 < maps.std() < 1.15
+    assert not np.array_equal(maps[:5], glm.shuffled_maps(run, n=5, seed=1))
+    shifted = planted.run(table, values + 9 * (table[["question_frame"]] == "a").to_numpy())
+    np.testing.assert_allclose(glm.shuffled_maps(shifted, n=400), maps, atol=1e-8)
+
+
+@pytest.mark.parametrize(("n_blocks", "n_on", "n_off"), [(4, 24, 32), (3, 12, 18), (4, 21, 30)])
+def test_every_block_and_every_control_trial_is_left_out_once(n_blocks, n_on, n_off):
+    table = planted.trials(n_blocks=n_blocks, n_on=n_on, n_off=n_off)
+    is_on = (table["trial_type"] == "pain").to_numpy()
+    masks = glm.delete_block_masks(table)
+    out = ~np.array(masks)
+    assert len(masks) == n_blocks
+    assert (out.sum(axis=0) == 1).all()
+    assert [set(table["block"][o & is_on]) for o in out] == [{2 * b + 2} for b in range(n_blocks)]
+    for keep in masks:
+        expected = n_off / n_on * (keep & is_on).sum()
+        assert abs((keep & ~is_on).sum() - expected) < 1
+
+
+def test_delete_block_maps_equal_lstsq_without_the_block():
+    table = planted.trials(n_blocks=3, n_on=12, n_off=18, levels=("a", "b"))
+    run = planted.run(table, noise(table))
+    controls = np.flatnonzero(table["trial_type"] == "control").reshape(3, 6)
+    maps = glm.delete_block_maps(run)
+    for block, control, t in zip((2, 4, 6), controls, maps, strict=True):
+        keep = (table["block"] != block).to_numpy() & ~np.isin(np.arange(30), control)
+        np.testing.assert_allclose(t, lstsq_t(table[keep], run.values()[keep]), atol=1e-8)
+
+
+def test_welch_disagrees_where_variances_and_sizes_differ():
+    rng = np.random.default_rng(4)
+    table = planted.trials(n_on=12, n_off=48, levels=())
+    is_on = (table["trial_type"] == "pain").to_numpy()
+    values = rng.normal(size=(60, 1500))
+    even = planted.run(table, values)
+    uneven = planted.run(table, np.where(is_on[:, None], 3 * values, values))
+    shares = []
+    for run in (even, uneven):
+        maps = glm.fit(run).contrast(CONTRAST)
+        shares.append(glm.welch_disagreement([run], maps))
+        on, off = run.values()[is_on], run.values()[~is_on]
+        welch = stats.ttest_ind(on, off, equal_var=False).pvalue < 0.05
+        student = stats.ttest_ind(on, off).pvalue < 0.05
+        assert shares[-1] == (welch != student).mean()
+    balanced = planted.trials(n_on=60, n_off=60)
+    runs = [planted.run(balanced, rng.normal(size=(120, 1500)) + 50 * i) for i in range(2)]
+    assert glm.welch_disagreement(runs, glm.fit(runs).contrast(CONTRAST)) < 0.01
+    assert shares[1] > 0.1 > 2 * shares[0]
+
+
+def test_relabelled_independent_noise_holds_its_level():
+    rng = np.random.default_rng(5)
+    table = planted.trials(n_on=16, n_off=24)
+    runs = [planted.run(table, rng.normal(size=(40, 2000))) for _ in range(3)]
+    summary = glm.relabelled(runs, n=200, quiet=True).summary()
+    assert summary["n_relabellings"] == 200
+    assert 0.04 < summary["below_05"] < 0.06
+    assert 0.0005 < summary["below_001"] < 0.002
+    assert summary["any_fdr"] < 0.12
+
+
+def test_pseudo_tasks_see_coherent_topics_and_relabelling_within_runs_does_not():
+    rng = np.random.default_rng(6)
+    found = {}
+    for strength in (0, 1):
+        runs = planted.coherent_topics(rng, strength)
+        pseudo = glm.pseudo_tasks(runs, n_on=8, n_off=12, n=100, quiet=True)
+        found[strength] = pseudo.summary(), glm.relabelled(runs, n=100, quiet=True).summary()
+    assert 0.035 < found[0][0]["below_05"] < 0.065
+    assert found[1][0]["below_05"] > 0.1
+    assert found[1][0]["any_fdr"] > 0.5
+    assert all(0.04 < relabelled["below_05"] < 0.06 for _, relabelled in found.values())
+
+
+def test_nulls_with_too_few_topics_or_controls_raise():
+    runs = planted.coherent_topics(np.random.default_rng(7), 0)
+    with pytest.raises(glm.DesignError, match="96 trials of 24 topics"):
+        glm.pseudo_tasks(runs, n_on=96, n_off=12, n=1, quiet=True)
+    table = planted.trials(n_blocks=1, n_on=4, n_off=3)
+    with pytest.raises(glm.DesignError, match="3 control trials"):
+        glm.relabelled([planted.run(table, noise(table))], quiet=True)
+    table = planted.trials(n_on=6, n_off=8, levels=tuple("abcdefgh"))
+    with pytest.raises(glm.DesignError, match="too few for 7"):
+        glm.relabelled([planted.run(table, noise(table))], quiet=True)
+
+
+def test_token_level_rate_exceeds_the_prompt_level_rate_where_prompts_differ():
+    rng = np.random.default_rng(8)
+    table = planted.trials(n_on=8, n_off=24)
+    tokens = rng.normal(size=(32, 8, 400))
+    prompts = rng.normal(size=(32, 1, 400))
+    mixed = planted.run(table, tokens + prompts)
+    X = np.column_stack([np.repeat(rng.permutation(24) < 10, 8), np.ones(192)]).astype(float)
+    controls = np.repeat((table["trial_type"] == "control").to_numpy(), 8)
+    effect, variance, df = lstsq_contrast(X, np.array([1, 0]), mixed.frame_values()[controls])
+    ols = (2 * stats.t.sf(np.abs(effect) / np.sqrt(variance), df) < 0.05).mean()
+    assert 0.15 < glm.token_level(mixed).below_05.mean() < ols - 0.05
+    assert 0.03 < glm.relabelled([mixed], n=40, quiet=True).below_05.mean() < 0.07
+    assert 0.03 < glm.token_level(planted.run(table, tokens)).below_05.mean() < 0.07
+
+
+def test_units_that_never_change_have_no_t_in_any_resampling():
+    events = pd.DataFrame({"trial_type": ["control", "pathology"] * 12})
+    values = np.random.default_rng(3).normal(size=(24, 400)).astype(np.float32)
+    values[:, 200:] = np.linspace(0.1, 9, 200)
+    is_on = (events["trial_type"] != "control").to_numpy()[:, None]
+    t = glm.t_map([glm.run_contrast(values, events, "pathology - control")])
+    assert (t[200:] == 0).all()
+    assert (glm.t_of_labels(values, is_on)[0, 200:] == 0).all()
+    assert (t[:200] != 0).all()
+
+
+@pytest.mark.parametrize("name", ["20questions", "class", "x"])
+def test_any_label_can_be_contrasted(name):
+    design = glm.design_matrix(pd.DataFrame({"trial_type": ["control", name] * 3}))
+    vector = glm.contrast_vector(design, f"{name} - control")
+    assert dict(zip(design, vector, strict=True)) == {name: 1, "control": -1}

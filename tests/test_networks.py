@@ -1,0 +1,350 @@
+from dataclasses import replace
+from itertools import pairwise, permutations, product
+
+import numpy as np
+import planted
+import pytest
+from planted import some_maps, templates, trial_sets
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from llm2nifti import geometry, networks
+from llm2nifti.networks.identification import SHRINKAGE, _Noise
+
+
+@pytest.mark.parametrize(("method", "reference"), [("fdr", "fdr_bh"), ("bonferroni",) * 2])
+@pytest.mark.parametrize("two_sided", [True, False])
+@pytest.mark.parametrize("alpha", [0.001, 0.05, 0.2])
+def test_threshold_equals_statsmodels(method, reference, two_sided, alpha):
+    for seed in range(3):
+        maps = some_maps(seed=seed)
+        z = maps.z[maps.analysed]
+        p = 2 * stats.norm.sf(np.abs(z)) if two_sided else stats.norm.sf(z)
+        network = networks.threshold(maps, alpha=alpha, height_control=method, two_sided=two_sided)
+        expected = np.zeros(600)
+        expected[maps.analysed] = np.sign(z) * multipletests(p, alpha, method=reference)[0]
+        np.testing.assert_array_equal(network.signs, expected)
+        assert network.n_units > 3
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_uncorrected_threshold_compares_p(two_sided):
+    maps = some_maps()
+    p = 2 * stats.norm.sf(np.abs(maps.z)) if two_sided else stats.norm.sf(maps.z)
+    network = networks.threshold(maps, alpha=0.02, height_control="fpr", two_sided=two_sided)
+    np.testing.assert_array_equal(network.signs, np.sign(maps.z) * (p < 0.02))
+    assert (network.signs == -1).any() == two_sided
+
+
+@pytest.mark.parametrize("share", [0.001, 0.0149, 0.05, 0.333])
+def test_top_keeps_the_share_with_the_largest_t_where_z_saturates(share):
+    rng = np.random.default_rng(1)
+    t = rng.permutation(np.linspace(40, 90, 601)) * rng.choice([-1, 1], 601)
+    maps = planted.Maps(planted.brain(601), np.clip(t, -37, 37), t, np.ones(601, bool))
+    both = networks.threshold(maps, height_control="top", top=share)
+    assert both.n_units == max(1, round(share * 601))
+    assert np.abs(t[both.units]).min() > np.abs(t[~both.units]).max()
+    np.testing.assert_array_equal(both.signs[both.units], np.sign(t[both.units]))
+    up = networks.threshold(maps, height_control="top", top=share, two_sided=False)
+    assert up.n_units == both.n_units
+    assert t[up.units].min() > t[~up.units].max()
+
+
+@pytest.mark.parametrize(
+    "options", [{"alpha": 0}, {"alpha": 1.0}, {"top": 0}, {"top": 1}, {"height_control": "max"}]
+)
+def test_impossible_thresholds_raise(options):
+    with pytest.raises(networks.ThresholdError, match=next(iter(options))):
+        networks.threshold(some_maps(), **options)
+
+
+def test_pure_noise_gives_an_empty_network():
+    network = networks.threshold(some_maps(n_signal=0), alpha=0.001, height_control="bonferroni")
+    assert repr(network).startswith("Network 'pain - control': 0 of 600 units (0.0%)")
+
+
+def test_permutation_holds_the_family_wise_error_rate_and_finds_a_planted_effect():
+    rng = np.random.default_rng(2)
+    brain = planted.brain(50)
+    is_task = np.arange(24) % 2 == 0
+    errors = 0
+    for _ in range(150):
+        values = rng.normal(size=(24, 50))
+        errors += networks.threshold_by_permutation(brain, values, is_task, n_perm=100).n_units > 0
+    assert 0.005 < errors / 150 < 0.12
+    values[is_task, :3] += 4
+    values[is_task, 3] -= 4
+    values[:, 40] = 2.5
+    found = networks.threshold_by_permutation(brain, values, is_task, n_perm=200)
+    assert found.signs[:4].tolist() == [1, 1, 1, -1]
+    assert found.n_units <= 5
+    assert found.signs[40] == 0
+    with pytest.raises(networks.ThresholdError, match="at least 20"):
+        networks.threshold_by_permutation(brain, values, is_task, n_perm=18)
+
+
+def test_permutation_needs_run_columns_where_run_means_differ():
+    rng = np.random.default_rng(3)
+    brain = planted.brain(50)
+    runs = (np.arange(40) >= 20).astype(float)[:, None]
+    values = rng.normal(size=(40, 50)) + 20 * runs
+    balanced = np.arange(40) % 2 == 0
+    values[balanced, 0] += 3
+    unbalanced = np.arange(40) % 20 < 5 + 10 * runs[:, 0]
+    found = [
+        networks.threshold_by_permutation(brain, values, is_task, confounds, n_perm=200).units
+        for is_task in (balanced, unbalanced)
+        for confounds in (runs, None)
+    ]
+    assert np.flatnonzero(found[0]).tolist() == [0]
+    assert not found[1].any()
+    assert not found[2].any()
+    assert found[3].all()
+
+
+def test_mask_image_round_trip():
+    network = networks.threshold(some_maps(), height_control="top", top=0.1)
+    again = networks.from_mask(network.brain, network.mask_img(), name="again")
+    np.testing.assert_array_equal(again.units, network.units)
+    img = geometry.to_img(network.brain, network.signs.astype(np.float32))
+    np.testing.assert_array_equal(networks.from_mask(network.brain, img).signs, network.signs)
+    assert network.mask_img().get_fdata().sum() == network.n_units
+    with pytest.raises(geometry.SpaceError):
+        networks.from_mask(planted.brain(900), network.mask_img())
+
+
+def test_profile_sums_to_the_network_and_repr_names_its_size():
+    network = networks.threshold(some_maps(), height_control="top", top=0.1)
+    profile = network.profile()
+    assert profile["n_units"].sum() == 600
+    assert profile["n_active"].sum() == network.n_units == 60
+    starts = np.cumsum([0, *profile["n_units"]])
+    for row, (start, stop) in zip(profile.itertuples(), pairwise(starts), strict=True):
+        assert row.n_active == np.count_nonzero(network.signs[start:stop])
+        assert row.share == row.n_active / row.n_units
+    text = repr(network)
+    assert "60 of 600 units (10.0%)" in text
+    for site, count in profile.groupby("site")["n_active"].sum().items():
+        assert f"{site} {count}" in text
+    n_up = (network.signs == 1).sum()
+    assert f"more active {n_up}, less active {60 - n_up}" in text
+
+
+def test_dice_jaccard_and_correlation_equal_loops():
+    rng = np.random.default_rng(4)
+    for _ in range(5):
+        a, b = rng.random((2, 40)) < 0.4
+        both = sum(x and y for x, y in zip(a, b, strict=True))
+        either = sum(x or y for x, y in zip(a, b, strict=True))
+        assert networks.dice(a, b) == pytest.approx(2 * both / (sum(a) + sum(b)))
+        assert networks.jaccard(a, b) == pytest.approx(both / either)
+        x, y = rng.normal(size=(2, 40)) + 3
+        assert networks.correlation(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+    empty = np.zeros(40, bool)
+    assert networks.dice(empty, empty) == networks.jaccard(empty, empty) == 0
+
+
+@pytest.mark.parametrize("measure", [networks.correlation, networks.dice])
+def test_matrix_is_the_mean_over_pairs_of_different_runs(measure):
+    rng = np.random.default_rng(5)
+    keys = [(t, r) for r in (1, 2, 3) for t in ("z", "a", "m") if (t, r) != ("a", 2)]
+    maps = values = {key: rng.normal(size=80) for key in keys}
+    if measure is networks.dice:
+        maps = networks.top_masks(values, 0.2)
+        for key, mask in maps.items():
+            np.testing.assert_array_equal(mask, stats.rankdata(-np.abs(values[key])) <= 16)
+    got = networks.matrix(maps, measure)
+    tasks = networks.tasks_of(maps)
+    assert tasks == ["z", "a", "m"]
+    for (i, a), (j, b) in product(enumerate(tasks), repeat=2):
+        cells = []
+        for r, s in product((1, 2, 3), repeat=2):
+            if r != s and {(a, r), (b, s)} <= set(maps):
+                cells.append(measure(maps[a, r], maps[b, s]))
+        assert got[i, j] == pytest.approx(np.mean(cells))
+    np.testing.assert_allclose(got, got.T)
+    diagonal, rest = np.trace(got) / 3, (got[0, 1] + got[0, 2] + got[1, 2]) / 3
+    assert networks.same_and_cross(got) == pytest.approx((diagonal, rest))
+
+
+def test_matrix_of_one_run_raises():
+    with pytest.raises(networks.SimilarityError, match="at least 2 runs"):
+        networks.matrix({("a", 1): np.arange(4.0), ("b", 1): np.arange(4.0)})
+
+
+def test_corrected_divides_by_reliability():
+    r = np.array([[0.64, 0.3, 0.1], [0.3, 0.25, 0.2], [0.1, 0.2, -0.1]])
+    got = networks.corrected(r)
+    assert got[0, 1] == got[1, 0] == pytest.approx(0.3 / (0.8 * 0.5))
+    np.testing.assert_allclose(np.diag(got)[:2], 1)
+    assert np.isnan(got[2]).all()
+    assert np.isnan(got[:, 2]).all()
+
+
+def test_chance_overlap_equals_simulation():
+    rng = np.random.default_rng(6)
+    a = np.arange(300) < 60
+    overlaps = np.array([(a & rng.permutation(np.arange(300) < 90)).sum() for _ in range(6000)])
+    limit = networks.chance_overlap(300, 60, 90)
+    assert (overlaps > limit).mean() < 0.06
+    assert (overlaps > limit - 1).mean() > 0.045
+
+
+def test_largest_marks_the_share_and_breaks_ties_by_position():
+    scores = np.tile([1.0, 0.0], 400)
+    assert np.flatnonzero(networks.largest(scores, 0.1)).tolist() == list(range(0, 160, 2))
+    assert networks.largest(scores, 0.001).sum() == 1
+
+
+def test_jackknife_intervals_cover_and_the_plain_bootstrap_excludes_its_own_estimate():
+    experiments = planted.Experiments(np.random.default_rng(7))
+    rows, below = [], 0
+    for i in range(200):
+        data = experiments.draw()
+        maps = experiments.maps(data)
+        without = experiments.without_block(data)
+        figures = networks.jackknife(maps, without, networks.repeatability_figures)
+        rows.append([(f.value, f.low, f.high) for f in figures])
+        if i < 30:
+            resampled = [
+                networks.repeatability_figures(experiments.resampled_maps(data)) for _ in range(60)
+            ]
+            upper = np.percentile(np.array(resampled)[:, 2], 97.5)
+            below += upper < figures[2].value < figures[2].high
+    value, low, high = np.moveaxis(np.array(rows), -1, 0)
+    expectation = value.mean(axis=0)
+    coverage = ((low <= expectation) & (expectation <= high)).mean(axis=0)
+    assert ((coverage > 0.85) & (coverage <= 1)).all(), coverage
+    assert ((high - low).mean(axis=0) < 8 * value.std(axis=0)).all()
+    assert below > 24
+
+
+def test_jackknife_equals_its_formula():
+    rng = np.random.default_rng(8)
+    maps = {("a", r): rng.normal(size=5) for r in (1, 2)}
+    without = {("a", 1): rng.normal(size=(3, 5)), ("a", 2): rng.normal(size=(4, 5))}
+
+    def total(some):
+        return np.array([some["a", 1].sum() + 2 * some["a", 2].sum()])
+
+    (estimate,) = networks.jackknife(maps, without, total, level=0.9)
+    first, second = without["a", 1].sum(axis=1), 2 * without["a", 2].sum(axis=1)
+    variance = 2 / 3 * 3 * first.var() + 3 / 4 * 4 * second.var()
+    half = stats.t.ppf(0.95, 5) * np.sqrt(variance)
+    assert estimate.value == pytest.approx(total(maps)[0])
+    limits = pytest.approx((estimate.value - half, estimate.value + half))
+    assert (estimate.low, estimate.high) == limits
+    with pytest.raises(networks.SimilarityError, match="2 on-blocks"):
+        networks.jackknife(maps, {("a", 1): rng.normal(size=(1, 5))}, total)
+
+
+def test_trials_are_named_right_where_tasks_differ_and_by_chance_where_not():
+    rng = np.random.default_rng(9)
+    sets = trial_sets(rng, strength=1)
+    effects = templates(sets)
+    assert networks.name_trials(sets, effects).accuracy > 0.95
+    with pytest.raises(networks.IdentificationError, match="at least 2 runs"):
+        networks.name_trials([s for s in sets if s.run == 1], {1: effects[1]})
+    noise = [trial_sets(rng, strength=0) for _ in range(60)]
+    named = [networks.name_trials(sets, templates(sets)) for sets in noise]
+    assert named[0].chance == 1 / 3
+    assert abs(np.mean([n.accuracy for n in named]) - 1 / 3) < 0.05
+
+
+def test_names_use_training_controls_and_no_held_out_ones():
+    sets = trial_sets(np.random.default_rng(10), strength=0.4)
+    effects = templates(sets)
+    before = networks.name_trials(sets, effects)
+    changed = {}
+    for run in (1, 2):
+        shifted = [
+            replace(s, values=s.values + 30 * effects[1]["x"] * ~s.is_task[:, None])
+            if s.run == run
+            else s
+            for s in sets
+        ]
+        after = networks.name_trials(shifted, effects)
+        changed[run] = after.named[after.fold == 1] != before.named[before.fold == 1]
+    assert not changed[1].any()
+    assert changed[2].any()
+
+
+@pytest.mark.parametrize("n_units", [6, 90])
+def test_names_equal_dense_whitening_and_a_loop_over_correlations(n_units):
+    sets = trial_sets(np.random.default_rng(11), strength=0.5, n_units=n_units)
+    for s in sets:
+        s.values[:, 2] = 4
+    effects, expected = templates(sets), []
+    for run in (1, 2):
+        training = [s for s in sets if s.run != run]
+        means, whitener = planted.dense_whitening(training, SHRINKAGE)
+        for s in (s for s in sets if s.run == run):
+            rows = s.values[s.is_task]
+            np.testing.assert_allclose(_Noise(training).whiten(rows), rows @ whitener, atol=1e-8)
+            for v, f in zip(rows, s.frames[s.is_task], strict=True):
+                white = (v - means[f]) @ whitener
+                r = [stats.pearsonr(white, effects[run][t] @ whitener).statistic for t in "xyz"]
+                expected.append(int(np.argmax(r)))
+    named = networks.name_trials(sets, effects)
+    assert named.named.tolist() == expected
+    assert set(expected) == {0, 1, 2}
+
+
+def test_runs_are_named_by_the_best_correlation():
+    rng = np.random.default_rng(12)
+    effects = {task: rng.normal(size=60) for task in "xyz"}
+    maps = {(t, r): e + rng.normal(size=60) for t, e in effects.items() for r in (1, 2, 3)}
+    others = {r: {t: maps[t, r % 3 + 1] for t in "xyz"} for r in (1, 2, 3)}
+    assert networks.name_runs(maps, others).accuracy == 1
+    noise = {key: rng.normal(size=60) for key in maps}
+    expected = [
+        int(np.argmax([stats.pearsonr(noise[t, r], others[r][u]).statistic for u in "xyz"]))
+        for r in (1, 2, 3)
+        for t in "xyz"
+    ]
+    assert networks.name_runs(noise, others).named.tolist() == expected
+
+
+def test_prompts_alone_name_trials_of_disjoint_vocabularies():
+    rng = np.random.default_rng(13)
+    sets = [replace(s, values=np.full_like(s.values, np.nan)) for s in trial_sets(rng, strength=0)]
+    assert networks.name_prompts(sets).accuracy == 1
+    assert len(networks.name_prompts(sets).truth) == sum(s.is_task.sum() for s in sets)
+    swap = {"x": "y", "y": "x", "z": "z"}  # what is learnt from the other run is wrong for x and y
+    swapped = [replace(s, task=swap[s.task]) if s.run == 2 else s for s in sets]
+    assert networks.name_prompts(swapped).accuracy == 1 / 3
+
+
+def test_p_value_equals_exact_enumeration():
+    rng = np.random.default_rng(15)
+    for _ in range(3):
+        truth, fold = np.repeat([0, 0, 1, 1], 5), np.tile(np.repeat([0, 1], 5), 2)
+        named = np.where(rng.random(20) < 0.6, truth, 1 - truth)
+        item = networks.Identification(["a", "b"], truth, named, fold)
+        hits = [
+            sum(named[i] == perms[fold[i]][truth[i]] for i in range(20))
+            for perms in product(permutations(range(2)), repeat=2)
+        ]
+        exact = np.mean(np.array(hits) >= (named == truth).sum())
+        assert abs(item.p_value(n_perm=4000) - exact) < 0.04
+
+
+def test_p_value_is_small_when_right_and_valid_for_dependent_trials():
+    rng = np.random.default_rng(16)
+    right = planted.random_names(rng, 4, 3, 2)
+    right = replace(right, named=right.truth)
+    assert right.p_value(n_perm=999) < 0.003
+    p = np.array([planted.random_names(rng, 3, 3, 8).p_value(n_perm=99) for _ in range(300)])
+    for alpha in (0.05, 0.2, 0.5):
+        assert (p <= alpha).mean() < alpha + 4 * np.sqrt(alpha * (1 - alpha) / 300)
+    assert (p <= 0.3).mean() > 0.1
+
+
+def test_confusion_counts_names_by_true_task():
+    item = planted.random_names(np.random.default_rng(17), 3, 4, 2)
+    confusion = item.confusion()
+    np.testing.assert_allclose(confusion.sum(axis=1), 1)
+    for i, j in product(range(3), repeat=2):
+        assert confusion[i, j] == pytest.approx(np.mean(item.named[item.truth == i] == j))
+    assert item.accuracy == pytest.approx(np.trace(confusion) / 3)
+    assert item.summary()["n_items"] == 24
