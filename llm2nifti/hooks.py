@@ -57,10 +57,15 @@ def tap(model: nn.Module, points: Iterable[Point], callback: Callback) -> Iterat
     [torch.Size([1, 3])]
     """
     resolved = [(point, resolve(model, point.module)) for point in points]
+    wrong = [point for point, _ in resolved if point.where not in ("input", "output")]
+    if wrong:
+        raise ValueError(f"{wrong[0].where!r} of {wrong[0].module!r}: use input or output")
     with ExitStack() as stack:
         for point, module in resolved:
             if point.where == "input":
-                handle = module.register_forward_pre_hook(_pre_hook(point, callback))
+                handle = module.register_forward_pre_hook(
+                    _pre_hook(point, callback), with_kwargs=True
+                )
             else:
                 handle = module.register_forward_hook(_hook(point, callback))
             stack.callback(handle.remove)
@@ -86,12 +91,17 @@ def first_tensor(value: Any) -> tuple[torch.Tensor | None, Callable[[torch.Tenso
     if isinstance(value, (tuple, list)):
         for i, item in enumerate(value):
             if isinstance(item, torch.Tensor):
-                return item, lambda new, i=i: type(value)([*value[:i], new, *value[i + 1 :]])
+                return item, lambda new, i=i: _rebuilt(value, [*value[:i], new, *value[i + 1 :]])
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, torch.Tensor):
                 return item, lambda new, key=key: type(value)({**value, key: new})
     return None, lambda new: value
+
+
+def _rebuilt(value: Any, items: list[Any]) -> Any:
+    """Sequence of the same type with other items; named tuples take them one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any, Any], Any]:
@@ -105,12 +115,15 @@ def _hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any, Any], A
     return hook
 
 
-def _pre_hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any], Any]:
-    """Forward pre-hook that hands the first input to the callback."""
+def _pre_hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any, Any], Any]:
+    """Forward pre-hook that hands the first input, positional or by name, to the callback."""
 
-    def hook(_module: nn.Module, args: Any) -> Any:
-        tensor, replace = first_tensor(args)
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        is_positional = first_tensor(args)[0] is not None
+        tensor, replace = first_tensor(args if is_positional else kwargs)
         new = None if tensor is None else callback(point, tensor)
-        return None if new is None else replace(new)
+        if new is None:
+            return None
+        return (replace(new), kwargs) if is_positional else (args, replace(new))
 
     return hook

@@ -122,7 +122,7 @@ def blocks(
     for name, value in sizes.items():
         if value < 1:
             raise ParadigmError(f"{name} is {value}; it must be at least 1")
-    table = stimuli.load() if table is None else table
+    table = (stimuli.load() if table is None else table).reset_index(drop=True)
     used = set() if used is None else used
     pools = {
         kind: table[(table["task"] == kind) & ~table["concept"].str.casefold().isin(used)]
@@ -135,7 +135,9 @@ def blocks(
     n_on = n_blocks * trials_per_block
     n_off = _n_off(n_on, n_blocks, trials_per_block, len(control_levels))
     on = _draw_task(pools[task], _frame_slots(n_on, levels), rng, task)
-    off = _draw_control(pools[stimuli.CONTROL], _frame_slots(n_off, control_levels), rng)
+    control = pools[stimuli.CONTROL]
+    control = control[~control["concept"].str.casefold().isin(on["concept"].str.casefold())]
+    off = _draw_control(control, _frame_slots(n_off, control_levels), rng)
     used.update(on["concept"].str.casefold(), off["concept"].str.casefold())
     return Paradigm(task, 1, n_frames, _interleave(on, off, n_blocks, rng))
 
@@ -276,6 +278,7 @@ def _draw_control(
     """
     slots = list(slots)
     pool = pool.sample(frac=1, random_state=rng)
+    pool = pool[~pool["concept"].str.casefold().duplicated()]
     topics = sorted(pool["topic"].unique())
     left = pool.groupby("topic").size()
     cost = np.full((len(slots), max(len(topics), len(slots))), _IMPOSSIBLE)

@@ -6,6 +6,8 @@ strings (the tasks), and a control over many unrelated topics.
 
 from __future__ import annotations
 
+import csv
+import io
 from importlib.resources import files
 from pathlib import Path
 
@@ -85,7 +87,8 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
     else:
         table = read(Path(path))
         if CONTROL not in set(table["task"]):
-            table = pd.concat([table, read(bundled[-1])], ignore_index=True)
+            both = pd.concat([table, read(bundled[-1])], ignore_index=True)
+            table = check(both, f"{path} with the bundled control")
     if split is not None:
         table = table[table["split"].isin(["", split])]
     return table.reset_index(drop=True)
@@ -94,17 +97,34 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
 def read(path: Path) -> pd.DataFrame:
     """Read and check one stimulus file; see `load`."""
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise StimulusError(f"no stimulus file {path}") from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise StimulusError(f"no stimulus file {path} ({error.strerror})") from None
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise StimulusError(
-            f"{path}, row {line}: not UTF-8 ({error.reason}); save as UTF-8"
-        ) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise StimulusError(f"{path}: not a table separated by tabs ({error})") from None
-    return check(table, str(path))
+        row = data[: error.start].count(b"\n") + 1
+        raise StimulusError(f"{path}, row {row}: not UTF-8 ({error.reason}); save it so") from None
+    rows = _parse(text, str(path))
+    return check(pd.DataFrame(rows[1:], columns=rows[0], dtype=str), str(path))
+
+
+def _parse(text: str, name: str) -> list[list[str]]:
+    """Cells of a table separated by tabs; row numbers in messages are those of the file."""
+    reader = csv.reader(io.StringIO(text), delimiter="\t", strict=True)
+    rows: list[list[str]] = []
+    try:
+        for cells in reader:
+            if any("\n" in cell for cell in cells):
+                raise csv.Error("a quotation mark is opened and not closed on its row")
+            if rows and len(cells) != len(rows[0]):
+                raise csv.Error(f"{len(cells)} cells, the header has {len(rows[0])}")
+            rows.append(cells)
+    except csv.Error as error:
+        raise StimulusError(f"{name}, row {len(rows) + 1}: {error}") from None
+    if len(rows) < 2:
+        raise StimulusError(f"{name}: no rows; needed are a header and one prompt a row")
+    return rows
 
 
 def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
@@ -135,14 +155,14 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     if "stim_id" not in table:
         number = table.groupby("task").cumcount() + 1
         table["stim_id"] = table["task"] + number.map("-{:04d}".format)
+    _raise_at(table["stim_id"].str.strip() == "", name, "empty stim_id")
     _raise_at(table["stim_id"].duplicated(), name, "stim_id used before", table["stim_id"])
     _raise_at(table["prompt"].duplicated(), name, "prompt used before", table["prompt"])
-    for column, default in (("frame", ""), ("split", "")):
+    for column in ("frame", "split", "topic", "concept"):
         if column not in table:
-            table[column] = default
+            table[column] = ""
     for column in ("topic", "concept"):
-        if column not in table:
-            table[column] = table["stim_id"]
+        table[column] = table[column].where(table[column] != "", table["stim_id"])
     _raise_at(~table["split"].isin(["", *SPLITS]), name, "unknown split", table["split"])
     return table[list(COLUMNS)]
 

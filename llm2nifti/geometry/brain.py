@@ -99,8 +99,10 @@ class ModelBrain:
     @cached_property
     def space(self) -> str:
         """BIDS space label: a hash of the geometry, equal for equal architectures and sites."""
-        text = repr([(s.name, s.layer, s.key, s.n_units) for s in self.sites] + [self.shape])
-        return "mb" + hashlib.sha256(text.encode()).hexdigest()[:8]
+        text = repr([(s.name, s.layer, s.key, s.n_units) for s in self.sites])
+        text += repr((self.shape, float(self.voxel_size)))
+        digest = hashlib.sha256(text.encode() + self.voxels.astype("<i4").tobytes())
+        return "mb" + digest.hexdigest()[:8]
 
     def slice_of(self, site: Site) -> slice:
         """Units of one site as a slice of the recording order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,8 @@ def locate(brain: ModelBrain, point: Sequence[float], *, voxel: bool = False) ->
         If the point is outside the volume or between two tiles.
     """
     ijk = np.asarray(point, float)
+    if ijk.shape != (3,) or not np.isfinite(ijk).all():
+        raise NoSuchUnitError(f"{tuple(point)} is not a point; give three finite numbers")
     if not voxel:
         ijk = apply_affine(np.linalg.inv(brain.affine), ijk)
     index = tuple(int(n) for n in np.rint(ijk))
@@ -116,7 +119,7 @@ def find_unit(brain: ModelBrain, name: str) -> UnitAddress:
     """
     key, _, number = name.rpartition(":")
     for i, site in enumerate(brain.sites):
-        if site.key == key and number.isdigit() and int(number) < site.n_units:
+        if site.key == key and re.fullmatch("[0-9]+", number) and int(number) < site.n_units:
             return _address(brain, int(brain.offsets[i]) + int(number))
     near = [s.key for s in brain.sites if key and (key in s.key or s.key in key)][:5]
     near = near or [s.key for s in brain.sites[:5]]
