@@ -1,0 +1,171 @@
+"""How does the dataset become a page? Read, draw, fill in the template, write."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from llm2nifti import bids, glm, plotting
+from llm2nifti.report import findings, wording
+from llm2nifti.report.figures import Figure, draw, threshold_words
+from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
+
+REPORT = bids.DERIVATIVES / "report.html"
+_VIEWER_BYTES = 8_000_000  # of all viewers together, so that the page stays below 15 MB
+_N_EXAMPLES = 2  # prompts of each condition
+
+
+def write(root: Path | str, *, quiet: bool = False) -> Path:
+    """Write the figures and the report of an analysed dataset.
+
+    Parameters
+    ----------
+    root : path-like
+        Root of the dataset. It is all that is read: no model is needed.
+    quiet : bool, default=False
+        Show no progress bar.
+
+    Returns
+    -------
+    Path
+        ``derivatives/llm2nifti/report.html``: one file with everything in it. The figures are
+        beside it as PNG and SVG. Equal datasets give equal bytes.
+
+    Raises
+    ------
+    ReportError
+        If the dataset has not been analysed, or a file of the analysis is missing.
+
+    Examples
+    --------
+    >>> report.write("ds")  # doctest: +SKIP
+    PosixPath('ds/derivatives/llm2nifti/report.html')
+    """
+    source = read_source(root)
+    maps = {task: read_task_map(source, task) for task in source.tasks}
+    figures = draw(source, maps, quiet=quiet)
+    path = source.root / REPORT
+    bids.write_text(path, source.root, _render(source, maps, figures))
+    return path
+
+
+def _render(source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, Figure]) -> str:
+    """Fill in the template; everything from the data is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for name in ("number", "count", "percent", "listing", "height_control"):
+        environment.filters[name] = getattr(wording, name)
+    environment.globals["plural"] = wording.plural
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        **_context(source),
+        figures=figures,
+        findings=findings,
+        tasks=_task_sections(source, maps, figures),
+    )
+
+
+def _context(source: Source) -> dict[str, Any]:
+    """Values of the template that need the runs."""
+    run = source.first_run(source.tasks[0])
+    is_task = (run.events["trial_type"] != glm.CONTROL).tolist()
+    widest = max(source.brain.sites, key=lambda site: site.n_units)
+    return {
+        "summary": source.summary,
+        "model": source.summary["model"],
+        "design": source.summary["design"],
+        "brain": source.brain,
+        "widest": widest,
+        "examples": _examples(source),
+        "rendered": run.sidecar.get("Rendered", [""])[is_task.index(True)],
+        "question_frames": _question_frames(source),
+    }
+
+
+def _examples(source: Source) -> list[dict[str, str]]:
+    """First prompts of every task, and of the control, with their responses."""
+    runs = [source.first_run(task) for task in source.tasks]
+    wanted = [(run.events, run.task) for run in runs] + [(runs[0].events, glm.CONTROL)]
+    rows = []
+    for events, condition in wanted:
+        some = events[events["trial_type"] == condition].head(_N_EXAMPLES)
+        rows += [
+            {"condition": condition, "prompt": str(prompt), "response": str(response)}
+            for prompt, response in zip(some["prompt"], some["response"], strict=True)
+        ]
+    return rows
+
+
+def _question_frames(source: Source) -> int:
+    """Number of question frames of the experiment."""
+    frames = pd.concat([run.events["question_frame"] for run in source.runs])
+    return int(frames[frames != ""].nunique())
+
+
+@dataclass(frozen=True)
+class _TaskSection:
+    """What the page shows of one task."""
+
+    name: str
+    numbers: dict[str, Any]
+    map: TaskMap
+    threshold: str
+    viewer: dict[str, str] | None
+    figure: Figure
+    layers: Figure
+
+
+def _task_sections(
+    source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, Figure]
+) -> list[_TaskSection]:
+    """One section a task; viewers as long as the page stays small."""
+    left, sections = _VIEWER_BYTES, []
+    for task, task_map in maps.items():
+        numbers = source.summary["tasks"][task]
+        viewer = _viewer(source, task_map)
+        size = len(viewer["document"])
+        sections.append(
+            _TaskSection(
+                name=task,
+                numbers=numbers,
+                map=task_map,
+                threshold=threshold_words(task_map, numbers["threshold"]),
+                viewer=viewer if size <= left else None,
+                figure=figures[f"map_{task}"],
+                layers=figures[f"layers_{task}"],
+            )
+        )
+        left -= size if size <= left else 0
+    return sections
+
+
+def _viewer(source: Source, task_map: TaskMap) -> dict[str, str]:
+    """Document and size of the interactive viewer, taken out of plotting's ``<iframe>``.
+
+    The page needs its own tag around it, with a title and lazy loading.
+    """
+    tag = plotting.view(
+        task_map.t_img,
+        bg_img=source.bg_img,
+        threshold=task_map.threshold,
+        title=task_map.task,
+    )
+    parts = dict(re.findall(r'(srcdoc|width|height)="([^"]*)"', tag))
+    return {
+        "document": html.unescape(parts["srcdoc"]),
+        "width": parts["width"],
+        "height": parts["height"],
+    }

@@ -1,0 +1,164 @@
+"""What does the page need of the dataset? Its summary, runs, anatomy, maps and networks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from llm2nifti import bids, geometry
+
+SUMMARY = bids.DERIVATIVES / "summary.json"
+_NEEDED = ("design", "model", "null", "tasks", "versions")
+
+
+class ReportError(ValueError):
+    """A dataset has not been analysed, or not completely."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An analysed dataset.
+
+    Attributes
+    ----------
+    root : Path
+        Root of the dataset.
+    summary : dict
+        Content of ``summary.json``.
+    runs : list of Run
+        Runs of the summary's model.
+    bg_img : Nifti1Image
+        Anatomical image of the model.
+    """
+
+    root: Path
+    summary: dict[str, Any]
+    runs: list[bids.Run]
+    bg_img: nib.Nifti1Image
+
+    @property
+    def brain(self) -> geometry.ModelBrain:
+        """Geometry of the model."""
+        return self.runs[0].brain
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks in the order of the analysis."""
+        return list(self.summary["tasks"])
+
+    def first_run(self, task: str) -> bids.Run:
+        """First run of a task."""
+        return next(run for run in self.runs if run.task == task)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskMap:
+    """Statistic map and network of one task, all runs together.
+
+    Attributes
+    ----------
+    task : str
+        Name of the task.
+    t_img : Nifti1Image
+        t values of the fixed effect over runs.
+    threshold : float or None
+        Smallest |t| inside the network; None if it is empty.
+    n_units : int
+        Units of the network image.
+    peak : UnitAddress
+        Unit with the largest |t|.
+    peak_t : float
+        Its t value.
+    """
+
+    task: str
+    t_img: nib.Nifti1Image
+    threshold: float | None
+    n_units: int
+    peak: geometry.UnitAddress
+    peak_t: float
+
+
+def read_source(root: Path | str) -> Source:
+    """Read what there is.
+
+    Parameters
+    ----------
+    root : path-like
+        Root of the dataset.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    ReportError
+        If there is no summary, or it has no numbers to report.
+    """
+    root = Path(root)
+    path = root / SUMMARY
+    advice = f"run: llm2nifti run {root}"
+    if not path.exists():
+        raise ReportError(f"{path} is missing, so there is nothing to report; {advice}")
+    try:
+        summary = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path} cannot be read ({error}); {advice}") from None
+    missing = [key for key in _NEEDED if not summary.get(key)]
+    if missing:
+        raise ReportError(f"{path} has no {missing[0]!r}; {advice}")
+    subject = summary["design"]["subject"]
+    runs = [
+        run for run in bids.read_all(root, subject=subject) if run.task in set(summary["tasks"])
+    ]
+    lost = sorted(set(summary["tasks"]) - {run.task for run in runs})
+    if lost:
+        raise ReportError(
+            f"the summary has task {lost[0]!r}, the dataset has no run of it; {advice}"
+        )
+    return Source(root, summary, runs, bids.anatomy(root, subject))
+
+
+def read_task_map(source: Source, task: str) -> TaskMap:
+    """Read the map and the network of a task; raises ReportError if a file is missing."""
+    paths = source.first_run(task).paths
+    brain = source.brain
+    t_img = _load(_map_path(paths), source.root)
+    t = np.asarray(geometry.from_img(brain, t_img), float)
+    active = geometry.from_img(brain, _load(_network_path(paths), source.root)) > 0
+    best = int(np.abs(t).argmax())
+    return TaskMap(
+        task=task,
+        t_img=t_img,
+        threshold=float(np.abs(t[active]).min()) if active.any() else None,
+        n_units=int(active.sum()),
+        peak=geometry.locate(brain, brain.voxels[best].tolist(), voxel=True),
+        peak_t=float(t[best]),
+    )
+
+
+def _map_path(paths: bids.RunPaths) -> Path:
+    """T map of a task over all of its runs, as the analysis names it."""
+    name = (
+        f"sub-{paths.subject}_task-{paths.task}_space-{paths.space}"
+        f"_contrast-{paths.task}VsControl_stat-t_statmap.nii.gz"
+    )
+    return paths.trial_bold.parent / name
+
+
+def _network_path(paths: bids.RunPaths) -> Path:
+    """Network mask of a task over all of its runs."""
+    return paths.anat(f"label-{paths.task}_desc-network_mask.nii.gz")
+
+
+def _load(path: Path, root: Path) -> nib.Nifti1Image:
+    """Image of the analysis."""
+    if not path.exists():
+        raise ReportError(f"{path} is missing; run: llm2nifti run {root}")
+    return nib.load(path)
