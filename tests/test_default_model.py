@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nilearn.glm.first_level import FirstLevelModel, first_level_from_bids
-from test_report import check_page
+from test_report import check_page, needs_browser
 
 from llm2nifti import bids, geometry, stimuli, study
 from llm2nifti.study.analysis import map_path, network_path
@@ -114,5 +114,6 @@ def test_untrained_copy_is_another_subject_shown_the_same_tokens(real_dataset):
     assert list(pair[0].tokens["token_id"]) == list(pair[1].tokens["token_id"])
 
 
+@needs_browser
 def test_report_renders_with_nothing_missing(real_dataset, tmp_path):
     check_page(real_dataset[0] / bids.DERIVATIVES / "report.html", tmp_path)

@@ -17,8 +17,8 @@ DERIVATIVES = Path("derivatives") / "llm2nifti"
 VALIDATOR_CONFIG = ".bids-validator-config.json"
 AUTHORS = ["The llm2nifti developers", "The authors of the scanned model"]
 PAPER = (
-    "Nencka A, Koch K, Muftuler LT, LaViolette P (2023). On Functional Activations in Deep Neural "
-    "Networks. arXiv:2311.10898"
+    "Nencka AS, Muftuler LT, LaViolette P, Koch KM (2023). On Functional Activations in Deep "
+    "Neural Networks. arXiv:2311.10898"
 )
 README = """# Language model activations as task fMRI runs
 

@@ -211,9 +211,10 @@ def analyse_similarity(
         "dice_chance": networks.TOP,
     }
     same, cross = networks.same_and_cross(r)
-    out |= {"same_task_r": same, "cross_task_r": cross, "difference": same - cross}
+    out |= {"same_task_r": same, "cross_task_r": None, "difference": None}
     out["shuffled_same_task_r"] = _shuffled(runs, quiet=quiet)
     if len(tasks) > 1:
+        out |= {"cross_task_r": cross, "difference": same - cross}
         out["closest_pair"] = _closest_pairs(tasks, r, np.array(out["dice"]))
     if intervals:
         out |= _intervals(runs, maps, quiet=quiet)
@@ -231,8 +232,8 @@ def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any
     except (glm.DesignError, networks.SimilarityError) as error:
         return {"intervals_not_possible": str(error)}
     names = [*networks.tasks_of(maps), "same_task_r", "cross_task_r", "difference"]
-    figures = [estimate.summary() for estimate in estimates]
-    return {"intervals": dict(zip(names, figures, strict=True))}
+    figures = {n: e.summary() for n, e in zip(names, estimates, strict=True)}
+    return {"intervals": {n: f for n, f in figures.items() if not np.isnan(f["value"])}}
 
 
 def _none_for_nan(values: NDArray) -> list[list[float | None]]:

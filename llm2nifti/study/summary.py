@@ -103,13 +103,14 @@ def _sentences(summary: dict[str, Any]) -> list[str]:
     lines = []
     similarity, named = summary.get("similarity"), summary.get("identification")
     if similarity:
+        cross = similarity["cross_task_r"]
         text = (
             f"maps: same task r {_interval(similarity, 'same_task_r', similarity['same_task_r'])}, "
-            f"different tasks {similarity['cross_task_r']:.2f}, "
-            f"shuffled labels {similarity['shuffled_same_task_r']['mean']:.2f}"
+            + (f"different tasks {cross:.2f}, " if cross is not None else "")
+            + f"shuffled labels {similarity['shuffled_same_task_r']['mean']:.2f}"
         )
         untrained = summary.get("untrained", {}).get("similarity")
-        if untrained:
+        if untrained and cross is not None:
             text += (
                 f"; same minus different {similarity['difference']:.2f}, "
                 f"untrained {untrained['difference']:.2f}"
