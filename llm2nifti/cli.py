@@ -115,7 +115,12 @@ def _add_scan_options(parser: Any) -> None:
     add("--device", default="cpu", help="torch device, such as cuda")
     add("--dtype", default="float32", help="float32, bfloat16 or float16")
     add("--trust-remote-code", action="store_true", help="run code from the model's repository")
-    add("--no-untrained", action="store_true", help="do not scan an untrained copy as a baseline")
+    add(
+        "--untrained",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also scan an untrained copy on the same tokens, as a baseline",
+    )
     add("--compress", action="store_true", help="write .nii.gz: slower, hardly smaller")
     add("--overwrite", action="store_true", help="delete the dataset's old content first")
 
@@ -140,7 +145,7 @@ def _plan(args: argparse.Namespace) -> Any:
         device=args.device,
         dtype=args.dtype,
         trust_remote_code=args.trust_remote_code,
-        untrained=not args.no_untrained,
+        untrained=args.untrained,
     )
     settings = Settings(
         sites=args.sites,

@@ -196,6 +196,12 @@ def test_largest_marks_the_share_and_breaks_ties_by_position():
     assert networks.largest(scores, 0.001).sum() == 1
 
 
+def figures_of(maps):
+    r = networks.matrix(maps)
+    same, cross = networks.same_and_cross(r)
+    return np.array([*np.diag(r), same, cross, same - cross])
+
+
 def test_jackknife_intervals_cover_and_the_plain_bootstrap_excludes_its_own_estimate():
     experiments = planted.Experiments(np.random.default_rng(7))
     rows, below = [], 0
@@ -203,12 +209,10 @@ def test_jackknife_intervals_cover_and_the_plain_bootstrap_excludes_its_own_esti
         data = experiments.draw()
         maps = experiments.maps(data)
         without = experiments.without_block(data)
-        figures = networks.jackknife(maps, without, networks.repeatability_figures)
+        figures = networks.jackknife(maps, without, figures_of)
         rows.append([(f.value, f.low, f.high) for f in figures])
         if i < 30:
-            resampled = [
-                networks.repeatability_figures(experiments.resampled_maps(data)) for _ in range(60)
-            ]
+            resampled = [figures_of(experiments.resampled_maps(data)) for _ in range(60)]
             upper = np.percentile(np.array(resampled)[:, 2], 97.5)
             below += upper < figures[2].value < figures[2].high
     value, low, high = np.moveaxis(np.array(rows), -1, 0)

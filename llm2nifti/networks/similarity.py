@@ -185,10 +185,3 @@ def jackknife(
     return [
         Estimate(*map(float, row)) for row in zip(value, value - half, value + half, strict=True)
     ]
-
-
-def repeatability_figures(maps: Maps) -> NDArray[np.float64]:
-    """Same-task r of each task, then mean same-task r, mean cross-task r, and their difference."""
-    r = matrix(maps)
-    same, cross = same_and_cross(r)
-    return np.array([*np.diag(r), same, cross, same - cross])

@@ -128,11 +128,13 @@ def baseline_rows(summary: Summary) -> list[Row]:
     copies: tuple[float | None, float | None] = (None, None)
     if untrained:
         copies = networks.same_and_cross(np.array(untrained["dice"]))
-    for kind, value, copy in zip(("same task", "different tasks"), dice, copies, strict=True):
+    names = {"same task": "same_dice", "different tasks": "cross_dice"}
+    for (kind, name), value, copy in zip(names.items(), dice, copies, strict=True):
+        limits = similarity.get("intervals", {}).get(name)
         rows.append(
             {
                 "what": f"Dice of the top {share} of units, {kind}",
-                "value": number(value),
+                "value": f"{number(value)} {interval(limits)}".strip(),
                 "null": f"{number(similarity['dice_chance'])} (random sets)",
                 "untrained": number(copy),
             }
@@ -150,7 +152,7 @@ def pair_rows(similarity: Summary) -> list[Row]:
             {
                 "rank": str(rank),
                 "pair": " – ".join(sorted(pair["pair"])),
-                "r": number(pair["r"]),
+                "r": f"{number(pair['r'])} {interval(pair.get('interval'))}".strip(),
                 "corrected": number(similarity["r_corrected"][i][j]),
                 "dice": number(pair["dice"]),
             }

@@ -213,11 +213,11 @@ def analyse_similarity(
     same, cross = networks.same_and_cross(r)
     out |= {"same_task_r": same, "cross_task_r": None, "difference": None}
     out["shuffled_same_task_r"] = _shuffled(runs, quiet=quiet)
-    if len(tasks) > 1:
-        out |= {"cross_task_r": cross, "difference": same - cross}
-        out["closest_pair"] = _closest_pairs(tasks, r, np.array(out["dice"]))
     if intervals:
         out |= _intervals(runs, maps, quiet=quiet)
+    if len(tasks) > 1:
+        out |= {"cross_task_r": cross, "difference": same - cross}
+        out["closest_pair"] = _closest_pairs(out)
     return out
 
 
@@ -228,12 +228,31 @@ def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any
             (run.task, run.run): glm.delete_block_maps(run)
             for run in tqdm(runs, desc="jackknife maps", disable=quiet or None)
         }
-        estimates = networks.jackknife(maps, without, networks.repeatability_figures)
+        estimates = networks.jackknife(maps, without, _figures)
     except (glm.DesignError, networks.SimilarityError) as error:
         return {"intervals_not_possible": str(error)}
-    names = [*networks.tasks_of(maps), "same_task_r", "cross_task_r", "difference"]
+    tasks = networks.tasks_of(maps)
+    names = [*tasks, "same_task_r", "cross_task_r", "difference", "same_dice", "cross_dice"]
+    names += [
+        _pair_name(tasks[i], tasks[j])
+        for i, j in zip(*np.tril_indices(len(tasks), -1), strict=True)
+    ]
     figures = {n: e.summary() for n, e in zip(names, estimates, strict=True)}
     return {"intervals": {n: f for n, f in figures.items() if not np.isnan(f["value"])}}
+
+
+def _figures(maps: networks.similarity.Maps) -> NDArray[np.float64]:
+    """What gets an interval: correlations, mean Dice of the same and other tasks, pairs."""
+    r = networks.matrix(maps)
+    dice = networks.same_and_cross(networks.matrix(networks.top_masks(maps), networks.dice))
+    same, cross = networks.same_and_cross(r)
+    pairs = r[np.tril_indices(len(r), -1)]
+    return np.array([*np.diag(r), same, cross, same - cross, *dice, *pairs])
+
+
+def _pair_name(a: str, b: str) -> str:
+    """Name of a pair of tasks among the intervals."""
+    return " - ".join(sorted((a, b)))
 
 
 def _none_for_nan(values: NDArray) -> list[list[float | None]]:
@@ -254,13 +273,15 @@ def _shuffled(runs: Sequence[Run], *, quiet: bool) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "largest": float(np.max(values))}
 
 
-def _closest_pairs(tasks: list[str], r: NDArray, dice: NDArray) -> list[dict[str, Any]]:
-    """Pairs of different tasks, most similar maps first."""
-    pairs = [
-        {"pair": [tasks[i], tasks[j]], "r": float(r[i, j]), "dice": float(dice[i, j])}
-        for i in range(len(tasks))
-        for j in range(i)
-    ]
+def _closest_pairs(similarity: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pairs of different tasks, most similar maps first, with the interval of r where known."""
+    tasks, pairs = similarity["tasks"], []
+    for i, task in enumerate(tasks):
+        for j, other in enumerate(tasks[:i]):
+            pair = {"pair": [task, other], "r": similarity["r"][i][j]}
+            pair["dice"] = similarity["dice"][i][j]
+            pair["interval"] = similarity.get("intervals", {}).get(_pair_name(task, other))
+            pairs.append(pair)
     return sorted(pairs, key=lambda pair: -pair["r"])
 
 
