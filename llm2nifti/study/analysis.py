@@ -233,10 +233,7 @@ def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any
         return {"intervals_not_possible": str(error)}
     tasks = networks.tasks_of(maps)
     names = [*tasks, "same_task_r", "cross_task_r", "difference", "same_dice", "cross_dice"]
-    names += [
-        _pair_name(tasks[i], tasks[j])
-        for i, j in zip(*np.tril_indices(len(tasks), -1), strict=True)
-    ]
+    names += [_pair_name(task, other) for i, task in enumerate(tasks) for other in tasks[:i]]
     figures = {n: e.summary() for n, e in zip(names, estimates, strict=True)}
     return {"intervals": {n: f for n, f in figures.items() if not np.isnan(f["value"])}}
 
