@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.handler(args)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        hint = "" if getattr(args, "overwrite", False) else "; the same command resumes"
+        print(f"interrupted{hint}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"llm2nifti {args.command}: {_one_line(error)}", file=sys.stderr)
         is_ours = type(error).__module__.startswith("llm2nifti")
         return getattr(error, "exit_code", 2 if is_ours else 1)
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, a person gets one line
         if os.environ.get("LLM2NIFTI_DEBUG"):
             raise
         print(f"llm2nifti {args.command}: {_one_line(error)}", file=sys.stderr)
@@ -176,14 +177,16 @@ def _add_run(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from llm2nifti import report, study
-    from llm2nifti.study.scanning import locked, scan
+    from llm2nifti import study
 
-    scan(args.dataset, _plan(args), overwrite=args.overwrite, quiet=args.quiet)
-    with locked(args.dataset):
-        summary = study.analyse(args.dataset, n_null=args.n_null, quiet=args.quiet)
-        path = report.write(args.dataset, quiet=args.quiet)
-    study.clear(args.dataset)
+    path = study.run(
+        args.dataset,
+        _plan(args),
+        overwrite=args.overwrite,
+        n_null=args.n_null,
+        quiet=args.quiet,
+    )
+    summary = study.read_summary(args.dataset)
     text = f"{study.table(summary)}\n\n{study.tree(args.dataset)}\n\nreport: {path}"
     _print(args, summary, text)
 
@@ -199,10 +202,8 @@ def _add_scan(commands: Any) -> None:
 
 def _scan(args: argparse.Namespace) -> None:
     from llm2nifti import bids, study
-    from llm2nifti.study.scanning import scan
 
-    scan(args.dataset, _plan(args), overwrite=args.overwrite, quiet=args.quiet)
-    study.clear(args.dataset)
+    study.scan(args.dataset, _plan(args), overwrite=args.overwrite, quiet=args.quiet)
     table = bids.runs(args.dataset)
     _print(args, table.to_dict(orient="records"), table.to_string(index=False))
 
@@ -238,8 +239,9 @@ def _add_glm(commands: Any) -> None:
     parser.add_argument(
         "--height-control",
         default="fdr",
-        help="threshold: fdr, bonferroni, fpr, top (1 %%) or permutation (max-T)",
+        help="threshold: fdr, bonferroni, fpr, top or permutation (max-T)",
     )
+    parser.add_argument("--top", type=float, default=0.01, help="share of units that top keeps")
     parser.add_argument("--one-sided", action="store_true", help="only units that respond more")
     parser.add_argument(
         "--frames", default="trial", help="trial, or token (AR(1), as in the paper)"
@@ -247,17 +249,23 @@ def _add_glm(commands: Any) -> None:
 
 
 def _glm(args: argparse.Namespace) -> None:
-    from llm2nifti import glm, study
+    from llm2nifti import bids, glm, study
 
     runs = _runs(args)
-    numbers = study.analyse_maps(
-        runs,
-        alpha=args.alpha,
-        height_control=args.height_control,
-        two_sided=not args.one_sided,
-        frames=args.frames,
-        quiet=args.quiet,
-    )
+    with study.locked(args.dataset):
+        numbers = study.analyse_maps(
+            runs,
+            alpha=args.alpha,
+            height_control=args.height_control,
+            top=args.top,
+            two_sided=not args.one_sided,
+            frames=args.frames,
+            quiet=args.quiet,
+        )
+        summary = study.read_summary(args.dataset)
+        if "tasks" in summary and args.frames == "trial":  # the report reads maps and numbers
+            study.update_summary(args.dataset, tasks={**summary["tasks"], **numbers})
+        bids.clear_work(args.dataset)
     text = study.table({"tasks": numbers})
     if args.frames == "token":
         rate = glm.token_level(runs[0]).summary()
@@ -307,9 +315,12 @@ def _add_report(commands: Any) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from llm2nifti import report
+    from llm2nifti import bids, report, study
 
-    path = report.write(args.dataset, quiet=args.quiet)
+    bids.runs(args.dataset)  # a folder without runs stays as it is
+    with study.locked(args.dataset):
+        path = report.write(args.dataset, quiet=args.quiet)
+        bids.clear_work(args.dataset)
     _print(args, {"report": str(path)}, str(path))
 
 

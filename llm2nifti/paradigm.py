@@ -116,7 +116,7 @@ def blocks(
     Examples
     --------
     >>> blocks("pathology", n_blocks=2, trials_per_block=4)
-    Paradigm: task pathology, run 1, 8 task and 8 control trials of 4 frames in 5 blocks
+    Paradigm: task pathology, run 1, 8 task and 8 control trials of 8 frames in 5 blocks
     """
     sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
     for name, value in sizes.items():
@@ -171,6 +171,8 @@ def experiment(
     ParadigmError
         If the stimuli run out: the message says how many are needed.
     """
+    if seed < 0:
+        raise ParadigmError(f"seed is {seed}; it must be 0 or more")
     if n_runs < 1:
         raise ParadigmError(f"n_runs is {n_runs}; it must be at least 1")
     twice = [task for i, task in enumerate(tasks) if task in tasks[:i]]

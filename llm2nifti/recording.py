@@ -86,6 +86,18 @@ class Recording:
         )
 
 
+def _reserve(path: Path, n_bytes: int) -> None:
+    """Reserve a file's space: a full disk must be an error now, not a crash in a page fault."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        file.seek(size - n_bytes)  # macOS and Windows: the new array is all zeros, write them
+        for start in range(0, n_bytes, 1 << 24):
+            file.write(bytes(min(1 << 24, n_bytes - start)))
+
+
 class Journal:
     """Values of an unfinished recording, written batch by batch so that it can be resumed.
 
@@ -125,9 +137,7 @@ class Journal:
         else:
             self._lines.unlink(missing_ok=True)
             self.values = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-            # Reserve the space now: a full disk must be an error here, not a crash in a page fault.
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            _reserve(path, self.values.nbytes)
             temporary = plan_path.with_suffix(".tmp")
             temporary.write_text(text, "utf-8")
             temporary.rename(plan_path)

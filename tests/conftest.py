@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# Before transformers is imported: a test never waits for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from llm2nifti import bids, cli, models, stimuli
 

@@ -222,3 +222,30 @@ def test_missing_runs_and_models_are_named(dataset, tmp_path):
     with pytest.raises(bids.NoSuchRunError, match="name one: other, tinyModel1"):
         bids.read(dataset, task="pathology")
     assert bids.read(dataset, task="pathology", subject="other").subject == "other"
+
+
+def test_overwriting_a_run_removes_what_was_made_of_it(dataset):
+    run = bids.read(dataset, task="pathology")
+    derived = [run.paths.stat_map("t"), run.paths.stat_map("t", only_run=True)]
+    derived += [run.paths.network(), dataset / bids.SUMMARY]
+    kept = bids.read(dataset, task="archeology").paths.stat_map("t")
+    for path in [*derived, kept]:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"old")
+    bids.write(make_recording("pathology", 1, seed=9), dataset, overwrite=True)
+    assert not [path for path in derived if path.exists()]
+    assert kept.exists()
+
+
+def test_remove_dataset_leaves_subjects_of_others(dataset):
+    other = dataset / "sub-human" / "func" / "x.nii"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    bids.remove_dataset(dataset)
+    assert [p for p in dataset.rglob("*") if p.is_file()] == [other]
+
+
+def test_text_that_looks_like_numbers_stays_text(tmp_path):
+    recording = make_recording(responses=["007"] * make_recording().paradigm.n_trials)
+    bids.write(recording, tmp_path)
+    assert set(bids.read(tmp_path, task="pathology").events["response"]) == {"007"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests_support import make_dataset
 
-from llm2nifti import cli
+from llm2nifti import cli, study
 
 COMMANDS = ["run", "scan", "glm", "networks", "null", "report", "where", "models", "stimuli"]
 README = Path(__file__).parents[1] / "README.md"
@@ -118,6 +118,11 @@ def test_every_threshold_runs(method, dataset, capsys):
         (["glm", "{ds}", "--task", "astrology"], "'astrology'"),
         (["glm", "{ds}", "--frames", "word"], "'word'"),
         (["networks", "{ds}", "--subject", "nobody"], "'nobody'"),
+        (["glm", "{ds}", "--height-control", "permutation", "--alpha", "0"], "alpha is 0.0"),
+        (["glm", "{ds}", "--height-control", "permutation", "--one-sided"], "two-sided"),
+        (["null", "{ds}", "--n", "0"], "0 relabellings"),
+        (["scan", "{empty}", "--seed", "-1"], "seed is -1"),
+        (["run", "{empty}", "--n-null", "0"], "0 relabellings"),
         (["where", "{ds}", "999", "0", "0"], "no unit at mm"),
         (["where", "{ds}", "1"], "1 coordinates"),
         (["where", "{ds}", "--unit", "h.9.mlp:3"], "h.9.mlp:3"),
@@ -163,3 +168,20 @@ def test_models_and_stimuli_are_listed(capsys):
     assert json.loads(out)[0]["name"] == "smollm2-135m"
     _, out, _ = call(capsys, "stimuli")
     assert "randomstrings" in out
+
+
+def test_glm_with_another_threshold_keeps_summary_and_maps_together(dataset, tmp_path, capsys):
+    copy = tmp_path / "ds"
+    shutil.copytree(dataset, copy)
+    study.analyse(copy, n_null=3, quiet=True)
+    args = ["glm", copy, "--height-control", "top", "--top", "0.2", "--quiet"]
+    assert call(capsys, *args)[0] == 0
+    tasks = study.read_summary(copy)["tasks"]
+    assert {numbers["threshold"] for numbers in tasks.values()} == {"top 20.0% by t, two-sided"}
+    assert call(capsys, "report", copy, "--quiet")[0] == 0
+
+
+def test_one_sided_networks_hold_no_unit_that_responds_less(dataset, capsys):
+    args = ["glm", dataset, "--height-control", "fpr", "--one-sided", "--json", "--quiet"]
+    _, out, _ = call(capsys, *args)
+    assert all(numbers["n_less"] == 0 for numbers in json.loads(out).values())

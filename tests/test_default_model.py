@@ -9,7 +9,6 @@ from nilearn.glm.first_level import FirstLevelModel, first_level_from_bids
 from test_report import check_page, needs_browser
 
 from llm2nifti import bids, geometry, stimuli, study
-from llm2nifti.study.analysis import map_path, network_path
 
 pytestmark = pytest.mark.real_model
 
@@ -62,7 +61,7 @@ def test_networks_in_the_summary_are_those_on_disk(real_dataset):
     root, _ = real_dataset
     summary = study.read_summary(root)
     for run in [r for r in bids.read_all(root) if r.run == 1]:
-        mask = nib.load(network_path(run.paths, only_run=False))
+        mask = nib.load(run.paths.network())
         assert (geometry.from_img(run.brain, mask) > 0).sum() == summary["tasks"][run.task][
             "n_active"
         ]
@@ -94,7 +93,7 @@ def test_plain_nilearn_gives_the_maps_of_one_run(real_dataset):
     plain = geometry.from_img(
         run.brain, model.compute_contrast("randomstrings", output_type="stat")
     )
-    ours = geometry.from_img(run.brain, nib.load(map_path(run.paths, "t", only_run=False)))
+    ours = geometry.from_img(run.brain, nib.load(run.paths.stat_map("t")))
     # Question frames are not modelled here, so the maps are alike and not equal.
     assert np.corrcoef(plain, ours)[0, 1] > 0.95
 

@@ -139,8 +139,7 @@ def test_pickled_weights_are_refused(tiny_folders, tmp_path):
         models.load(str(folder))
 
 
-def test_unknown_name_says_what_to_do(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_unknown_name_says_what_to_do():
     with pytest.raises(models.ModelError) as info:
         models.load("nobody/no-such-model")
     assert "nobody/no-such-model" in str(info.value)

@@ -156,7 +156,9 @@ def test_sampling_depends_on_seed_and_trial_but_not_on_the_batch(tiny_model):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4000, 1)
-    sampler = scanner.operator.OwnGenerators(temperature=1.0, seed=0, trials=range(4000))
+    sampler = scanner.operator.OwnGenerators(
+        temperature=1.0, seed=0, stim_ids=[f"s{i}" for i in range(4000)]
+    )
     share = torch.bincount(sampler(None, logits).argmax(-1), minlength=3) / 4000
     np.testing.assert_allclose(share, logits[0].softmax(-1), atol=0.03)
 
@@ -221,3 +223,42 @@ def test_bad_settings_are_named(settings, message):
 def test_replay_of_another_size_is_refused(tiny_model):
     with pytest.raises(scanner.ScanError, match="replay has 1 trials"):
         scan(tiny_model, small_design(), replay=[[1, 2]])
+
+
+def test_decoding_options_of_the_model_itself_are_put_aside(tiny_folders):
+    model = models.load(str(tiny_folders["llama"]))
+    plain = scan(model, small_design())
+    own = model.module.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size = 5.0, 1
+    again = scan(model, small_design())
+    assert list(again.tokens["token_id"]) == list(plain.tokens["token_id"])
+    assert model.module.generation_config is own
+
+
+def test_runs_sample_independently_of_each_other(tiny_model):
+    designs = paradigm.experiment(
+        ["pathology"], n_runs=2, n_blocks=2, trials_per_block=2, n_frames=4
+    )
+    prompt = designs[0].trials["prompt"].iloc[0]
+    same = [dataclasses.replace(d, trials=d.trials.assign(prompt=prompt)) for d in designs]
+    runs = [scan(tiny_model, design, temperature=2.0) for design in same]
+    assert list(runs[0].tokens["token_id"]) != list(runs[1].tokens["token_id"])
+
+
+def test_regex_records_blocks_and_leaves_by_their_whole_name(tiny_model):
+    result = scan(
+        tiny_model, small_design(n_frames=1), sites=r"regex:model\.layers\.1(\.mlp\.up_proj)?"
+    )
+    assert [s.module for s in result.brain.sites] == [
+        "model.layers.1.mlp.up_proj",
+        "model.layers.1",
+    ]
+    check_against_naive(tiny_model, result, is_chat=False)
+
+
+def test_check_names_the_prompt_without_recording(tiny_model):
+    design = small_design()
+    scanner.check(tiny_model, design, scanner.Settings())
+    trials = design.trials.assign(prompt="word " * 300)
+    with pytest.raises(scanner.ScanError, match="reads at most 128"):
+        scanner.check(tiny_model, dataclasses.replace(design, trials=trials), scanner.Settings())

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_tiny
+from tests_support import make_dataset
 
 from llm2nifti import bids, glm, study
-from llm2nifti.study import scanning
-from llm2nifti.study.scanning import Design, ModelChoice, Plan, StudyError
+from llm2nifti.scanner import ScanError
+from llm2nifti.study import StudyError, scanning
+from llm2nifti.study.scanning import Design, ModelChoice, Plan
 
 SIZES = ["--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4", "--n-frames", "2"]
 TASKS = ["--task", "pathology", "--task", "archeology", "--batch-size", "6", "--n-null", "5"]
@@ -85,6 +88,7 @@ def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL if stage % 2 else signal.SIGINT)
     process.communicate()
+    assert process.returncode == (-signal.SIGKILL if stage % 2 else 1)  # not finished by itself
     again = subprocess.run(
         command(tiny_folders["llama"], root), capture_output=True, text=True, check=False
     )
@@ -100,7 +104,7 @@ def test_a_finished_run_is_not_scanned_again(uninterrupted, tiny_folders, tmp_pa
     shutil.copytree(uninterrupted[0], root)
     bold = next((root / "sub-tinyllama" / "func").glob("*_bold.nii"))
     before = bold.stat().st_mtime_ns
-    scanning.scan(root, _plan_of(root, tiny_folders), quiet=True)
+    study.scan(root, _plan_of(root, tiny_folders), quiet=True)
     assert bold.stat().st_mtime_ns == before
 
 
@@ -115,21 +119,21 @@ def test_other_settings_are_refused_and_named(uninterrupted, tiny_folders, tmp_p
     root = tmp_path / "ds"
     shutil.copytree(uninterrupted[0], root)
     with pytest.raises(StudyError, match=r"design\.trials_per_block was 4, now 3"):
-        scanning.scan(root, small_plan(tiny_folders["llama"], trials_per_block=3), quiet=True)
+        study.scan(root, small_plan(tiny_folders["llama"], trials_per_block=3), quiet=True)
 
 
 def test_overwrite_starts_anew(tiny_folders, tmp_path):
     plan = small_plan(tiny_folders["llama"], tasks=("pathology",))
-    scanning.scan(tmp_path / "ds", plan, quiet=True)
+    study.scan(tmp_path / "ds", plan, quiet=True)
     other = small_plan(tiny_folders["llama"], tasks=("archeology",))
-    scanning.scan(tmp_path / "ds", other, overwrite=True, quiet=True)
+    study.scan(tmp_path / "ds", other, overwrite=True, quiet=True)
     assert set(bids.runs(tmp_path / "ds")["task"]) == {"archeology"}
 
 
 def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from llm2nifti.study.scanning import locked\n"
+        "from llm2nifti.study import locked\n"
         f"with locked(Path({str(tmp_path / 'ds')!r})):\n"
         "    print('locked', flush=True); time.sleep(60)"
     )
@@ -137,7 +141,7 @@ def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
     try:
         assert holder.stdout.readline() == "locked\n"
         with pytest.raises(StudyError, match="another llm2nifti is writing"):
-            scanning.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
+            study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
     finally:
         holder.kill()
         holder.communicate()
@@ -145,7 +149,7 @@ def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
 
 def test_bad_sizes_change_nothing_on_disk(tiny_folders, tmp_path):
     with pytest.raises(ValueError, match="needs"):
-        scanning.scan(tmp_path / "ds", small_plan(tiny_folders["llama"], n_runs=99), quiet=True)
+        study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"], n_runs=99), quiet=True)
     assert not (tmp_path / "ds").exists()
 
 
@@ -176,7 +180,7 @@ def test_full_disk_is_one_clear_line(tiny_folders, tmp_path):
 
 def test_unwritable_folder_is_one_clear_line(tiny_folders):
     with pytest.raises(StudyError, match="cannot write to"):
-        scanning.scan(Path("/proc/ds"), small_plan(tiny_folders["llama"]), quiet=True)
+        study.scan(Path("/proc/ds"), small_plan(tiny_folders["llama"]), quiet=True)
 
 
 def test_tasks_with_the_same_label_are_refused(tiny_folders, tmp_path):
@@ -184,14 +188,14 @@ def test_tasks_with_the_same_label_are_refused(tiny_folders, tmp_path):
     own.write_text("task\tprompt\n" + "".join(f"my-task\ta{i}\nmy task\tb{i}\n" for i in range(40)))
     plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
     with pytest.raises(StudyError, match="same BIDS label 'mytask'"):
-        scanning.scan(tmp_path / "ds", plan, quiet=True)
+        study.scan(tmp_path / "ds", plan, quiet=True)
 
 
 def test_own_stimuli_work_end_to_end(tiny_folders, tmp_path):
     own = tmp_path / "mine.tsv"
     own.write_text("task\tprompt\n" + "".join(f"birds!\tWhich bird is {i}?\n" for i in range(40)))
     plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
-    scanning.scan(tmp_path / "ds", plan, quiet=True)
+    study.scan(tmp_path / "ds", plan, quiet=True)
     run = bids.read(tmp_path / "ds", task="birds!", run=2)
     assert run.events.loc[run.events["trial_type"] == "birds", "prompt"].str.contains("bird").all()
 
@@ -202,11 +206,11 @@ def test_maps_on_disk_equal_a_fit_of_the_dataset(uninterrupted):
     root, _ = uninterrupted
     runs = [run for run in bids.read_all(root) if run.task == "pathology"]
     expected = glm.fit(runs).contrast("pathology - control")
-    path = study.analysis.map_path(runs[0].paths, "t", only_run=False)
+    path = runs[0].paths.stat_map("t")
     np.testing.assert_allclose(
         nib.load(path).get_fdata(), expected.t_img.get_fdata(), rtol=1e-5, atol=1e-5
     )
-    network = nib.load(study.analysis.network_path(runs[0].paths, only_run=False))
+    network = nib.load(runs[0].paths.network())
     assert network.get_fdata().sum() == study.read_summary(root)["tasks"]["pathology"]["n_active"]
 
 
@@ -216,3 +220,63 @@ def test_untrained_copy_is_shown_the_trained_models_tokens(uninterrupted):
     untrained = bids.read(root, task="pathology", subject="tiny-llama-untrained")
     assert list(trained.tokens["token_id"]) == list(untrained.tokens["token_id"])
     assert not np.allclose(trained.values(), untrained.values())
+
+
+def test_runs_of_another_origin_are_not_mixed_in(tiny_folders, tmp_path):
+    make_dataset(tmp_path / "ds")
+    with pytest.raises(StudyError, match="not made by llm2nifti scan"):
+        study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
+
+
+def test_an_edited_stimulus_file_is_noticed(tiny_folders, tmp_path):
+    own = tmp_path / "mine.tsv"
+    rows = [f"birds\tWhich bird is {i}?\n" for i in range(40)]
+    own.write_text("task\tprompt\n" + "".join(rows))
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
+    study.scan(tmp_path / "ds", plan, quiet=True)
+    own.write_text("task\tprompt\n" + "".join(rows) + "birds\tWhich bird sings?\n")
+    with pytest.raises(StudyError, match="stimuli_sha256"):
+        study.scan(tmp_path / "ds", plan, quiet=True)
+
+
+def test_changed_weights_are_noticed_before_a_run_is_resumed(tiny_folders, tmp_path):
+    folder = tmp_path / "tiny-llama"
+    shutil.copytree(tiny_folders["llama"], folder)
+    plan = small_plan(folder, tasks=("pathology",))
+    study.scan(tmp_path / "ds", plan, quiet=True)
+    next((tmp_path / "ds").rglob("*_run-2_*desc-trial_bold.json")).unlink()
+    make_tiny(folder, rope_theta=500.0, tie_word_embeddings=True)
+    with pytest.raises(StudyError, match="weights of tiny-llama changed"):
+        study.scan(tmp_path / "ds", plan, quiet=True)
+
+
+def test_too_long_prompts_are_named_with_their_row_before_the_scan(tiny_folders, tmp_path):
+    own = tmp_path / "mine.tsv"
+    rows = [f"birds\tWhich bird is {i}?\n" for i in range(16)]
+    own.write_text("task\tprompt\n" + "".join(rows[:15]) + f"birds\t{'long ' * 200}\n")
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
+    with pytest.raises(ScanError, match=r"'birds-0016'.*mine\.tsv row 17"):
+        study.scan(tmp_path / "ds", plan, quiet=True)
+    assert not list((tmp_path / "ds").rglob("*_bold.nii"))
+
+
+def test_one_task_is_analysed_and_reported_without_comparisons(tiny_folders, tmp_path):
+    plan = small_plan(tiny_folders["llama"], tasks=("pathology",), trials_per_block=8)
+    report = study.run(tmp_path / "ds", plan, n_null=3, quiet=True)
+    summary = study.read_summary(tmp_path / "ds")
+    assert summary["similarity"]["cross_task_r"] is None
+    assert "identification" not in summary
+    assert report.exists()
+
+
+def test_comparisons_of_an_unfinished_dataset_are_refused(tmp_path):
+    root = make_dataset(tmp_path / "ds")
+    next(root.rglob("*task-pathology_run-2_*desc-trial_bold.json")).unlink()
+    with pytest.raises(ValueError, match="same 2 or more runs of every task"):
+        study.analyse_similarity(bids.read_all(root), quiet=True)
+
+
+def test_no_relabelling_is_refused_before_the_scan(tiny_folders, tmp_path):
+    with pytest.raises(ValueError, match="0 relabellings"):
+        study.run(tmp_path / "ds", small_plan(tiny_folders["llama"]), n_null=0)
+    assert not (tmp_path / "ds").exists()

@@ -2,6 +2,7 @@
 
 from llm2nifti.bids.dataset import (
     DERIVATIVES,
+    SUMMARY,
     VALIDATOR_CONFIG,
     check_folder,
     remove_dataset,
@@ -31,6 +32,7 @@ from llm2nifti.bids.writing import RunPaths, clear_work, write
 
 __all__ = [
     "DERIVATIVES",
+    "SUMMARY",
     "VALIDATOR_CONFIG",
     "WORK",
     "ExistsError",

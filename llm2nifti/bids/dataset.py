@@ -14,6 +14,7 @@ from llm2nifti.stimuli import CONTROL
 
 BIDS_VERSION = "1.10.0"
 DERIVATIVES = Path("derivatives") / "llm2nifti"
+SUMMARY = DERIVATIVES / "summary.json"
 VALIDATOR_CONFIG = ".bids-validator-config.json"
 AUTHORS = ["The llm2nifti developers", "The authors of the scanned model"]
 PAPER = (
@@ -112,8 +113,11 @@ def remove_dataset(root: Path) -> None:
     check_folder(root)
     if not _is_ours(root):
         return
-    for path in [*root.glob("sub-*"), root / DERIVATIVES]:
-        shutil.rmtree(path, ignore_errors=True)
+    people = root / "participants.tsv"
+    ours = list(read_tsv(people)["participant_id"]) if people.exists() else []
+    for path in [*(root / name for name in ours), root / DERIVATIVES]:
+        if path.exists():
+            shutil.rmtree(path)
     single = ["README.md", "participants.tsv", "participants.json", ".bidsignore"]
     single += [VALIDATOR_CONFIG, "code/llm2nifti_plan.json", "dataset_description.json"]
     for path in [*root.glob("task-*_events.json"), *(root / name for name in single)]:
@@ -124,7 +128,7 @@ def remove_dataset(root: Path) -> None:
 
 
 def _is_ours(root: Path) -> bool:
-    """Whether a folder has our description, which is written last."""
+    """Whether a folder has our description, which is written first."""
     path = root / "dataset_description.json"
     return path.exists() and '"llm2nifti"' in path.read_text("utf-8")
 

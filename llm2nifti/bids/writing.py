@@ -73,6 +73,23 @@ class RunPaths:
         folder = self.root / DERIVATIVES / f"sub-{self.subject}" / "anat"
         return folder / f"sub-{self.subject}_space-{self.space}_{ending}"
 
+    def stat_map(self, stat: str, *, only_run: bool = False) -> Path:
+        """Statistical map of this run, or of all runs of its task together."""
+        run = f"_run-{self.run}" if only_run else ""
+        name = (
+            f"sub-{self.subject}_task-{self.task}{run}_space-{self.space}"
+            f"_contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
+        )
+        return self.trial_bold.parent / name
+
+    def network(self, *, only_run: bool = False, desc: str = "network") -> Path:
+        """Network mask: under ``anat``, because nilearn takes every mask under ``func``."""
+        run = f"_run-{self.run}" if only_run else ""
+        name = (
+            f"sub-{self.subject}{run}_space-{self.space}_label-{self.task}_desc-{desc}_mask.nii.gz"
+        )
+        return self.anat("").parent / name
+
     @property
     def bold(self) -> Path:
         """Token-level 4D image."""
@@ -145,11 +162,17 @@ def write(
 def _remove(paths: RunPaths) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
     paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
-    for folder in (paths.bold.parent, paths.trial_bold.parent):
-        if folder.exists():
-            for file in folder.glob(f"{paths.raw('').name}*"):
-                if "_statmap" not in file.name:
-                    file.unlink()
+    derived = paths.root / DERIVATIVES
+    old = [
+        *paths.bold.parent.glob(f"{paths.raw('').name}*"),
+        *paths.trial_bold.parent.glob(f"{paths.raw('').name}*"),
+        # What was made of all runs of the task no longer fits, nor does the summary.
+        *paths.trial_bold.parent.glob(f"sub-{paths.subject}_task-{paths.task}_space-*_statmap.*"),
+        *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
+        *(derived / name for name in ("summary.json", "report.html")),
+    ]
+    for file in old:
+        file.unlink(missing_ok=True)
 
 
 def _events(recording: Recording, task: str) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from llm2nifti.glm.fitting import (
 from llm2nifti.glm.nulls import (
     N_RELABELLINGS,
     NullRates,
+    check_count,
     pseudo_tasks,
     relabelled,
     shuffled_maps,
@@ -33,6 +34,7 @@ __all__ = [
     "NullRates",
     "RunLike",
     "StatMaps",
+    "check_count",
     "constant_units",
     "contrast_vector",
     "delete_block_maps",

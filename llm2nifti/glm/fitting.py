@@ -240,7 +240,8 @@ def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Cont
     """Contrast of one run from its (n_trials, n_units) array, by nilearn's `run_glm`.
 
     The same numbers as `fit`, without images: for resampling. Contrasts of several runs add up
-    (``a + b``) as nilearn's fixed effects do; ``.stat()`` gives t.
+    (``a + b``) as nilearn's fixed effects do; ``.stat()`` gives t. A unit that is constant in this
+    run adds nothing to the sum, where `fit` leaves it out of all runs.
     """
     design = design_matrix(events)
     vector = contrast_vector(design, definition)
@@ -314,4 +315,6 @@ def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant units have no p value
         result: Any = stats.ttest_ind(np.concatenate(on), np.concatenate(off), equal_var=False)
-    return float(((np.nan_to_num(result.pvalue, nan=1.0) < alpha) != (maps.p() < alpha)).mean())
+    analysed = geometry.from_img(maps.brain, maps.mask_img) > 0
+    differs = (np.nan_to_num(result.pvalue, nan=1.0) < alpha) != (maps.p() < alpha)
+    return float(differs[analysed].mean())

@@ -52,6 +52,12 @@ class NullRates:
         }
 
 
+def check_count(n: int) -> None:
+    """Raise DesignError unless there is at least one relabelling."""
+    if n < 1:
+        raise DesignError(f"{n} relabellings asked for; use at least 1, better 200")
+
+
 def t_of_labels(
     values: NDArray, labels: NDArray, confounds: NDArray | None = None
 ) -> NDArray[np.float64]:
@@ -108,6 +114,7 @@ def relabelled(
     NullRates
         Expected: 4–6 % below .05, .05–.2 % below .001, FDR discoveries in about 5 %.
     """
+    check_count(n)
     rng = np.random.default_rng(seed)
     rates = []
     shares = [len(part) for part in np.array_split(np.arange(n), len(runs))]

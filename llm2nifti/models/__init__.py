@@ -24,6 +24,7 @@ from llm2nifti.models.cache import (
     cache_folder,
     fetch,
     is_cached,
+    sha256,
     weights_hash,
 )
 from llm2nifti.models.sites import NoSuchSiteError, find_sites, skipped, weight_norms
@@ -237,7 +238,10 @@ def _from_pretrained(source: dict, dtype: torch.dtype, seed: int | None) -> tupl
             config = AutoConfig.from_pretrained(**source)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, trust_remote_code=source["trust_remote_code"]
+                )
+                return model, tokenizer
     finally:
         if bars_were_on:
             logging.enable_progress_bar()
@@ -268,7 +272,7 @@ def _hash(folder: Path, module: Any) -> str:
     if folder.is_dir():
         return weights_hash(folder)
     if folder.is_file():
-        return weights_hash(folder.parent)
+        return sha256(folder)
     return f"hub commit {getattr(module.config, '_commit_hash', None) or 'unknown'}"
 
 

@@ -58,8 +58,17 @@ def find_sites(model: nn.Module, anatomy: Anatomy, spec: str = "default") -> tup
         head = _head_name(model)
         return _leaf_sites(model, anatomy, lambda name: name != head)
     if spec.startswith("regex:"):
-        pattern = re.compile(spec.removeprefix("regex:"))
-        sites = _leaf_sites(model, anatomy, lambda name: bool(pattern.fullmatch(name)))
+        try:
+            pattern = re.compile(spec.removeprefix("regex:"))
+        except re.error as error:
+            raise NoSuchSiteError(f"{spec!r} is not a regular expression: {error}") from None
+        leaves = _leaf_sites(model, anatomy, lambda name: bool(pattern.fullmatch(name)))
+        blocks = [
+            Site("resid", layer, block.name, anatomy.width)
+            for layer, block in enumerate(anatomy.blocks, start=1)
+            if pattern.fullmatch(block.name)
+        ]
+        sites = tuple(sorted([*leaves, *blocks], key=lambda site: site.layer))
         if not sites:
             names = ", ".join(leaf.name for leaf in anatomy.leaves[:6])
             raise NoSuchSiteError(

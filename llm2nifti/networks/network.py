@@ -211,6 +211,8 @@ def threshold_by_permutation(
     """
     from nilearn.mass_univariate import permuted_ols
 
+    if not 0 < alpha < 1:
+        raise ThresholdError(f"alpha is {alpha}; it must lie between 0 and 1")
     if n_perm + 1 < 1 / alpha:
         raise ThresholdError(f"n_perm is {n_perm}; alpha {alpha:g} needs at least {1 / alpha:.0f}")
     varies = np.ptp(values, axis=0) > 0

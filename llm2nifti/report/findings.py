@@ -68,6 +68,8 @@ def result_sentences(summary: Summary) -> list[str]:
             f"{percent(named['trials']['chance'])}."
         )
     relabelled, pseudo = summary["null"]["relabelled"], summary["null"]["pseudo_tasks"]
+    if "below_05" not in relabelled:
+        return out
     text = (
         f"Where nothing is there to find, {percent(relabelled['below_05'])} of the units have "
         f"p < .05 ({count(relabelled['n_relabellings'])} relabellings of control prompts)"
@@ -87,9 +89,9 @@ def distinctness_sentence(similarity: Summary) -> str:
     if len(similarity["tasks"]) < 2:
         return text + "."
     cross = _with_interval(similarity, "cross_task_r", similarity["cross_task_r"])
-    difference = _with_interval(similarity, "difference", similarity["difference"])
+    difference = _with_interval(similarity, "same_minus_cross", similarity["same_minus_cross"])
     text += f", maps of different tasks at {cross}. The difference is {difference}"
-    estimate = similarity.get("intervals", {}).get("difference")
+    estimate = similarity.get("intervals", {}).get("same_minus_cross")
     if not estimate:
         return text + "."
     if estimate["low"] > 0 or estimate["high"] < 0:
@@ -112,7 +114,7 @@ def baseline_rows(summary: Summary) -> list[Row]:
     r_names = {
         "same_task_r": ("Correlation of maps, same task", chance),
         "cross_task_r": ("Correlation of maps, different tasks", NONE),
-        "difference": ("Same task minus different tasks", "0"),
+        "same_minus_cross": ("Same task minus different tasks", "0"),
     }
     rows = [
         {
@@ -264,6 +266,8 @@ def null_rows(null: Summary) -> list[Row]:
 def calibration_sentence(null: Summary) -> str:
     """Whether relabelled controls give the rates that a calibrated test gives."""
     rates = null["relabelled"]
+    if "below_05" not in rates:
+        return f"Not possible here: {rates.get('not_possible', 'no rates in the summary')}."
     inside = {name: low <= rates[name] <= high for name, (low, high) in _RANGES.items()}
     words = {True: "inside", False: "outside"}
     text = (

@@ -12,7 +12,6 @@ import numpy as np
 
 from llm2nifti import bids, geometry
 
-SUMMARY = bids.DERIVATIVES / "summary.json"
 _NEEDED = ("design", "model", "null", "tasks", "versions")
 
 
@@ -102,7 +101,7 @@ def read_source(root: Path | str) -> Source:
         If there is no summary, or it has no numbers to report.
     """
     root = Path(root)
-    path = root / SUMMARY
+    path = root / bids.SUMMARY
     advice = f"run: llm2nifti run {root}"
     if not path.exists():
         raise ReportError(f"{path} is missing, so there is nothing to report; {advice}")
@@ -129,9 +128,9 @@ def read_task_map(source: Source, task: str) -> TaskMap:
     """Read the map and the network of a task; raises ReportError if a file is missing."""
     paths = source.first_run(task).paths
     brain = source.brain
-    t_img = _load(_map_path(paths), source.root)
+    t_img = _load(paths.stat_map("t"), source.root)
     t = np.asarray(geometry.from_img(brain, t_img), float)
-    active = geometry.from_img(brain, _load(_network_path(paths), source.root)) > 0
+    active = geometry.from_img(brain, _load(paths.network(), source.root)) > 0
     best = int(np.abs(t).argmax())
     return TaskMap(
         task=task,
@@ -141,20 +140,6 @@ def read_task_map(source: Source, task: str) -> TaskMap:
         peak=geometry.locate(brain, brain.voxels[best].tolist(), voxel=True),
         peak_t=float(t[best]),
     )
-
-
-def _map_path(paths: bids.RunPaths) -> Path:
-    """T map of a task over all of its runs, as the analysis names it."""
-    name = (
-        f"sub-{paths.subject}_task-{paths.task}_space-{paths.space}"
-        f"_contrast-{paths.task}VsControl_stat-t_statmap.nii.gz"
-    )
-    return paths.trial_bold.parent / name
-
-
-def _network_path(paths: bids.RunPaths) -> Path:
-    """Network mask of a task over all of its runs."""
-    return paths.anat(f"label-{paths.task}_desc-network_mask.nii.gz")
 
 
 def _load(path: Path, root: Path) -> nib.Nifti1Image:

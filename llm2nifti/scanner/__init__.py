@@ -27,7 +27,7 @@ from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording
 from llm2nifti.scanner.operator import Operator
 from llm2nifti.scanner.settings import ScanError, Settings
 
-__all__ = ["ScanError", "Settings", "scan"]
+__all__ = ["ScanError", "Settings", "check", "scan"]
 
 
 def scan(
@@ -71,14 +71,12 @@ def scan(
     --------
     >>> from llm2nifti import models, paradigm, scanner  # doctest: +SKIP
     >>> scanner.scan(models.load(), paradigm.blocks("pathology"))  # doctest: +SKIP
-    Recording: task pathology, run 1, 56 trials x 4 frames x 52992 units
+    Recording: task pathology, run 1, 56 trials x 8 frames x 52992 units
     """
     settings = settings or Settings()
     brain = layout(model.sites(settings.sites))
-    rendered = model.render(list(paradigm.trials["prompt"]), settings.template)
+    rendered, encoded = _read_prompts(model, paradigm, settings)
     is_chat = rendered != list(paradigm.trials["prompt"])
-    encoded = model.encode(rendered, rendered=is_chat)
-    _check_lengths(model, paradigm, encoded)
     _check_replay(paradigm, replay)
     info = _provenance(model, settings, is_chat=is_chat, replayed=replay is not None)
     plan = {
@@ -94,7 +92,8 @@ def scan(
         folder = temporary.name
     shape = (paradigm.n_trials, paradigm.n_frames, brain.n_units)
     journal = Journal(Path(folder), shape, plan)
-    operator = Operator(model, brain, settings, encoded, replay)
+    stim_ids = list(paradigm.trials["stim_id"])
+    operator = Operator(model, brain, settings, encoded=encoded, stim_ids=stim_ids, replay=replay)
     with _progress(paradigm, on_trials) as advance:
         _run_batches(operator, journal, settings.batch_size, advance)
     rows = journal.rows()
@@ -109,6 +108,22 @@ def scan(
         norms=model.weight_norms(brain.sites),
         owner=temporary,
     )
+
+
+def check(model: LanguageModel, paradigm: Paradigm, settings: Settings) -> None:
+    """Raise ScanError if a prompt of the paradigm can't be shown to the model."""
+    _read_prompts(model, paradigm, settings)
+
+
+def _read_prompts(
+    model: LanguageModel, paradigm: Paradigm, settings: Settings
+) -> tuple[list[str], list[list[int]]]:
+    """Rendered prompts and their tokens, which fit the model's context."""
+    prompts = list(paradigm.trials["prompt"])
+    rendered = model.render(prompts, settings.template)
+    encoded = model.encode(rendered, rendered=rendered != prompts)
+    _check_lengths(model, paradigm, encoded)
+    return rendered, encoded
 
 
 def _run_batches(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, cast
 
@@ -23,10 +24,13 @@ class Operator:
         model: LanguageModel,
         brain: ModelBrain,
         settings: Settings,
+        *,
         encoded: list[list[int]],
+        stim_ids: Sequence[str],
         replay: Sequence[Sequence[int]] | None,
     ) -> None:
         self.model = model
+        self.stim_ids = stim_ids
         self.settings = settings
         self.encoded = encoded
         self.replay = replay
@@ -104,7 +108,7 @@ class Operator:
         points = dict.fromkeys([*self.slices, self.stream])
         counter = self.model.module.register_forward_pre_hook(next_step)
         try:
-            with tap(self.model.module, points, store):
+            with tap(self.model.module, points, store), _plain_decoding(self.model.module):
                 result = self.model.module.generate(
                     ids,
                     attention_mask=mask,
@@ -120,8 +124,8 @@ class Operator:
         """Sampling with one generator a trial, or nothing for greedy decoding."""
         if self.settings.temperature == 0:
             return []
-        numbers = range(trials.start, trials.stop)
-        return [OwnGenerators(self.settings.temperature, self.settings.seed, numbers)]
+        names = self.stim_ids[trials]
+        return [OwnGenerators(self.settings.temperature, self.settings.seed, names)]
 
     @torch.no_grad()
     def _force(
@@ -183,16 +187,33 @@ class Operator:
         return rows
 
 
+@contextmanager
+def _plain_decoding(module: torch.nn.Module) -> Iterator[None]:
+    """Put the model's own decoding options (penalties, beams, ...) aside, then back.
+
+    transformers fills every option that a call leaves open from them.
+    """
+    from transformers import GenerationConfig
+
+    own: Any = module.generation_config
+    module.generation_config = GenerationConfig(bos_token_id=own.bos_token_id)
+    try:
+        yield
+    finally:
+        module.generation_config = own
+
+
 class OwnGenerators:
     """Logits processor that samples with one random generator a trial (the Gumbel-max trick).
 
     Adding Gumbel noise to ``logits / temperature`` and taking the largest is a draw from the
-    softmax; with a generator a trial the draw does not depend on the other trials of the batch.
+    softmax; with a generator a trial the draw does not depend on the other trials of the batch. The
+    prompt's identifier is part of the seed: trials of different runs draw independently.
     """
 
-    def __init__(self, temperature: float, seed: int, trials: range) -> None:
+    def __init__(self, temperature: float, seed: int, stim_ids: Sequence[str]) -> None:
         self.temperature = temperature
-        self.generators = [np.random.default_rng([seed, trial]) for trial in trials]
+        self.generators = [np.random.default_rng([seed, *name.encode()]) for name in stim_ids]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return noisy scores (n_trials, vocabulary)."""

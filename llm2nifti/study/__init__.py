@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from llm2nifti import bids, glm
 from llm2nifti.bids import Run
+from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.study.analysis import (
     analyse_identification,
     analyse_maps,
@@ -17,8 +18,8 @@ from llm2nifti.study.analysis import (
     analyse_similarity,
     by_task,
 )
+from llm2nifti.study.lock import StudyError, locked
 from llm2nifti.study.summary import (
-    SUMMARY,
     describe_dataset,
     networks_table,
     null_table,
@@ -28,26 +29,31 @@ from llm2nifti.study.summary import (
     update_summary,
 )
 
+if TYPE_CHECKING:  # scanning needs torch, which the analysis commands do not load
+    from llm2nifti.study.scanning import Plan
+
 __all__ = [
-    "SUMMARY",
+    "StudyError",
     "analyse",
     "analyse_identification",
     "analyse_maps",
     "analyse_null",
     "analyse_similarity",
     "by_task",
-    "clear",
     "describe_dataset",
+    "locked",
     "networks_table",
     "null_table",
     "read_summary",
+    "run",
+    "scan",
     "table",
     "tree",
     "update_summary",
 ]
 
 
-def analyse(root: Path, *, n_null: int = glm.N_RELABELLINGS, quiet: bool = False) -> dict[str, Any]:
+def analyse(root: Path, *, n_null: int = N_RELABELLINGS, quiet: bool = False) -> dict[str, Any]:
     """Do the whole analysis of a dataset and write its summary.
 
     Parameters
@@ -77,9 +83,55 @@ def analyse(root: Path, *, n_null: int = glm.N_RELABELLINGS, quiet: bool = False
     return update_summary(root, **{"similarity": None, "identification": None, **parts})
 
 
-def clear(root: Path) -> None:
-    """Delete the work folder of a finished dataset."""
-    bids.clear_work(root)
+def scan(root: Path, plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> None:
+    """Record every run of a plan, alone in the dataset; see `llm2nifti.study.scanning.scan`."""
+    from llm2nifti.study import scanning
+
+    scanning.check(root, plan)
+    with locked(root):
+        scanning.scan(root, plan, overwrite=overwrite, quiet=quiet)
+        bids.clear_work(root)
+
+
+def run(
+    root: Path,
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    n_null: int = N_RELABELLINGS,
+    quiet: bool = False,
+) -> Path:
+    """Scan, analyse and report, alone in the dataset from beginning to end.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset; an interrupted run in it is resumed.
+    plan : Plan
+        What to scan.
+    overwrite : bool, default=False
+        Delete what llm2nifti wrote to this folder before, and start anew.
+    n_null : int, default=200
+        Relabellings of the null experiments.
+    quiet : bool, default=False
+        Show no progress bars.
+
+    Returns
+    -------
+    Path
+        The report.
+    """
+    from llm2nifti import report
+    from llm2nifti.study import scanning
+
+    glm.check_count(n_null)
+    scanning.check(root, plan)
+    with locked(root):
+        scanning.scan(root, plan, overwrite=overwrite, quiet=quiet)
+        analyse(root, n_null=n_null, quiet=quiet)
+        path = report.write(root, quiet=quiet)
+        bids.clear_work(root)
+    return path
 
 
 def _is_repeated(runs: Sequence[Run]) -> bool:
@@ -87,7 +139,8 @@ def _is_repeated(runs: Sequence[Run]) -> bool:
     n_blocks = min(
         r.events.loc[r.events["trial_type"] != glm.CONTROL, "block"].nunique() for r in runs
     )
-    return min(map(len, by_task(runs).values())) > 1 and n_blocks > 1
+    n_runs = {len(some) for some in by_task(runs).values()}
+    return len(n_runs) == 1 and min(n_runs) > 1 and n_blocks > 1
 
 
 def _analyse_untrained(root: Path, *, quiet: bool) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llm2nifti import bids, glm, networks
-from llm2nifti.bids import Run, RunPaths
+from llm2nifti.bids import Run
 
 ALPHA = 0.05
 N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
@@ -31,11 +31,22 @@ def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return out
 
 
+def check_repeated(runs: Sequence[Run]) -> None:
+    """Raise SimilarityError unless every task has the same runs, at least two."""
+    numbers = {task: [run.run for run in some] for task, some in by_task(runs).items()}
+    if len({tuple(n) for n in numbers.values()}) > 1 or min(map(len, numbers.values())) < 2:
+        raise networks.SimilarityError(
+            f"comparisons between runs need the same 2 or more runs of every task; there are "
+            f"{', '.join(f'{task}: {n}' for task, n in numbers.items())}. Finish the scan first"
+        )
+
+
 def analyse_maps(
     runs: Sequence[Run],
     *,
     alpha: float = ALPHA,
     height_control: str = "fdr",
+    top: float = 0.01,
     two_sided: bool = True,
     frames: glm.Frames = "trial",
     quiet: bool = False,
@@ -46,7 +57,7 @@ def analyse_maps(
     ----------
     runs : sequence of Run
         Runs of one model.
-    alpha, height_control, two_sided
+    alpha, height_control, top, two_sided
         See `llm2nifti.networks.threshold`; ``permutation`` is
         `llm2nifti.networks.threshold_by_permutation`, two-sided.
     frames : {"trial", "token"}
@@ -65,7 +76,8 @@ def analyse_maps(
     with tqdm(total=n_fits, desc="glm", unit="fit", disable=quiet or None) as bar:
         for task, task_runs in tasks.items():
             bar.set_description(f"glm {task}")
-            options = {"alpha": alpha, "height_control": height_control, "two_sided": two_sided}
+            options = {"alpha": alpha, "height_control": height_control, "top": top}
+            options["two_sided"] = two_sided
             single = [_fit(task, [run], frames, options) for run in task_runs]
             for run, (maps, network) in zip(task_runs, single, strict=True):
                 _write_maps(run, maps, network, only_run=True, frames=frames)
@@ -116,7 +128,8 @@ def _task_numbers(
         "n_constant": maps.n_constant,
         "share_below_05": maps.share_below(),
         "share_below_05_per_run": [m.share_below() for m in single],
-        "welch_disagreement": glm.welch_disagreement(runs, maps),
+        # Welch's test is of prompts: there is nothing to compare token-level tests with.
+        "welch_disagreement": None if maps.note else glm.welch_disagreement(runs, maps),
         "profile": network.profile().to_dict(orient="records"),
         "note": maps.note,
     }
@@ -129,11 +142,11 @@ def _write_maps(
     root = run.paths.root
     kind = "" if frames == "trial" else "tokens"
     for name, img in (("t", maps.t_img), ("z", maps.z_img), ("effect", maps.effect_img)):
-        path = map_path(run.paths, name + kind, only_run=only_run)
+        path = run.paths.stat_map(name + kind, only_run=only_run)
         bids.write_img(path, root, img)
         sidecar = {"Contrast": maps.name, "Statistic": name, "DegreesOfFreedom": maps.df}
         bids.write_json(_beside(path), root, {**sidecar, "Note": maps.note or "n/a"})
-    path = network_path(run.paths, only_run=only_run, desc="network" + kind)
+    path = run.paths.network(only_run=only_run, desc="network" + kind)
     bids.write_img(path, root, network.mask_img())
     sidecar = {
         "Type": "ROI",
@@ -142,25 +155,6 @@ def _write_maps(
         "SpatialReference": run.sidecar["SpatialReference"],
     }
     bids.write_json(_beside(path), root, sidecar)
-
-
-def map_path(paths: RunPaths, stat: str, *, only_run: bool) -> Path:
-    """Path of a statistical map of a run, or of all runs of its task."""
-    run = f"_run-{paths.run}" if only_run else ""
-    name = (
-        f"sub-{paths.subject}_task-{paths.task}{run}_space-{paths.space}"
-        f"_contrast-{paths.task}VsControl_stat-{stat}_statmap.nii.gz"
-    )
-    return paths.trial_bold.parent / name
-
-
-def network_path(paths: RunPaths, *, only_run: bool, desc: str = "network") -> Path:
-    """Path of a network mask: under ``anat``, because nilearn takes every mask under ``func``."""
-    run = f"_run-{paths.run}" if only_run else ""
-    name = (
-        f"sub-{paths.subject}{run}_space-{paths.space}_label-{paths.task}_desc-{desc}_mask.nii.gz"
-    )
-    return paths.anat("").parent / name
 
 
 def _beside(path: Path) -> Path:
@@ -197,6 +191,7 @@ def analyse_similarity(
     dict
         Matrices over tasks and figures with intervals.
     """
+    check_repeated(runs)
     maps: Maps = {key: glm.t_map([c]) for key, c in contrasts_of(runs).items()}
     tasks = networks.tasks_of(maps)
     r = networks.matrix(maps)
@@ -211,12 +206,12 @@ def analyse_similarity(
         "dice_chance": networks.TOP,
     }
     same, cross = networks.same_and_cross(r)
-    out |= {"same_task_r": same, "cross_task_r": None, "difference": None}
+    out |= {"same_task_r": same, "cross_task_r": None, "same_minus_cross": None}
     out["shuffled_same_task_r"] = _shuffled(runs, quiet=quiet)
     if intervals:
         out |= _intervals(runs, maps, quiet=quiet)
     if len(tasks) > 1:
-        out |= {"cross_task_r": cross, "difference": same - cross}
+        out |= {"cross_task_r": cross, "same_minus_cross": same - cross}
         out["closest_pair"] = _closest_pairs(out)
     return out
 
@@ -232,7 +227,7 @@ def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any
     except (glm.DesignError, networks.SimilarityError) as error:
         return {"intervals_not_possible": str(error)}
     tasks = networks.tasks_of(maps)
-    names = [*tasks, "same_task_r", "cross_task_r", "difference", "same_dice", "cross_dice"]
+    names = [*tasks, "same_task_r", "cross_task_r", "same_minus_cross", "same_dice", "cross_dice"]
     names += [_pair_name(task, other) for i, task in enumerate(tasks) for other in tasks[:i]]
     figures = {n: e.summary() for n, e in zip(names, estimates, strict=True)}
     return {"intervals": {n: f for n, f in figures.items() if not np.isnan(f["value"])}}
@@ -291,6 +286,7 @@ def analyse_identification(runs: Sequence[Run]) -> dict[str, Any]:
         ``runs``, ``trials``, ``prompts``; each for all tasks, and ``*_without_randomstrings``
         where that task is there.
     """
+    check_repeated(runs)
     contrasts = contrasts_of(runs)
     trials = [_trial_set(run) for run in runs]
     groups = {"": list(dict.fromkeys(task for task, _ in contrasts))}

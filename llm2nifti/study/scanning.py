@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from llm2nifti import bids, models, paradigm, stimuli
 from llm2nifti.models import LanguageModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import Recording
-from llm2nifti.scanner import Settings
+from llm2nifti.scanner import ScanError, Settings
+from llm2nifti.scanner import check as check_prompts
 from llm2nifti.scanner import scan as scan_run
+from llm2nifti.study.lock import StudyError
 
 PLAN_FILE = Path("code") / "llm2nifti_plan.json"
-
-
-class StudyError(ValueError):
-    """A study cannot be run in this folder."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,19 @@ class Design:
     seed: int = 0
     stimuli_path: str | None = None
     split: str = "evaluation"
+
+    def stimuli_hash(self) -> str:
+        """SHA-256 of the stimuli, so that an edited file is noticed."""
+        table = stimuli.load(self.stimuli_path, split=self.split)
+        return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+
+    def row_of(self, message: str) -> str:
+        """Name the row of a user's own file whose stim_id a message quotes."""
+        if self.stimuli_path is None:
+            return ""
+        table = stimuli.read(Path(self.stimuli_path))
+        rows = [i + 2 for i, name in enumerate(table["stim_id"]) if repr(name) in message]
+        return f", {self.stimuli_path} row {rows[0]}" if rows else ""
 
     def paradigms(self) -> list[Paradigm]:
         """All runs."""
@@ -127,34 +137,8 @@ class Plan:
     compress: bool = False
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keep other processes from writing to the same dataset.
-
-    Raises
-    ------
-    StudyError
-        If another process is writing to it, or the folder can't be written.
-    """
-    try:
-        (root / bids.WORK).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / bids.WORK / "lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise StudyError(
-            f"another llm2nifti is writing to {root}; wait for it or choose another folder"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise StudyError(f"cannot write to {root} ({reason}); choose another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def scan(root: Path, plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> None:
-    """Record every run of the plan that the dataset does not have yet.
+    """Record every run of the plan that the dataset does not have yet; call it inside `locked`.
 
     Parameters
     ----------
@@ -173,21 +157,30 @@ def scan(root: Path, plan: Plan, *, overwrite: bool = False, quiet: bool = False
         If the folder holds a dataset with another plan, or is in use.
     """
     root = Path(root)
-    designs = plan.design.paradigms()  # before anything is written: bad sizes change nothing
+    designs = check(root, plan)
+    if overwrite:
+        bids.remove_dataset(root)
+    bids.write_dataset_files(root)
+    _keep_plan(root, plan)
+    _scan_all(root, plan, designs, quiet=quiet)
+
+
+def check(root: Path, plan: Plan) -> list[Paradigm]:
+    """Design all runs and look at the folder, before anything is written."""
     bids.check_folder(root)
-    with locked(root):
-        if overwrite:
-            bids.remove_dataset(root)
-        bids.write_dataset_files(root)
-        _keep_plan(root, plan)
-        _scan_all(root, plan, designs, quiet=quiet)
+    return plan.design.paradigms()
 
 
 def _keep_plan(root: Path, plan: Plan) -> None:
     """Write the plan, or compare it with the one that is there."""
     path = root / PLAN_FILE
-    content = asdict(plan)
+    content = {**asdict(plan), "stimuli_sha256": plan.design.stimuli_hash()}
     if not path.exists():
+        if any((root / bids.DERIVATIVES).glob("sub-*")):
+            raise StudyError(
+                f"{root} holds runs that were not made by llm2nifti scan or run, so their prompts "
+                "could appear again; choose another folder, or --overwrite to start anew"
+            )
         bids.write_json(path, root, content)
         return
     old = json.loads(path.read_text("utf-8"))
@@ -224,8 +217,30 @@ def _scan_all(root: Path, plan: Plan, designs: Sequence[Paradigm], *, quiet: boo
                 if _has_run(root, name, design):
                     bar.update(design.n_trials)
                     continue
-                model = model or plan.model.load(untrained=untrained)
+                if model is None:
+                    model = plan.model.load(untrained=untrained)
+                    _check_model(root, plan, designs, model)
                 _scan_one(root, plan, design, model, bar)
+
+
+def _check_model(root: Path, plan: Plan, designs: Sequence[Paradigm], model: LanguageModel) -> None:
+    """Before hours of work: every prompt fits the model, whose weights are still the same."""
+    for design in designs:
+        try:
+            check_prompts(model, design, plan.settings)
+        except ScanError as error:
+            place = f"task {design.task}, run {design.run}"
+            raise ScanError(f"{error} ({place}{plan.design.row_of(str(error))})") from None
+    people = root / "participants.tsv"
+    if not people.exists():
+        return
+    hashes = bids.read_tsv(people).set_index("participant_id")["weights_hash"]
+    before = hashes.get(f"sub-{bids.label(model.name)}", model.source["WeightsHash"])
+    if before != model.source["WeightsHash"]:
+        raise StudyError(
+            f"the weights of {model.name} changed since this dataset was begun ({before[:12]}... "
+            f"then, {model.source['WeightsHash'][:12]}... now); use another folder or --overwrite"
+        )
 
 
 def _has_run(root: Path, name: str, design: Paradigm) -> bool:

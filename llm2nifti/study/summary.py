@@ -13,13 +13,12 @@ import pandas as pd
 from llm2nifti import __version__, bids
 from llm2nifti.bids import Run
 
-SUMMARY = bids.DERIVATIVES / "summary.json"
 _MOST_FILES = 4  # files of one folder that the tree names
 
 
 def read_summary(root: Path) -> dict[str, Any]:
     """Content of the dataset's summary.json; empty if there is none."""
-    path = Path(root) / SUMMARY
+    path = Path(root) / bids.SUMMARY
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
@@ -27,7 +26,7 @@ def update_summary(root: Path, **parts: Any) -> dict[str, Any]:
     """Replace parts of the summary, or remove those that are None, and return the whole."""
     content = {**read_summary(root), **parts}
     content = {key: content[key] for key in sorted(content) if content[key] is not None}
-    bids.write_json(Path(root) / SUMMARY, Path(root), content)
+    bids.write_json(Path(root) / bids.SUMMARY, Path(root), content)
     return content
 
 
@@ -112,8 +111,8 @@ def _sentences(summary: dict[str, Any]) -> list[str]:
         untrained = summary.get("untrained", {}).get("similarity")
         if untrained and cross is not None:
             text += (
-                f"; same minus different {similarity['difference']:.2f}, "
-                f"untrained {untrained['difference']:.2f}"
+                f"; same minus different {similarity['same_minus_cross']:.2f}, "
+                f"untrained {untrained['same_minus_cross']:.2f}"
             )
         lines.append(text)
     if named:

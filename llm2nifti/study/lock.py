@@ -1,0 +1,41 @@
+"""Who may write to a dataset? One process at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from llm2nifti import bids
+
+
+class StudyError(ValueError):
+    """A study cannot be run in this folder."""
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes from writing to the same dataset.
+
+    Raises
+    ------
+    StudyError
+        If another process is writing to it, or the folder can't be written.
+    """
+    try:
+        (root / bids.WORK).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / bids.WORK / "lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise StudyError(
+            f"another llm2nifti is writing to {root}; wait for it or choose another folder"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise StudyError(f"cannot write to {root} ({reason}); choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
