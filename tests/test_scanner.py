@@ -85,6 +85,36 @@ def test_recording_equals_naive_recorder(tiny_folders, kind, sites, batch_size):
     check_against_naive(model, result, is_chat=False)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_shared_beginning_is_read_once_and_changes_nothing(tiny_folders, kind):
+    model = models.load(str(tiny_folders[kind]))
+    design = small_design()
+    prompts = "Please answer the following question in short: " + design.trials["prompt"]
+    result = scan(model, dataclasses.replace(design, trials=design.trials.assign(prompt=prompts)))
+    encoded = model.encode(result.rendered, rendered=False)
+    assert len(scanner.prefix.shared_prefix(model, encoded)) >= 8
+    check_against_naive(model, result, is_chat=False)
+    tokens = [list(ids) for _, ids in result.tokens.groupby("trial")["token_id"]]
+    design = dataclasses.replace(design, trials=design.trials.assign(prompt=prompts))
+    again = scan(model, design, replay=tokens)
+    np.testing.assert_allclose(again.values, result.values, rtol=1e-3, atol=1e-4)
+
+
+def test_short_or_windowed_beginnings_are_not_shared(tiny_model):
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    assert scanner.prefix.shared_prefix(tiny_model, [[1, 2, 3], [1, 2, 4]]) == []
+    ids = [[*range(1, 12), 20], [*range(1, 12), 21]]
+    assert scanner.prefix.shared_prefix(tiny_model, ids) == list(range(1, 12))
+    assert scanner.prefix.shared_prefix(tiny_model, [ids[0], ids[0]]) == list(range(1, 12))
+    config = MistralConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=60, sliding_window=4,
+    )  # fmt: skip
+    windowed = dataclasses.replace(tiny_model, module=AutoModelForCausalLM.from_config(config))
+    assert scanner.prefix.shared_prefix(windowed, ids) == []
+
+
 @pytest.mark.real_model
 def test_real_model_equals_naive_recorder(real_model):
     result = scan(real_model, small_design(), batch_size=5)

@@ -13,6 +13,7 @@ import torch
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.hooks import Point, first_tensor, tap
 from llm2nifti.models import LanguageModel
+from llm2nifti.scanner.prefix import prefix_cache, shared_prefix
 from llm2nifti.scanner.settings import Settings
 
 
@@ -34,6 +35,7 @@ class Operator:
         self.settings = settings
         self.encoded = encoded
         self.replay = replay
+        self.prefix = shared_prefix(model, encoded)
         self.slices: dict[Point, slice] = {
             Point(site.module, site.where): brain.slice_of(site) for site in brain.sites
         }
@@ -61,13 +63,16 @@ class Operator:
         return self._describe(tokens, logits, norms, n_frames)
 
     def _pad_left(self, encoded: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n_trials, longest) token ids and attention mask, padded on the left."""
-        longest = max(map(len, encoded))
+        """(n_trials, longest) ids and attention mask; padding comes between prefix and rest."""
+        longest, n_shared = max(map(len, encoded)), len(self.prefix)
         ids = torch.full((len(encoded), longest), self.pad)
         mask = torch.zeros_like(ids)
+        ids[:, :n_shared] = torch.tensor(self.prefix)
+        mask[:, :n_shared] = 1
         for row, tokens in enumerate(encoded):
-            ids[row, longest - len(tokens) :] = torch.tensor(tokens)
-            mask[row, longest - len(tokens) :] = 1
+            start = longest - len(tokens) + n_shared
+            ids[row, start:] = torch.tensor(tokens[n_shared:])
+            mask[row, start:] = 1
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _generate(
@@ -106,6 +111,7 @@ class Operator:
             output_logits=True,
         )
         points = dict.fromkeys([*self.slices, self.stream])
+        cached = self._cached(n_trials)  # before the hooks: reading the prefix is no frame
         counter = self.model.module.register_forward_pre_hook(next_step)
         try:
             with tap(self.model.module, points, store), _plain_decoding(self.model.module):
@@ -114,11 +120,18 @@ class Operator:
                     attention_mask=mask,
                     generation_config=config,
                     logits_processor=self._samplers(trials),
+                    **cached,
                 )
         finally:
             counter.remove()
         logits = torch.stack(result.logits, dim=1)
         return result.sequences[:, ids.shape[1] :], logits
+
+    def _cached(self, n_trials: int) -> dict[str, Any]:
+        """Argument that lets the model go on from the shared prefix."""
+        if not self.prefix:
+            return {}
+        return {"past_key_values": prefix_cache(self.model, self.prefix, n_trials)}
 
     def _samplers(self, trials: slice) -> list[OwnGenerators]:
         """Sampling with one generator a trial, or nothing for greedy decoding."""
@@ -149,10 +162,12 @@ class Operator:
         # The last token is produced, never read.
         ids = torch.cat([ids, tokens[:, :-1]], dim=1)
         mask = torch.cat([mask, torch.ones_like(tokens[:, :-1])], dim=1)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        n_shared = len(self.prefix)
+        inputs: dict[str, Any] = {"input_ids": ids[:, n_shared:], "attention_mask": mask}
+        inputs |= {"use_cache": n_shared > 0, **self._cached(n_trials)}
         accepted = signature(self.model.module.forward).parameters
         if "position_ids" in accepted:
-            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, n_shared:]
         if "logits_to_keep" in accepted:
             inputs["logits_to_keep"] = n_frames
         points = dict.fromkeys([*self.slices, self.stream])
