@@ -143,8 +143,8 @@ def test_remove_dataset_leaves_files_of_others(dataset):
     other.parent.mkdir()
     other.write_text("mine")
     bids.remove_dataset(dataset)
-    left = [p for p in dataset.rglob("*") if p.is_file()]
-    assert left == [other]
+    left = {p for p in dataset.rglob("*") if p.is_file()}
+    assert left == {other, dataset / "dataset_description.json"}
 
 
 def test_failed_write_leaves_nothing(tmp_path):
@@ -242,7 +242,8 @@ def test_remove_dataset_leaves_subjects_of_others(dataset):
     other.parent.mkdir(parents=True)
     other.write_text("mine")
     bids.remove_dataset(dataset)
-    assert [p for p in dataset.rglob("*") if p.is_file()] == [other]
+    left = {p for p in dataset.rglob("*") if p.is_file()}
+    assert left == {other, dataset / "dataset_description.json"}
 
 
 def test_text_that_looks_like_numbers_stays_text(tmp_path):

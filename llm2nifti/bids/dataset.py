@@ -56,7 +56,15 @@ report (`report.html`, numbers in `summary.json`). One voxel is one unit of a la
 nothing here is BOLD signal and no one took part. Neighbouring voxels hold units that are
 neighbours in an arbitrary order: smoothing and cluster statistics mean nothing.
 """
-IGNORED = ["*.html", "summary.json", "figures/", "*_statmap.*", "*_timeseries.*", "*_units.tsv"]
+IGNORED = [
+    "*.html",
+    "summary.json",
+    "figures",
+    "figures/",
+    "*_statmap.*",
+    "*_timeseries.*",
+    "*_units.tsv",
+]
 
 
 def write_dataset_files(root: Path) -> None:
@@ -119,7 +127,8 @@ def remove_dataset(root: Path) -> None:
         if path.exists():
             shutil.rmtree(path)
     single = ["README.md", "participants.tsv", "participants.json", ".bidsignore"]
-    single += [VALIDATOR_CONFIG, "code/llm2nifti_plan.json", "dataset_description.json"]
+    # The description stays: it says that the folder is ours to write to.
+    single += [VALIDATOR_CONFIG, "code/llm2nifti_plan.json"]
     for path in [*root.glob("task-*_events.json"), *(root / name for name in single)]:
         path.unlink(missing_ok=True)
     for work in (root / WORK).glob("*"):
