@@ -71,7 +71,7 @@ def table(summary: dict[str, Any]) -> str:
     similarity, tasks = summary.get("similarity", {}), summary.get("tasks", {})
     named = summary.get("identification", {}).get("trials", {})
     rows = []
-    for i, (task, numbers) in enumerate(tasks.items()):
+    for task, numbers in tasks.items():
         row = {
             "task": task,
             "active units": f"{numbers['n_active']} ({numbers['share_active']:.1%})",
@@ -81,6 +81,7 @@ def table(summary: dict[str, Any]) -> str:
             j = similarity["tasks"].index(task)
             row["repeatability r"] = _interval(similarity, task, similarity["r"][j][j])
         if named:
+            i = named["tasks"].index(task)
             row["trials named right"] = f"{named['confusion'][i][i]:.0%}"
         rows.append(row)
     lines = [pd.DataFrame(rows).to_string(index=False)] if rows else []
