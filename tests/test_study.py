@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -257,7 +258,21 @@ def test_too_long_prompts_are_named_with_their_row_before_the_scan(tiny_folders,
     plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
     with pytest.raises(ScanError, match=r"'birds-0016'.*mine\.tsv row 17"):
         study.scan(tmp_path / "ds", plan, quiet=True)
-    assert not list((tmp_path / "ds").rglob("*_bold.nii"))
+    assert not (tmp_path / "ds").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [({"sites": "wings"}, None), ({"template": "chat"}, None), ({}, "/nowhere/model")],
+)
+def test_what_the_model_lacks_is_said_before_anything_is_written(
+    settings, model, tiny_folders, tmp_path
+):
+    plan = small_plan(model or tiny_folders["llama"])
+    plan = dataclasses.replace(plan, settings=scanning.Settings(**settings))
+    with pytest.raises(ValueError, match=r"wings|no chat template|/nowhere/model"):
+        study.scan(tmp_path / "ds", plan, quiet=True)
+    assert not (tmp_path / "ds").exists()
 
 
 def test_one_task_is_analysed_and_reported_without_comparisons(tiny_folders, tmp_path):

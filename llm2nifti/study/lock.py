@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -39,3 +39,7 @@ def locked(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
+            (root / bids.WORK / "lock").unlink(missing_ok=True)
+            (root / bids.WORK).rmdir()
+            root.rmdir()

@@ -158,11 +158,17 @@ def scan(root: Path, plan: Plan, *, overwrite: bool = False, quiet: bool = False
     """
     root = Path(root)
     designs = check(root, plan)
+    name = models.short_name(plan.model.name)
+    model = None
+    if overwrite or not all(_has_run(root, name, design) for design in designs):
+        # Before anything is written or deleted: a wrong name or prompt changes nothing.
+        model = plan.model.load()
+        _check_model(plan, designs, model)
     if overwrite:
         bids.remove_dataset(root)
     bids.write_dataset_files(root)
     _keep_plan(root, plan)
-    _scan_all(root, plan, designs, quiet=quiet)
+    _scan_all(root, plan, designs, model, quiet=quiet)
 
 
 def check(root: Path, plan: Plan) -> list[Paradigm]:
@@ -175,8 +181,9 @@ def _keep_plan(root: Path, plan: Plan) -> None:
     """Write the plan, or compare it with the one that is there."""
     path = root / PLAN_FILE
     content = {**asdict(plan), "stimuli_sha256": plan.design.stimuli_hash()}
-    if not path.exists():
-        if any((root / bids.DERIVATIVES).glob("sub-*")):
+    is_begun = any(any((root / f).glob("sub-*")) for f in (bids.DERIVATIVES, bids.WORK))
+    if not path.exists() or not is_begun:
+        if is_begun:
             raise StudyError(
                 f"{root} holds runs that were not made by llm2nifti scan or run, so their prompts "
                 "could appear again; choose another folder, or --overwrite to start anew"
@@ -204,33 +211,44 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return out
 
 
-def _scan_all(root: Path, plan: Plan, designs: Sequence[Paradigm], *, quiet: bool) -> None:
+def _scan_all(
+    root: Path,
+    plan: Plan,
+    designs: Sequence[Paradigm],
+    model: LanguageModel | None,
+    *,
+    quiet: bool,
+) -> None:
     """Scan the model, then its untrained copy on the same tokens."""
     copies = [False, True] if plan.model.untrained else [False]
     n_trials = sum(design.n_trials for design in designs) * len(copies)
     with tqdm(total=n_trials, unit="trial", disable=quiet or None) as bar:
         for untrained in copies:
             name = models.short_name(plan.model.name) + ("-untrained" if untrained else "")
-            model = None
+            model = None if untrained else model
             for design in designs:
                 bar.set_description(f"scan {name}: {design.task} run {design.run}")
                 if _has_run(root, name, design):
                     bar.update(design.n_trials)
                     continue
-                if model is None:
-                    model = plan.model.load(untrained=untrained)
-                    _check_model(root, plan, designs, model)
+                model = model or plan.model.load(untrained=untrained)
+                _check_weights(root, model)
                 _scan_one(root, plan, design, model, bar)
 
 
-def _check_model(root: Path, plan: Plan, designs: Sequence[Paradigm], model: LanguageModel) -> None:
-    """Before hours of work: every prompt fits the model, whose weights are still the same."""
+def _check_model(plan: Plan, designs: Sequence[Paradigm], model: LanguageModel) -> None:
+    """Before hours of work: the model has the sites, and every prompt fits it."""
+    model.sites(plan.settings.sites)
     for design in designs:
         try:
             check_prompts(model, design, plan.settings)
         except ScanError as error:
             place = f"task {design.task}, run {design.run}"
             raise ScanError(f"{error} ({place}{plan.design.row_of(str(error))})") from None
+
+
+def _check_weights(root: Path, model: LanguageModel) -> None:
+    """Raise StudyError if the dataset's other runs were made with other weights."""
     people = root / "participants.tsv"
     if not people.exists():
         return
