@@ -13,7 +13,8 @@ import pandas as pd
 from llm2nifti import __version__, bids
 from llm2nifti.bids import Run
 
-_MOST_FILES = 4  # files of one folder that the tree names
+_MOST_FILES = 12  # files of one folder that the tree names; of more, the first _FIRST_FILES
+_FIRST_FILES = 4
 
 
 def read_summary(root: Path) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _branch(folder: Path, indent: str, lines: list[str]) -> None:
     entries = sorted(folder.iterdir(), key=lambda p: (p.is_dir(), p.name))
     entries = [p for p in entries if p.name != bids.WORK]
     files = [p for p in entries if p.is_file()]
-    shown = files if len(files) <= _MOST_FILES + 2 else files[:_MOST_FILES]
+    shown = files if len(files) <= _MOST_FILES else files[:_FIRST_FILES]
     lines += [f"{indent}|-- {p.name}" for p in shown]
     if len(shown) < len(files):
         lines.append(f"{indent}|-- ... {len(files) - len(shown)} more files")
