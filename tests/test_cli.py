@@ -119,7 +119,7 @@ def test_every_threshold_runs(method, dataset, capsys):
         (["glm", "{ds}", "--frames", "word"], "'word'"),
         (["networks", "{ds}", "--subject", "nobody"], "'nobody'"),
         (["glm", "{ds}", "--height-control", "permutation", "--alpha", "0"], "alpha is 0.0"),
-        (["glm", "{ds}", "--height-control", "permutation", "--one-sided"], "two-sided"),
+        (["glm", "{ds}", "--height-control", "permutation", "--frames", "token"], "not tokens"),
         (["null", "{ds}", "--n", "0"], "0 relabellings"),
         (["scan", "{empty}", "--seed", "-1"], "seed is -1"),
         (["run", "{empty}", "--n-null", "0"], "0 relabellings"),

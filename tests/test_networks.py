@@ -352,3 +352,20 @@ def test_confusion_counts_names_by_true_task():
         assert confusion[i, j] == pytest.approx(np.mean(item.named[item.truth == i] == j))
     assert item.accuracy == pytest.approx(np.trace(confusion) / 3)
     assert item.summary()["n_items"] == 24
+
+
+def test_one_sided_permutation_keeps_only_units_that_respond_more():
+    rng = np.random.default_rng(11)
+    is_task = np.repeat([True, False], 20)
+    values = rng.normal(size=(40, 50))
+    values[is_task, 0] += 4
+    values[is_task, 1] -= 4
+    brain = planted.brain(50)
+    found = {
+        side: networks.threshold_by_permutation(
+            brain, values, is_task, two_sided=side, n_perm=200
+        ).signs
+        for side in (True, False)
+    }
+    assert (found[True][0], found[True][1]) == (1, -1)
+    assert (found[False][0], found[False][1]) == (1, 0)

@@ -175,13 +175,13 @@ def threshold_by_permutation(
     is_task: NDArray[np.bool_],
     confounds: NDArray | None = None,
     *,
-    name: str = "task",
     alpha: float = 0.05,
+    two_sided: bool = True,
     n_perm: int = 1000,
 ) -> Network:
     """Keep the units whose |t| exceeds the largest |t| under permutation (family-wise error).
 
-    nilearn's `permuted_ols`, two-sided. It permutes all trials alike and knows no runs: pass run
+    nilearn's `permuted_ols`. It permutes all trials alike and knows no runs: pass run
     and question-frame columns as `confounds`.
 
     Parameters
@@ -194,10 +194,10 @@ def threshold_by_permutation(
         The condition of each trial.
     confounds : (n_trials, n_confounds) array, optional
         Nuisance columns, without a constant.
-    name : str
-        Name of the network.
     alpha : float, default=0.05
         Family-wise error rate.
+    two_sided : bool, default=True
+        Also keep units that respond less.
     n_perm : int, default=1000
         Permutations; the smallest p is ``1 / (n_perm + 1)``.
 
@@ -221,7 +221,7 @@ def threshold_by_permutation(
         np.asarray(values, float)[:, varies],
         confounding_vars=confounds if confounds is not None and confounds.size else None,
         n_perm=n_perm,
-        two_sided_test=True,
+        two_sided_test=two_sided,
         random_state=0,
         output_type="dict",
         verbose=0,
@@ -229,7 +229,9 @@ def threshold_by_permutation(
     signs = np.zeros(brain.n_units, np.int8)
     passes = result["logp_max_t"][0] >= -np.log10(alpha) - 1e-9  # p = alpha passes
     signs[varies] = np.sign(result["t"][0]) * passes
-    return Network(name, brain, signs, f"permutation max-T {alpha:g}, two-sided, {n_perm} draws")
+    side = "two-sided" if two_sided else "one-sided"
+    how = f"permutation max-T {alpha:g}, {side}, {n_perm} draws"
+    return Network("task - control", brain, signs, how)
 
 
 def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") -> Network:

@@ -6,6 +6,7 @@ Each function reads the dataset alone, writes its files, and returns numbers for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def analyse_maps(
         Runs of one model.
     alpha, height_control, top, two_sided
         See `llm2nifti.networks.threshold`; ``permutation`` is
-        `llm2nifti.networks.threshold_by_permutation`, two-sided.
+        `llm2nifti.networks.threshold_by_permutation`.
     frames : {"trial", "token"}
         See `llm2nifti.glm.fit`.
     quiet : bool, default=False
@@ -96,8 +97,8 @@ def _fit(
     maps = glm.fit(runs, frames=frames).contrast(f"{task} - {glm.CONTROL}")
     if options["height_control"] != "permutation":
         return maps, networks.threshold(maps, **options)
-    if frames == "token" or not options["two_sided"]:
-        raise glm.DesignError("permutation tests prompts, two-sided: use --frames trial")
+    if frames == "token":
+        raise glm.DesignError("permutation tests prompts, not tokens: use --frames trial")
     events = pd.concat([run.events for run in runs], ignore_index=True)
     # Trials of different runs may differ in their mean, which permutation does not know.
     run_columns = np.repeat(np.eye(len(runs))[:, 1:], [len(run.events) for run in runs], axis=0)
@@ -106,10 +107,10 @@ def _fit(
         np.concatenate([run.values() for run in runs]),
         (events["trial_type"] != glm.CONTROL).to_numpy(),
         np.column_stack([run_columns, glm.nuisance(events).to_numpy()]),
-        name=maps.name,
         alpha=options["alpha"],
+        two_sided=options["two_sided"],
     )
-    return maps, network
+    return maps, replace(network, name=maps.name)
 
 
 def _task_numbers(
