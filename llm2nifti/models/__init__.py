@@ -32,7 +32,7 @@ from llm2nifti.models.sites import NoSuchSiteError, find_sites, skipped, weight_
 __all__ = [
     "DEFAULT_MODEL",
     "DamagedFileError",
-    "LanguageModel",
+    "LoadedModel",
     "ModelError",
     "NoSuchSiteError",
     "UnknownArchitectureError",
@@ -46,7 +46,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageModel:
+class LoadedModel:
     """A loaded model with its tokenizer and where it came from.
 
     Attributes
@@ -145,7 +145,7 @@ def load(
     dtype: str = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> LanguageModel:
+) -> LoadedModel:
     """Load a language model from safetensors or GGUF.
 
     Parameters
@@ -167,7 +167,7 @@ def load(
 
     Returns
     -------
-    LanguageModel
+    LoadedModel
 
     Raises
     ------
@@ -206,7 +206,7 @@ def load(
         "DType": dtype,
         "Device": str(device).split(":", maxsplit=1)[0],
     }
-    return LanguageModel(
+    return LoadedModel(
         f"{title}-untrained" if untrained else title, module, tokenizer, provenance
     )
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from llm2nifti import __version__
 from llm2nifti.geometry import layout
-from llm2nifti.models import LanguageModel
+from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording
 from llm2nifti.scanner.operator import Operator
@@ -31,7 +31,7 @@ __all__ = ["ScanError", "Settings", "check", "scan"]
 
 
 def scan(
-    model: LanguageModel,
+    model: LoadedModel,
     paradigm: Paradigm,
     *,
     settings: Settings | None = None,
@@ -43,7 +43,7 @@ def scan(
 
     Parameters
     ----------
-    model : LanguageModel
+    model : LoadedModel
         From `llm2nifti.models.load`.
     paradigm : Paradigm
         What to show.
@@ -110,13 +110,13 @@ def scan(
     )
 
 
-def check(model: LanguageModel, paradigm: Paradigm, settings: Settings) -> None:
+def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
     """Raise ScanError if a prompt of the paradigm can't be shown to the model."""
     _read_prompts(model, paradigm, settings)
 
 
 def _read_prompts(
-    model: LanguageModel, paradigm: Paradigm, settings: Settings
+    model: LoadedModel, paradigm: Paradigm, settings: Settings
 ) -> tuple[list[str], list[list[int]]]:
     """Rendered prompts and their tokens, which fit the model's context."""
     prompts = list(paradigm.trials["prompt"])
@@ -153,7 +153,7 @@ def _progress(
         yield bar.update
 
 
-def _check_lengths(model: LanguageModel, paradigm: Paradigm, encoded: list[list[int]]) -> None:
+def _check_lengths(model: LoadedModel, paradigm: Paradigm, encoded: list[list[int]]) -> None:
     """Raise if a prompt and its frames exceed the context, or a prompt has no token."""
     for row, tokens in enumerate(encoded):
         trial = paradigm.trials.iloc[row]
@@ -179,7 +179,7 @@ def _check_replay(paradigm: Paradigm, replay: Sequence[Sequence[int]] | None) ->
 
 
 def _provenance(
-    model: LanguageModel, settings: Settings, *, is_chat: bool, replayed: bool
+    model: LoadedModel, settings: Settings, *, is_chat: bool, replayed: bool
 ) -> dict[str, Any]:
     """Everything that decides the values, for sidecars and for resuming."""
     import transformers

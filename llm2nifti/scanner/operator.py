@@ -12,7 +12,7 @@ import torch
 
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.hooks import Point, first_tensor, tap
-from llm2nifti.models import LanguageModel
+from llm2nifti.models import LoadedModel
 from llm2nifti.scanner.prefix import prefix_cache, shared_prefix
 from llm2nifti.scanner.settings import Settings
 
@@ -22,7 +22,7 @@ class Operator:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LoadedModel,
         brain: ModelBrain,
         settings: Settings,
         *,

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from llm2nifti.models import LanguageModel
+from llm2nifti.models import LoadedModel
 
 SHORTEST = 8  # tokens; below, the extra pass costs more than it saves
 
 
 @torch.no_grad()
-def shared_prefix(model: LanguageModel, encoded: Sequence[list[int]]) -> list[int]:
+def shared_prefix(model: LoadedModel, encoded: Sequence[list[int]]) -> list[int]:
     """Tokens that every prompt begins with, if the model can go on from their cache.
 
     Parameters
     ----------
-    model : LanguageModel
+    model : LoadedModel
         The model.
     encoded : sequence of list of int
         Token ids of all prompts of a run; each keeps at least one token of its own.
@@ -41,14 +41,14 @@ def shared_prefix(model: LanguageModel, encoded: Sequence[list[int]]) -> list[in
 
 
 @torch.no_grad()
-def prefix_cache(model: LanguageModel, prefix: list[int], n_trials: int) -> Any:
+def prefix_cache(model: LoadedModel, prefix: list[int], n_trials: int) -> Any:
     """Cache of a prefix for a batch: read once, repeated for every trial."""
     cache = _read(model, prefix)
     cache.batch_repeat_interleave(n_trials)
     return cache
 
 
-def _read(model: LanguageModel, prefix: list[int]) -> Any:
+def _read(model: LoadedModel, prefix: list[int]) -> Any:
     """Keys and values after reading the prefix; None if the model keeps none."""
     ids = torch.tensor([prefix], device=model.device)
     return getattr(model.module(input_ids=ids, use_cache=True), "past_key_values", None)

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llm2nifti import bids, models, paradigm, stimuli
-from llm2nifti.models import LanguageModel
+from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import Recording
 from llm2nifti.scanner import ScanError, Settings
@@ -104,7 +104,7 @@ class ModelChoice:
     trust_remote_code: bool = False
     untrained: bool = True
 
-    def load(self, *, untrained: bool = False) -> LanguageModel:
+    def load(self, *, untrained: bool = False) -> LoadedModel:
         """Load the model or its untrained copy."""
         return models.load(
             self.name,
@@ -215,7 +215,7 @@ def _scan_all(
     root: Path,
     plan: Plan,
     designs: Sequence[Paradigm],
-    model: LanguageModel | None,
+    model: LoadedModel | None,
     *,
     quiet: bool,
 ) -> None:
@@ -236,7 +236,7 @@ def _scan_all(
                 _scan_one(root, plan, design, model, bar)
 
 
-def _check_model(plan: Plan, designs: Sequence[Paradigm], model: LanguageModel) -> None:
+def _check_model(plan: Plan, designs: Sequence[Paradigm], model: LoadedModel) -> None:
     """Before hours of work: the model has the sites, and every prompt fits it."""
     model.sites(plan.settings.sites)
     for design in designs:
@@ -247,7 +247,7 @@ def _check_model(plan: Plan, designs: Sequence[Paradigm], model: LanguageModel) 
             raise ScanError(f"{error} ({place}{plan.design.row_of(str(error))})") from None
 
 
-def _check_weights(root: Path, model: LanguageModel) -> None:
+def _check_weights(root: Path, model: LoadedModel) -> None:
     """Raise StudyError if the dataset's other runs were made with other weights."""
     people = root / "participants.tsv"
     if not people.exists():
@@ -268,7 +268,7 @@ def _has_run(root: Path, name: str, design: Paradigm) -> bool:
     return any(folder.glob(pattern))
 
 
-def _scan_one(root: Path, plan: Plan, design: Paradigm, model: LanguageModel, bar: tqdm) -> None:
+def _scan_one(root: Path, plan: Plan, design: Paradigm, model: LoadedModel, bar: tqdm) -> None:
     """Record one run in the work folder, write it, and drop the working copy."""
     name = f"sub-{bids.label(model.name)}_task-{bids.label(design.task)}_run-{design.run}"
     folder = root / bids.WORK / name
