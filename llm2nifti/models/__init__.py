@@ -206,9 +206,7 @@ def load(
         "DType": dtype,
         "Device": str(device).split(":", maxsplit=1)[0],
     }
-    return LoadedModel(
-        f"{title}-untrained" if untrained else title, module, tokenizer, provenance
-    )
+    return LoadedModel(f"{title}-untrained" if untrained else title, module, tokenizer, provenance)
 
 
 def short_name(name: str) -> str:
