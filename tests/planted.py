@@ -61,6 +61,14 @@ class PlantedRun:
         return self.array.shape[1]
 
     @property
+    def frames(self) -> str:
+        return "token"
+
+    @property
+    def volume_counts(self) -> np.ndarray:
+        return np.full(len(self.table), self.n_frames)
+
+    @property
     def t_r(self) -> float:
         return float(self.n_frames)
 
@@ -104,7 +112,8 @@ def dataset_run(
     text = [f"answer {i}" for i in range(n_trials)]
     paradigm = Paradigm(task, number, n_frames, table)
     info = {"Model": {"Subject": "planted", "WeightsHash": "none"}}
-    bids.write(Recording(values, paradigm, brain(n_units), tokens, text, text, info), root)
+    flat = values.reshape(-1, n_units)
+    bids.write(Recording(flat, paradigm, brain(n_units), tokens, text, text, info), root)
     return bids.read(root, task=task, run=number)
 
 

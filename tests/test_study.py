@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tiny
+import tiny
 from tests_support import make_dataset
 
 from llm2nifti import bids, glm, study
@@ -246,7 +246,7 @@ def test_changed_weights_are_noticed_before_a_run_is_resumed(tiny_folders, tmp_p
     plan = small_plan(folder, tasks=("pathology",))
     study.scan(tmp_path / "ds", plan, quiet=True)
     next((tmp_path / "ds").rglob("*_run-2_*desc-trial_bold.json")).unlink()
-    make_tiny(folder, rope_theta=500.0, tie_word_embeddings=True)
+    tiny.save(folder, rope_theta=500.0, tie_word_embeddings=True)
     with pytest.raises(StudyError, match="weights of tiny-llama changed"):
         study.scan(tmp_path / "ds", plan, quiet=True)
 

@@ -25,7 +25,7 @@ def make_recording(task="pathology", run=1, *, seed=0, responses=None, name="tin
     design = next(d for d in designs if (d.task, d.run) == (task, run))
     rng = np.random.default_rng(seed)
     n = design.n_trials
-    values = rng.normal(size=(n, 3, brain.n_units)).astype(np.float32)
+    values = rng.normal(size=(n * 3, brain.n_units)).astype(np.float32)
     tokens = pd.DataFrame({column: np.zeros(n * 3) for column in TOKEN_COLUMNS})
     tokens["trial"], tokens["token"] = np.repeat(np.arange(n), 3), ["x"] * (n * 3)
     info = {

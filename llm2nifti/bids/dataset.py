@@ -24,12 +24,14 @@ PAPER = (
 README = """# Language model activations as task fMRI runs
 
 This dataset was written by llm2nifti. The participants are language models: each was shown
-block-designed text prompts, and the outputs of its layers were recorded for every generated token.
+block-designed prompts or images, and the outputs of its layers were recorded while it generated or
+read.
 **No one took part, no brain was measured and nothing here is BOLD signal**: the suffix `bold` is
 used because the tools for task fMRI read it. One voxel is one unit (one scalar output of one layer)
-and one volume is one frame (one generated token); the repetition time of 1 s is a convention.
+and one volume is one frame (one generated token, or a token, a word or the whole of a stimulus that
+was read: see `Frames` in the sidecars); a frame lasts 1 s by convention.
 
-- `sub-*/func/*_bold.nii`: one volume a token. `*_events.tsv`: one row a prompt.
+- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt or image.
 - `derivatives/llm2nifti/sub-*/func/*_desc-trial_bold.nii`: one volume a prompt, the mean of its
   frames. Analyse these: tokens of one prompt are not independent observations.
 - `derivatives/llm2nifti/sub-*/anat/`: where the units live: atlas by layer and site (`_dseg`), the
@@ -64,6 +66,7 @@ IGNORED = [
     "*_statmap.*",
     "*_timeseries.*",
     "*_units.tsv",
+    "*_desc-trial_events.tsv",
 ]
 
 
@@ -217,13 +220,15 @@ def add_participant(root: Path, subject: str, model: dict[str, Any]) -> None:
     write_tsv(path, root, table)
 
 
-def write_events_json(root: Path, task: str, title: str) -> None:
+def write_events_json(root: Path, task: str, title: str, *, has_images: bool = False) -> None:
     """Write the root sidecar that explains the columns of a task's events."""
     path = root / f"task-{task}_events.json"
     if path.exists():
         return
     levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
-    content = {
+    if has_images:
+        levels = {task: f"images of {title}", CONTROL: "control images"}
+    content: dict[str, Any] = {
         "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
         "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
         "trial_type": {"Description": "Condition of the block", "Levels": levels},
@@ -241,4 +246,6 @@ def write_events_json(root: Path, task: str, title: str) -> None:
             "Code": "n/a",
         },
     }
+    if has_images:
+        content["stim_file"] = {"Description": "Image that was shown, under stimuli/"}
     write_json(path, root, content)

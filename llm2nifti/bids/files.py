@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,15 @@ def _gzip_writer(path: Path) -> Iterator[Any]:
 
 
 def write_frames(
-    path: Path, root: Path, brain: ModelBrain, values: np.ndarray, *, t_r: float
+    path: Path,
+    root: Path,
+    brain: ModelBrain,
+    parts: Iterable[np.ndarray],
+    *,
+    n_volumes: int,
+    t_r: float,
 ) -> None:
-    """Write unit values as a 4D image, streaming trial by trial.
+    """Write unit values as a 4D image, part after part.
 
     Parameters
     ----------
@@ -162,15 +168,16 @@ def write_frames(
         Root of the dataset.
     brain : ModelBrain
         Geometry.
-    values : (n_trials, n_frames, n_units) float32 array
-        May be larger than memory.
+    parts : iterable of (n, n_units) float32 array
+        Volumes in order; together they may be larger than memory.
+    n_volumes : int
+        How many there are.
     t_r : float
-        Seconds a frame.
+        Seconds a volume.
     """
-    n_trials, n_frames, _ = values.shape
     header = nib.Nifti1Header()
     header.set_data_dtype(np.float32)
-    header.set_data_shape((*brain.shape, n_trials * n_frames))
+    header.set_data_shape((*brain.shape, n_volumes))
     header.set_zooms((brain.voxel_size,) * 3 + (t_r,))
     header.set_xyzt_units("mm", "sec")
     header.set_sform(brain.affine, code="aligned")
@@ -179,11 +186,12 @@ def write_frames(
     header["magic"] = b"n+1"
     header["vox_offset"] = 352
     x, y, z = brain.voxels.T
-    volume = np.zeros((n_frames, *reversed(brain.shape)), np.float32)  # x runs fastest in NIfTI
+    volume = np.zeros(tuple(reversed(brain.shape)), np.float32)  # x runs fastest in NIfTI
     with atomic(path, root) as temporary:
         opened = _gzip_writer(temporary) if path.suffix == ".gz" else temporary.open("wb")
         with opened as file:
             file.write(header.binaryblock + b"\0" * 4)
-            for trial in values:
-                volume[:, z, y, x] = trial
-                file.write(volume.tobytes())
+            for part in parts:
+                for values in part:
+                    volume[z, y, x] = values
+                    file.write(volume.data)

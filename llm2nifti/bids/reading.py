@@ -18,6 +18,7 @@ from llm2nifti import geometry
 from llm2nifti.bids.dataset import DERIVATIVES
 from llm2nifti.bids.files import TEXT, label, read_tsv
 from llm2nifti.bids.writing import RunPaths
+from llm2nifti.recording import REDUCED
 
 _TRIAL_RUN = re.compile(
     r"sub-(?P<subject>[0-9A-Za-z]+)_task-(?P<task>[0-9A-Za-z]+)_run-(?P<run>\d+)"
@@ -77,8 +78,19 @@ class Run:
 
     @property
     def n_frames(self) -> int:
-        """Frames a trial."""
+        """Frames a trial; the most, where trials differ."""
         return int(self.sidecar["NumberOfFramesPerTrial"])
+
+    @property
+    def frames(self) -> str:
+        """What a volume of `frames_img` is: a token, a word, or the whole trial."""
+        return str(self.sidecar.get("Frames", "token"))
+
+    @property
+    def volume_counts(self) -> NDArray[np.int64]:
+        """(n_trials,) volumes of each trial in `frames_img`."""
+        counts = self.sidecar.get("NumberOfVolumesPerTrial", self.n_frames)
+        return np.full(len(self.events), counts) if isinstance(counts, int) else np.array(counts)
 
     @cached_property
     def img(self) -> nib.Nifti1Image:
@@ -87,7 +99,7 @@ class Run:
 
     @cached_property
     def frames_img(self) -> nib.Nifti1Image:
-        """Token-level 4D image: one volume a frame."""
+        """Raw 4D image: one volume a frame, or a trial where it was recorded so."""
         return nib.load(self.paths.bold)
 
     @cached_property
@@ -110,7 +122,18 @@ class Run:
         return geometry.from_img(self.brain, self.img)
 
     def frame_values(self) -> NDArray[np.float32]:
-        """(n_trials * n_frames, n_units) token-level values in unit order."""
+        """(n_volumes, n_units) token-level values in unit order.
+
+        Raises
+        ------
+        NoSuchRunError
+            If the run was recorded with one volume a trial.
+        """
+        if self.frames in REDUCED:
+            raise NoSuchRunError(
+                f"task {self.task} run {self.run} was recorded with --frames {self.frames}: it has "
+                "one volume a trial and no tokens"
+            )
         return geometry.from_img(self.brain, self.frames_img)
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from llm2nifti.bids.dataset import (
 from llm2nifti.bids.files import (
     WORK,
     ExistsError,
+    atomic,
     label,
     write_frames,
     write_img,
     write_json,
     write_tsv,
 )
-from llm2nifti.recording import TOKEN_COLUMNS, Recording
+from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL
 
 
@@ -152,7 +154,8 @@ def write(
     _remove(paths)
     write_dataset_files(root)
     add_participant(root, paths.subject, recording.info.get("Model", {}))
-    write_events_json(root, paths.task, recording.paradigm.task)
+    has_images = "image" in recording.paradigm.trials
+    write_events_json(root, paths.task, recording.paradigm.task, has_images=has_images)
     _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
@@ -181,14 +184,41 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
     events["trial_type"] = [CONTROL if t == CONTROL else task for t in events["trial_type"]]
     events["response"] = recording.responses
     first = ["onset", "duration", "trial_type", "block", "stim_id", "prompt", "response"]
+    if "image" in events:
+        pairs = zip(events["stim_id"], events["image"], strict=True)
+        events["stim_file"] = [_stimulus_name(stim_id, image) for stim_id, image in pairs]
+        first.insert(4, "stim_file")
     return events[[*first, "question_frame", "topic", "concept"]]
+
+
+def _stimulus_name(stim_id: str, image: str) -> str:
+    """Name of an image under ``stimuli/``: unique and safe."""
+    return f"{label(stim_id)}{Path(image).suffix.lower()}"
+
+
+def _copy_images(root: Path, trials: pd.DataFrame) -> None:
+    """Keep the images that were shown with the dataset."""
+    if "image" not in trials:
+        return
+    for stim_id, image in zip(trials["stim_id"], trials["image"], strict=True):
+        path = root / "stimuli" / _stimulus_name(stim_id, image)
+        if not path.exists():
+            with atomic(path, root) as temporary:
+                shutil.copyfile(image, temporary)
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
     """Token-level run with events and sidecar."""
-    t_r = recording.paradigm.t_r
-    write_frames(paths.bold, paths.root, recording.brain, recording.values, t_r=t_r)
-    write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, t_r))
+    write_frames(
+        paths.bold,
+        paths.root,
+        recording.brain,
+        recording.trials(),
+        n_volumes=len(recording.values),
+        t_r=recording.t_r,
+    )
+    write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, recording.t_r))
+    _copy_images(paths.root, recording.paradigm.trials)
     write_tsv(paths.raw("events.tsv"), paths.root, _events(recording, paths.task))
 
 
@@ -196,6 +226,7 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
     """What a reader of the run has to know; the same at both levels but for the time step."""
     task = label(recording.paradigm.task)
     sites = list(dict.fromkeys(site.name for site in recording.brain.sites))
+    counts = recording.counts.tolist()
     return {
         "TaskName": task,
         "TaskDescription": (
@@ -205,8 +236,10 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
         ),
         "Instructions": "n/a: the model is shown the prompts alone",
         "RepetitionTime": t_r,
-        "FrameTimeConvention": "one frame is one generated token and lasts 1 s by convention",
+        "FrameTimeConvention": f"a frame lasts {recording.paradigm.t_r:g} s by convention",
+        "Frames": recording.frames,
         "NumberOfFramesPerTrial": recording.paradigm.n_frames,
+        "NumberOfVolumesPerTrial": counts[0] if len(set(counts)) == 1 else counts,
         "Sites": sites,
         **recording.info,
     }
@@ -231,18 +264,40 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         root,
         {"SamplingFrequency": 1 / recording.paradigm.t_r, "StartTime": 0, **described},
     )
-    means = recording.trial_means()[:, None]
-    write_frames(paths.trial_bold, root, brain, means, t_r=t_r)
+    if recording.frames in REDUCED:
+        _link(paths.trial_bold, paths.bold, root)
+    else:
+        means = recording.trial_means()
+        write_frames(paths.trial_bold, root, brain, [means], n_volumes=len(means), t_r=t_r)
+    if recording.paradigm.frame_counts is not None:
+        _write_trial_events(paths, recording, t_r)
     sidecar = {
         **_sidecar(recording, t_r),
         "StartTime": t_r / 2,  # nilearn then takes the middle of a frame, exact for these designs
         "SkullStripped": True,
         "SpatialReference": _reference(paths),
-        "Description": "One volume a prompt: the mean of its frames.",
+        "Description": "One volume a trial: the mean of its frames.",
         "Sources": [f"bids:raw:{paths.bold.relative_to(root).as_posix()}"],
         "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
     }
     write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
+
+
+def _link(path: Path, source: Path, root: Path) -> None:
+    """Make a second name for a file that already has the content, or a copy where there is none."""
+    with atomic(path, root) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+
+
+def _write_trial_events(paths: RunPaths, recording: Recording, t_r: float) -> None:
+    """Events for the prompt-level run where trials last differently: there, each is one volume."""
+    events = _events(recording, paths.task)
+    events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
+    write_tsv(paths.derivative("desc-trial_events.tsv"), paths.root, events)
 
 
 def _reference(paths: RunPaths) -> str:
@@ -269,6 +324,7 @@ def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
         "layer": {"Description": "Depth: 0 is the embedding, 1 the first block"},
         "module": {"Description": "Dotted name of the module in the model"},
         "where": {"Description": "Whether the tensor is the module's output or input"},
+        "part": {"Description": "Units of the tensor that the site holds, where not all"},
         "side": {"Description": "Part of the floor plan"},
         "n_units": {"Description": "Units of the site"},
     }

@@ -34,6 +34,10 @@ class RunLike(Protocol):
     @property
     def n_frames(self) -> int: ...  # noqa: D102
     @property
+    def volume_counts(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def frames(self) -> str: ...  # noqa: D102
+    @property
     def img(self) -> nib.Nifti1Image: ...  # noqa: D102
     @property
     def frames_img(self) -> nib.Nifti1Image: ...  # noqa: D102
@@ -203,8 +207,11 @@ def fit(runs: RunLike | Sequence[RunLike], *, frames: Frames = "trial") -> Fitte
             f"runs live in different spaces ({brain.space}, {other.brain.space}); fit them apart"
         )
     is_token = frames == "token"
+    reduced = next((run.frames for run in runs if run.frames in ("trial", "last")), "")
+    if is_token and reduced:
+        raise DesignError(f"the run has one volume a trial (--frames {reduced}) and no tokens")
     imgs = [run.frames_img if is_token else run.img for run in runs]
-    designs = [design_matrix(r.events, n_frames=r.n_frames if is_token else 1) for r in runs]
+    designs = [design_matrix(r.events, n_frames=r.volume_counts if is_token else 1) for r in runs]
     constant = constant_units(imgs, brain)
     model = FirstLevelModel(
         t_r=runs[0].t_r / (runs[0].n_frames if is_token else 1),

@@ -238,7 +238,6 @@ def _scan_all(
 
 def _check_model(plan: Plan, designs: Sequence[Paradigm], model: LoadedModel) -> None:
     """Before hours of work: the model has the sites, and every prompt fits it."""
-    model.sites(plan.settings.sites)
     for design in designs:
         try:
             check_prompts(model, design, plan.settings)
