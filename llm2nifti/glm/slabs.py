@@ -129,7 +129,8 @@ class FittedSlabs:
         """
         vectors = [contrast_vector(design, definition) for design in self.designs]
         contrasts = [self._contrast_of(run, vector) for run, vector in enumerate(vectors)]
-        total = sum(contrasts[1:], contrasts[0])
+        # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
+        total = sum(contrasts[1:], contrasts[0]) * (1 / len(contrasts))
         return StatMaps(
             name=definition,
             t_img=self._img(total.stat()),
@@ -209,8 +210,8 @@ def fit_slabs(
             for run, (path, design) in enumerate(zip(paths, designs, strict=True))
             for slab in cut(brain, path, design, run=run, noise_model=noise_model)
         ]
-        results = mapper(fit_slab, slabs)
-        fits = list(tqdm(results, total=len(slabs), desc="glm", unit="slab", disable=quiet or None))
+        done, n = mapper(fit_slab, slabs), len(slabs)
+        fits = list(tqdm(done, "glm", n, leave=False, unit="slab", disable=quiet or None))
     n_varying = np.zeros(brain.n_units, int)
     for fit in fits:
         n_varying[fit.units] += 1
