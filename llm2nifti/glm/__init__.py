@@ -24,7 +24,7 @@ from llm2nifti.glm.nulls import (
     t_of_labels,
     token_level,
 )
-from llm2nifti.glm.slabs import FittedSlabs, fit_slabs
+from llm2nifti.glm.slabs import FittedSlabs, Mapper, fit_slabs
 
 __all__ = [
     "CONTROL",
@@ -33,6 +33,7 @@ __all__ = [
     "FittedRuns",
     "FittedSlabs",
     "Frames",
+    "Mapper",
     "NullRates",
     "RunLike",
     "StatMaps",

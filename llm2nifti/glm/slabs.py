@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from nilearn.glm.contrasts import Contrast, compute_contrast
 from nilearn.glm.first_level import run_glm
 from nilearn.glm.regression import SimpleRegressionResults
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from llm2nifti import geometry
@@ -186,7 +187,8 @@ def fit_slabs(
         What a reader has to know about the inference.
     mapper : callable, default=map
         Called as ``mapper(fit_slab, slabs)``; yields the results in any order. The ``map`` of an
-        executor computes slabs in other processes, or on machines that see the same files.
+        executor computes slabs in other processes, or on machines that see the same files; for a
+        ``.nii.gz`` that includes the temporary folder (the variable ``TMPDIR``).
     quiet : bool, default=False
         Show no progress bar.
 
@@ -203,8 +205,7 @@ def fit_slabs(
     """
     for img in imgs:
         geometry.check_space(brain, img)
-    # Two threads take longer than one for products of such flat matrices, up to ten times.
-    with plain_files(imgs) as paths, threadpool_limits(limits=1, user_api="blas"):
+    with plain_files(imgs) as paths, _one_thread():
         slabs = [
             slab
             for run, (path, design) in enumerate(zip(paths, designs, strict=True))
@@ -224,6 +225,17 @@ def check_varying(varies: NDArray[np.bool_]) -> None:
     """Raise DesignError unless some unit varies."""
     if not varies.any():
         raise DesignError(f"all of {len(varies)} units are constant within a run; record it again")
+
+
+def _one_thread() -> AbstractContextManager:
+    """Linear algebra in one thread: for products of matrices as flat as these, more are slower."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Libraries of this process that have threads; to look for them takes a few milliseconds."""
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -293,8 +305,7 @@ def fit_slab(slab: Slab) -> SlabFit:
         return SlabFit(slab.run, slab.units[varies], np.empty(0), {})
     if not varies.all():
         values = values[:, varies]
-    # Again, because this may be another process than that of `fit_slabs`.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _one_thread():  # again, because this may be another process than that of `fit_slabs`
         labels, results = run_glm(values, slab.design, noise_model=slab.noise_model)
     kept = {label: SimpleRegressionResults(result) for label, result in results.items()}
     return SlabFit(slab.run, slab.units[varies], labels, kept)
