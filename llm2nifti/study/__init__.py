@@ -153,7 +153,7 @@ def _analyse_untrained(root: Path, *, quiet: bool) -> dict[str, Any] | None:
     out: dict[str, Any] = {"subject": str(subjects[0]), "model": runs[0].sidecar["Model"]}
     out["tasks"] = {}
     for task, task_runs in tqdm(by_task(runs).items(), desc="glm untrained", disable=quiet or None):
-        maps = glm.fit(task_runs).contrast(f"{task} - {glm.CONTROL}")
+        maps = glm.fit(task_runs, quiet=quiet).contrast(f"{task} - {glm.CONTROL}")
         out["tasks"][task] = {"share_below_05": maps.share_below()}
     if _is_repeated(runs):
         out["similarity"] = analyse_similarity(runs, intervals=False, quiet=quiet)
