@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from llm2nifti import defaults
-from llm2nifti.cli.command import add_command, add_dataset, show
+from llm2nifti.cli.command import add_command, add_dataset, add_session, show
 
 
 def add_commands(commands: Any) -> None:
@@ -16,10 +16,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _runs(args: argparse.Namespace) -> Any:
-    """Runs of the dataset's model, of the tasks asked for."""
+    """Runs of one model and session, of the tasks asked for."""
     from llm2nifti import bids
 
-    runs = bids.read_all(args.dataset, subject=args.subject)
+    runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
     wanted = {bids.label(task) for task in args.task}
     unknown = wanted - {run.task for run in runs}
     if unknown:
@@ -32,7 +32,7 @@ def _add_analysis_options(parser: Any) -> None:
     """Options of everything that analyses."""
     add_dataset(parser)
     parser.add_argument("--task", action="append", default=[], help="only this task; repeatable")
-    parser.add_argument("--subject", help="model to analyse (default: the only trained one)")
+    add_session(parser)
 
 
 def _add_glm(commands: Any) -> None:
@@ -68,9 +68,11 @@ def _glm(args: argparse.Namespace) -> None:
             frames=args.frames,
             quiet=args.quiet,
         )
-        summary = study.read_summary(args.dataset)
+        who = (runs[0].subject, runs[0].session)
+        summary = study.read_summary(args.dataset, who)
         if "tasks" in summary and args.frames == "trial":  # the report reads maps and numbers
-            study.update_summary(args.dataset, tasks={**summary["tasks"], **numbers})
+            tasks = {**summary["tasks"], **numbers}  # no longer what `run` makes: no options
+            study.update_summary(args.dataset, who, tasks=tasks, options=None)
         bids.clear_work(args.dataset)
     text = study.table({"tasks": numbers})
     if args.frames == "token":
@@ -118,13 +120,21 @@ def _add_report(commands: Any) -> None:
     text = "make the figures and the report of an analysed dataset"
     parser = add_command(commands, "report", _report, text, "llm2nifti report ds")
     add_dataset(parser)
+    add_session(parser)
 
 
 def _report(args: argparse.Namespace) -> None:
     from llm2nifti import bids, report, study
 
-    bids.runs(args.dataset)  # a folder without runs stays as it is
+    sessions = bids.analysed(args.dataset)  # a folder without runs stays as it is
     with study.locked(args.dataset):
-        path = report.write(args.dataset, quiet=args.quiet)
+        if args.subject or args.session is not None or len(sessions) == 1:
+            labels = {"subject": args.subject, "session": args.session}
+            path = report.write(args.dataset, **labels, quiet=args.quiet)
+        else:
+            for subject, session in sessions:
+                report.write(args.dataset, subject=subject, session=session, quiet=args.quiet)
+            study.compare_sessions(args.dataset)
+            path = report.write_overview(args.dataset)
         bids.clear_work(args.dataset)
     show(args, {"report": str(path)}, str(path))

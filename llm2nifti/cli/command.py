@@ -49,6 +49,12 @@ def add_dataset(parser: Any) -> None:
     parser.add_argument("dataset", type=Path, help="folder of the BIDS dataset")
 
 
+def add_session(parser: Any) -> None:
+    """Options that choose one model and session."""
+    parser.add_argument("--subject", help="model (default: the only trained one)")
+    parser.add_argument("--session", help="session of the model (default: the only one)")
+
+
 def show(args: argparse.Namespace, content: Any, text: str) -> None:
     """Print JSON or text, as asked."""
     print(json.dumps(content, indent=2, ensure_ascii=False) if args.json else text)

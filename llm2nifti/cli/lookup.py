@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, show
+from llm2nifti.cli.command import add_command, add_dataset, add_session, show
 
 
 def add_commands(commands: Any) -> None:
@@ -23,13 +23,13 @@ def _add_where(commands: Any) -> None:
     parser.add_argument("point", type=float, nargs="*", metavar="X Y Z", help="mm coordinates")
     parser.add_argument("--voxel", action="store_true", help="X Y Z is a voxel index, not mm")
     parser.add_argument("--unit", help="MODULE:UNIT, such as model.layers.3.mlp:17")
-    parser.add_argument("--subject", help="model (default: the only trained one)")
+    add_session(parser)
 
 
 def _where(args: argparse.Namespace) -> None:
     from llm2nifti import bids, geometry
 
-    brain = bids.read_all(args.dataset, subject=args.subject)[0].brain
+    brain = bids.read_all(args.dataset, subject=args.subject, session=args.session)[0].brain
     if args.unit:
         address = geometry.find_unit(brain, args.unit)
     elif len(args.point) == 3:
