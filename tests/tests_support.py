@@ -49,3 +49,8 @@ def make_dataset(root: Path, *, seed=0, **model) -> Path:
         bids.write(make_recording(task, run, seed=seed + i, **model), root)
     bids.clear_work(root)
     return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its relative path."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}

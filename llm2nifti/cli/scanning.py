@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llm2nifti import defaults
-from llm2nifti.cli.command import add_command, add_dataset, show
+from llm2nifti.cli.command import add_command, show
+
+if TYPE_CHECKING:  # --help stays fast
+    from llm2nifti.study.studyfile import StudyFile
+
+_WITH_STUDY_FILE = {"dataset", "overwrite", "threads", "json", "quiet"}
 
 
 def add_commands(commands: Any) -> None:
@@ -17,8 +23,7 @@ def add_commands(commands: Any) -> None:
 
 def _add_run(commands: Any) -> None:
     text = "scan, analyse and report: the whole experiment"
-    parser = add_command(commands, "run", _run, text, "llm2nifti run ds")
-    add_dataset(parser)
+    parser = add_command(commands, "run", _run, text, "llm2nifti run study.toml")
     _add_scan_options(parser)
     parser.add_argument(
         "--n-null", type=int, default=defaults.N_RELABELLINGS, help="relabellings of the null"
@@ -28,15 +33,11 @@ def _add_run(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     from llm2nifti import study
 
-    path = study.run(
-        args.dataset,
-        _plan(args),
-        overwrite=args.overwrite,
-        n_null=args.n_null,
-        quiet=args.quiet,
-    )
-    summary = study.read_summary(args.dataset)
-    text = f"{study.table(summary)}\n\n{study.tree(args.dataset)}\n\nreport: {path}"
+    what = _what(args)
+    path = study.run(what.root, what.plans, n_null=what.n_null, **_how(args))
+    summary = study.read_summary(what.root)
+    table = study.overview_table if "sessions" in summary else study.table
+    text = f"{table(summary)}\n\n{study.tree(what.root)}\n\nreport: {path}"
     show(args, summary, text)
 
 
@@ -45,21 +46,28 @@ def _add_scan(commands: Any) -> None:
     parser = add_command(
         commands, "scan", _scan, text, "llm2nifti scan ds --task pathology --no-untrained"
     )
-    add_dataset(parser)
     _add_scan_options(parser)
 
 
 def _scan(args: argparse.Namespace) -> None:
     from llm2nifti import bids, study
 
-    study.scan(args.dataset, _plan(args), overwrite=args.overwrite, quiet=args.quiet)
-    table = bids.runs(args.dataset)
+    what = _what(args)
+    study.scan(what.root, what.plans, **_how(args))
+    table = bids.runs(what.root)
     show(args, table.to_dict(orient="records"), table.to_string(index=False))
 
 
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """Options that do not change what is recorded."""
+    return {"overwrite": args.overwrite, "quiet": args.quiet, "threads": args.threads}
+
+
 def _add_scan_options(parser: Any) -> None:
-    """Options of everything that scans."""
+    """Arguments of everything that scans."""
+    parser.set_defaults(parser=parser)
     add = parser.add_argument
+    add("dataset", type=Path, help="folder of the BIDS dataset, or a study file (.toml)")
     add(
         "--model",
         default=defaults.DEFAULT_MODEL,
@@ -90,6 +98,22 @@ def _add_scan_options(parser: Any) -> None:
     )
     add("--compress", action="store_true", help="write .nii.gz: slower, hardly smaller")
     add("--overwrite", action="store_true", help="delete the dataset's old content first")
+    add("--threads", type=int, help="threads that torch computes with (default: its own choice)")
+
+
+def _what(args: argparse.Namespace) -> StudyFile:
+    """What to scan: from a study file, or from the options."""
+    from llm2nifti.study import StudyError
+    from llm2nifti.study.studyfile import StudyFile, read_study
+
+    if args.dataset.suffix != ".toml" or args.dataset.is_dir():
+        return StudyFile(args.dataset, (_plan(args),), getattr(args, "n_null", 0))
+    plain = vars(args.parser.parse_args([str(args.dataset)]))
+    for name in plain.keys() - _WITH_STUDY_FILE:
+        if getattr(args, name, plain[name]) != plain[name]:
+            option = name.replace("_", "-")
+            raise StudyError(f"--{option} does not go with a study file: set it in {args.dataset}")
+    return read_study(args.dataset)
 
 
 def _plan(args: argparse.Namespace) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,38 +56,54 @@ __all__ = [
 ]
 
 
-def scan(root: Path, plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> None:
-    """Record every run of a plan, alone in the dataset; see `llm2nifti.study.scanning.scan`."""
+def scan(
+    root: Path,
+    plans: Plan | Sequence[Plan],
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    threads: int | None = None,
+) -> None:
+    """Record every run of some plans, alone in the dataset.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset; an interrupted scan in it is resumed.
+    plans : Plan or sequence of Plan
+        What to scan, one plan a model and session.
+    overwrite : bool, default=False
+        Delete what llm2nifti wrote to this folder before, and start anew.
+    quiet : bool, default=False
+        Show no progress bars.
+    threads : int, optional
+        Number of threads that torch computes with; part of what decides the last digits.
+    """
     from llm2nifti.study import scanning
 
-    scanning.check(root, plan)
-    with locked(root):
-        scanning.scan(root, plan, overwrite=overwrite, quiet=quiet)
+    scanning.check(root, plans)
+    with locked(root), scanning.torch_threads(threads):
+        scanning.scan(root, plans, overwrite=overwrite, quiet=quiet)
         bids.clear_work(root)
 
 
 def run(
     root: Path,
-    plan: Plan,
+    plans: Plan | Sequence[Plan],
     *,
     overwrite: bool = False,
     n_null: int = N_RELABELLINGS,
     quiet: bool = False,
+    threads: int | None = None,
 ) -> Path:
     """Scan, analyse and report, alone in the dataset from beginning to end.
 
     Parameters
     ----------
-    root : Path
-        Root of the dataset; an interrupted run in it is resumed.
-    plan : Plan
-        What to scan.
-    overwrite : bool, default=False
-        Delete what llm2nifti wrote to this folder before, and start anew.
+    root, plans, overwrite, quiet, threads
+        See `scan`.
     n_null : int, default=200
         Relabellings of the null experiments.
-    quiet : bool, default=False
-        Show no progress bars.
 
     Returns
     -------
@@ -96,9 +113,10 @@ def run(
     from llm2nifti.study import scanning
 
     glm.check_count(n_null)
-    scanning.check(root, plan)
+    scanning.check(root, plans)
     with locked(root):
-        scanning.scan(root, plan, overwrite=overwrite, quiet=quiet)
+        with scanning.torch_threads(threads):
+            scanning.scan(root, plans, overwrite=overwrite, quiet=quiet)
         path = analyse_all(root, n_null=n_null, quiet=quiet)
         bids.clear_work(root)
     return path
