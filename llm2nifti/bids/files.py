@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from isal import igzip
 
 from llm2nifti.geometry import ModelBrain, set_header
@@ -55,10 +59,11 @@ def label(text: str) -> str:
 def atomic(path: Path, root: Path) -> Iterator[Path]:
     """Yield a temporary path in the dataset's work folder that becomes `path` on success.
 
-    The name is the same every time, so what a killed process left is replaced by the next one.
+    Every process and thread has a folder of its own, so that several can write to one dataset.
     """
-    folder = root / WORK / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
+    owner = f"tmp-{label(socket.gethostname())}-{os.getpid()}-{threading.get_ident()}"
+    folder = root / WORK / owner
+    _make(folder)
     temporary = folder / "_".join(path.relative_to(root).parts)
     try:
         yield temporary
@@ -71,6 +76,25 @@ def atomic(path: Path, root: Path) -> Iterator[Path]:
         with suppress(OSError):  # in use: a lock or an unfinished recording lies there
             folder.rmdir()
             folder.parent.rmdir()
+
+
+def _make(folder: Path) -> None:
+    """Create a folder and its parents, also while another process removes an empty parent."""
+    for attempt in range(100):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except FileNotFoundError:
+            if attempt == 99:
+                raise
+
+
+@contextmanager
+def shared(root: Path) -> Iterator[None]:
+    """Wait for other processes that write files which belong to several runs."""
+    _make(root / WORK)
+    with FileLock(root / WORK / "shared.lock"):
+        yield
 
 
 def write_text(path: Path, root: Path, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,100 +11,22 @@ import nibabel as nib
 import pandas as pd
 
 from llm2nifti import geometry
-from llm2nifti.bids.dataset import (
-    DERIVATIVES,
-    add_participant,
-    write_dataset_files,
-    write_events_json,
-)
+from llm2nifti.bids.dataset import check_folder, write_dataset_files, write_events_json
 from llm2nifti.bids.files import (
     WORK,
     ExistsError,
     atomic,
     label,
+    shared,
     write_frames,
     write_img,
     write_json,
     write_tsv,
 )
+from llm2nifti.bids.participants import add_participant, add_session
+from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where the files of one run are.
-
-    Attributes
-    ----------
-    root : Path
-        Root of the dataset.
-    subject, task : str
-        BIDS labels.
-    run : int
-        Number of the run.
-    space : str
-        Space label of the derivative files.
-    suffix : str
-        ``.nii`` or ``.nii.gz`` of the 4D images.
-    """
-
-    root: Path
-    subject: str
-    task: str
-    run: int
-    space: str
-    suffix: str = ".nii"
-
-    @property
-    def _stem(self) -> str:
-        return f"sub-{self.subject}_task-{self.task}_run-{self.run}"
-
-    def raw(self, ending: str) -> Path:
-        """File of the raw run, such as ``bold.json``."""
-        return self.root / f"sub-{self.subject}" / "func" / f"{self._stem}_{ending}"
-
-    def derivative(self, ending: str) -> Path:
-        """File of the derivative run, such as ``desc-trial_bold.nii``."""
-        folder = self.root / DERIVATIVES / f"sub-{self.subject}" / "func"
-        return folder / f"{self._stem}_space-{self.space}_{ending}"
-
-    def anat(self, ending: str) -> Path:
-        """File of the subject's anatomy, such as ``dseg.nii.gz``."""
-        folder = self.root / DERIVATIVES / f"sub-{self.subject}" / "anat"
-        return folder / f"sub-{self.subject}_space-{self.space}_{ending}"
-
-    def stat_map(self, stat: str, *, only_run: bool = False) -> Path:
-        """Statistical map of this run, or of all runs of its task together."""
-        run = f"_run-{self.run}" if only_run else ""
-        name = (
-            f"sub-{self.subject}_task-{self.task}{run}_space-{self.space}"
-            f"_contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
-        )
-        return self.trial_bold.parent / name
-
-    def network(self, *, only_run: bool = False, desc: str = "network") -> Path:
-        """Network mask: under ``anat``, because nilearn takes every mask under ``func``."""
-        run = f"_run-{self.run}" if only_run else ""
-        name = (
-            f"sub-{self.subject}{run}_space-{self.space}_label-{self.task}_desc-{desc}_mask.nii.gz"
-        )
-        return self.anat("").parent / name
-
-    @property
-    def bold(self) -> Path:
-        """Token-level 4D image."""
-        return self.raw(f"bold{self.suffix}")
-
-    @property
-    def trial_bold(self) -> Path:
-        """Prompt-level 4D image."""
-        return self.derivative(f"desc-trial_bold{self.suffix}")
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every file is there: the prompt-level sidecar is written last."""
-        return self.derivative("desc-trial_bold.json").exists()
 
 
 def write(
@@ -138,41 +59,54 @@ def write(
     >>> bids.write(recording, root="ds")  # doctest: +SKIP
     """
     root = Path(root)
-    name = str(recording.info.get("Model", {}).get("Subject", "model"))
-    paths = RunPaths(
-        root=root,
-        subject=label(name),
-        task=label(recording.paradigm.task),
-        run=recording.paradigm.run,
-        space=recording.brain.space,
-        suffix=".nii.gz" if compress else ".nii",
-    )
+    check_folder(root)
+    paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
     if paths.is_complete and not overwrite:
         raise ExistsError(
             f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
         )
     _remove(paths)
-    write_dataset_files(root)
-    add_participant(root, paths.subject, recording.info.get("Model", {}))
-    has_images = "image" in recording.paradigm.trials
-    write_events_json(root, paths.task, recording.paradigm.task, has_images=has_images)
-    _write_anatomy(paths, recording)
+    with shared(root):  # other processes may write other runs
+        write_dataset_files(root)
+        add_participant(root, paths.subject, paths.session, recording.info)
+        if paths.session:
+            add_session(root, paths.subject, paths.session, recording.info)
+        has_images = "image" in recording.paradigm.trials
+        write_events_json(root, paths.task, recording.paradigm.task, has_images=has_images)
+        _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
     return paths
 
 
+def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
+    """Where a recording belongs, by its model's name and session."""
+    model = recording.info.get("Model", {})
+    session = str(model.get("Session") or "")
+    return RunPaths(
+        root=root,
+        subject=label(str(model.get("Subject", "model"))),
+        task=label(recording.paradigm.task),
+        run=recording.paradigm.run,
+        space=recording.brain.space,
+        suffix=suffix,
+        session=label(session) if session else "",
+    )
+
+
 def _remove(paths: RunPaths) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
     paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
-    derived = paths.root / DERIVATIVES
+    whole = paths.root / DERIVATIVES
+    own = whole / folder_of(paths.subject, paths.session)
+    who = paths.raw("").name.partition("_task-")[0]
     old = [
         *paths.bold.parent.glob(f"{paths.raw('').name}*"),
         *paths.trial_bold.parent.glob(f"{paths.raw('').name}*"),
         # What was made of all runs of the task no longer fits, nor does the summary.
-        *paths.trial_bold.parent.glob(f"sub-{paths.subject}_task-{paths.task}_space-*_statmap.*"),
+        *paths.trial_bold.parent.glob(f"{who}_task-{paths.task}_space-*_statmap.*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
-        *(derived / name for name in ("summary.json", "report.html")),
+        *(folder / name for folder in (whole, own) for name in ("summary.json", "report.html")),
     ]
     for file in old:
         file.unlink(missing_ok=True)
@@ -307,7 +241,7 @@ def _reference(paths: RunPaths) -> str:
 
 
 def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
-    """Atlas, units table and anatomical image of the subject, once."""
+    """Atlas, units table and anatomical image of the subject or session, once."""
     root, brain = paths.root, recording.brain
     if paths.anat("T1w.json").exists():
         return
