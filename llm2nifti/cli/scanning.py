@@ -74,7 +74,7 @@ def _add_scan_options(parser: Any) -> None:
         help="bundled name, Hugging Face id, folder or .gguf file",
     )
     add("--task", action="append", default=[], help="task to show; repeat for more (default: all)")
-    add("--stimuli", help="your own TSV with columns task and prompt")
+    add("--stimuli", help="your own TSV with columns task and prompt, or image")
     add("--split", default="evaluation", help="split of the stimuli: evaluation or development")
     add("--n-runs", type=int, default=defaults.N_RUNS, help="runs of each task")
     add("--n-blocks", type=int, default=defaults.N_BLOCKS, help="on-blocks of a run")
@@ -83,11 +83,14 @@ def _add_scan_options(parser: Any) -> None:
     )
     add("--n-frames", type=int, default=defaults.N_FRAMES, help="generated tokens of a prompt")
     add("--sites", default="default", help="default, all, regex:PATTERN, or names such as attn,mlp")
+    add("--mode", default="auto", help="generate, or read: show the stimulus and generate nothing")
+    add("--frames", default="auto", help="one volume is a token, trial (its mean), word or last")
+    add("--fused-qkv", help="layout of fused queries, keys, values: contiguous or interleaved")
     add("--template", default="auto", help="chat template: auto, chat or none")
     add("--temperature", type=float, default=0.0, help="0 is greedy")
     add("--seed", type=int, default=0, help="seed of the design and of the sampling")
     add("--batch-size", type=int, default=defaults.BATCH_SIZE, help="prompts generated together")
-    add("--device", default="cpu", help="torch device, such as cuda")
+    add("--device", default="cpu", help="torch device such as cuda, or auto for several")
     add("--dtype", default="float32", help="float32, bfloat16 or float16")
     add("--trust-remote-code", action="store_true", help="run code from the model's repository")
     add(
@@ -144,5 +147,8 @@ def _plan(args: argparse.Namespace) -> Any:
         batch_size=args.batch_size,
         temperature=args.temperature,
         seed=args.seed,
+        mode=args.mode,
+        frames=args.frames,
+        fused_qkv=args.fused_qkv,
     )
     return Plan(model, design, settings, args.compress)

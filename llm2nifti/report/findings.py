@@ -61,11 +61,14 @@ def result_sentences(summary: Summary) -> list[str]:
         out.append(distinctness_sentence(summary["similarity"]))
     named = summary.get("identification")
     if named:
+        characters = ""
+        if "prompts" in named:
+            share = percent(named["prompts"]["accuracy"])
+            characters = f" and {share} from their characters alone"
         out.append(
             f"Of {count(named['trials']['n_items'])} held-out task prompts, "
-            f"{percent(named['trials']['accuracy'])} are named right from their activations and "
-            f"{percent(named['prompts']['accuracy'])} from their characters alone; guessing gives "
-            f"{percent(named['trials']['chance'])}."
+            f"{percent(named['trials']['accuracy'])} are named right from their activations"
+            f"{characters}; guessing gives {percent(named['trials']['chance'])}."
         )
     relabelled, pseudo = summary["null"]["relabelled"], summary["null"]["pseudo_tasks"]
     if "below_05" not in relabelled:
@@ -196,7 +199,7 @@ def identification_rows(summary: Summary) -> list[Row]:
             result = named.get(kind + ending)
             if result is None:
                 continue
-            prompts = named["prompts" + ending] if kind == "trials" else None
+            prompts = named.get("prompts" + ending) if kind == "trials" else None
             rows.append(
                 {
                     "what": what + (", no randomstrings" if ending else ""),

@@ -104,6 +104,7 @@ def _context(source: Source) -> dict[str, Any]:
         "files": bids.folder_of(run.subject, run.session).as_posix(),
         "inside": source.folder != source.root / bids.DERIVATIVES,
         "brain": source.brain,
+        "volume": wording.volume(source.summary["design"]),
         "widest": widest,
         "examples": _examples(source),
         "rendered": run.sidecar.get("Rendered", [""])[is_task.index(True)],
@@ -120,9 +121,16 @@ def _examples(source: Source) -> list[dict[str, str]]:
         some = events[events["trial_type"] == condition].head(_N_EXAMPLES)
         rows += [
             {"condition": condition, "prompt": str(prompt), "response": str(response)}
-            for prompt, response in zip(some["prompt"], some["response"], strict=True)
+            for prompt, response in zip(_shown(some), some["response"], strict=True)
         ]
     return rows
+
+
+def _shown(events: pd.DataFrame) -> list[str]:
+    """What was shown in each trial: the prompt, or the name of its image."""
+    images = events["stim_file"] if "stim_file" in events else [""] * len(events)
+    pairs = zip(images, events["prompt"], strict=True)
+    return [f"{image} {prompt}".strip() for image, prompt in pairs]
 
 
 def _question_frames(source: Source) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 NONE = "–"  # stands where there is no number
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -92,3 +93,15 @@ def height_control(how: str) -> str:
     """
     name, _, rest = how.partition(" ")
     return f"{_CONTROLS.get(name, name)} {rest}".strip()
+
+
+def volume(design: Mapping[str, Any]) -> str:
+    """Say what one analysed volume is."""
+    frames = design.get("frames", "token")
+    if design.get("mode") != "read":
+        mean = f"the mean of its {plural(design['n_frames'], 'frame')}"
+        return f"One volume is one prompt: {mean}, where a frame is one generated token."
+    if frames == "last":
+        return "One volume is one prompt: the last token of what was read."
+    what = {"token": "tokens", "word": "words"}.get(frames, "tokens")
+    return f"One volume is one prompt: the mean over the {what} of what was read."

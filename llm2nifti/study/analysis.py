@@ -301,7 +301,8 @@ def analyse_identification(runs: Sequence[Run]) -> dict[str, Any]:
         sets = [t for t in trials if t.task in tasks]
         out["runs" + ending] = networks.name_runs(maps, templates).summary()
         out["trials" + ending] = networks.name_trials(sets, _training(some, _effect)).summary()
-        out["prompts" + ending] = networks.name_prompts(sets).summary()
+        if any(prompt for t in sets for prompt in t.prompts):  # images have no characters
+            out["prompts" + ending] = networks.name_prompts(sets).summary()
     return out
 
 

@@ -46,6 +46,9 @@ class Design:
     def stimuli_hash(self) -> str:
         """SHA-256 of the stimuli, so that an edited file is noticed."""
         table = stimuli.load(self.stimuli_path, split=self.split)
+        if stimuli.IMAGE in table:
+            images = [Path(name).read_bytes() for name in table[stimuli.IMAGE]]
+            table[stimuli.IMAGE] = [hashlib.sha256(data).hexdigest() for data in images]
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
     def row_of(self, message: str) -> str:

@@ -248,12 +248,13 @@ def record(root: Path, job: Job, model: LoadedModel, *, on_trials: Callable[[int
         _check_weights(root, job, model)
         folder = root / bids.WORK / job.name
         _drop_other_threads(folder)
+        generates = job.plan.settings.mode_for(model) == "generate"
         recording = scan_run(
             model,
             job.design,
             settings=job.plan.settings,
             folder=folder,
-            replay=_tokens(root, job) if job.untrained else None,
+            replay=_tokens(root, job) if job.untrained and generates else None,
             on_trials=on_trials,
         )
         bids.write(recording, root, compress=job.plan.compress)

@@ -70,6 +70,9 @@ def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
             "n_control_trials": int(is_control.sum()),
             "n_frames": first.n_frames,
             "frame_seconds": first.t_r / first.n_frames,
+            "mode": first.sidecar.get("Settings", {}).get("mode", "generate"),
+            "frames": first.frames,
+            "has_images": "stim_file" in events,
             "n_units": brain.n_units,
             "n_layers": len({site.layer for site in brain.sites}),
             "shape": list(brain.shape),
@@ -147,10 +150,10 @@ def _sentences(summary: dict[str, Any]) -> list[str]:
         parts = [
             f"{what} {named[what]['accuracy']:.0%}" for what in ("runs", "trials") if what in named
         ]
-        lines.append(
-            f"identification: {', '.join(parts)} right; from the prompts' characters "
-            f"{named['prompts']['accuracy']:.0%}, chance {named['trials']['chance']:.0%}"
-        )
+        prompts = named.get("prompts")
+        characters = f"from the prompts' characters {prompts['accuracy']:.0%}, " if prompts else ""
+        chance = f"chance {named['trials']['chance']:.0%}"
+        lines.append(f"identification: {', '.join(parts)} right; {characters}{chance}")
     null = summary.get("null")
     if null:
         lines.append(_null_sentence(null))
