@@ -1,7 +1,8 @@
 """How fast is a GLM of a large run, and how much memory does it take, against FirstLevelModel?
 
 A run of random values in a real ``.nii`` file, written to a temporary folder (1.4 GB with the
-defaults) and removed afterwards. Run from the repository root on a quiet machine with 8 GB:
+defaults) and removed afterwards. Run from the repository root on a quiet machine with 8 GB
+of memory (14 GB for `--noise-model ar1`):
 
     python benchmarks/glm.py >> docs/benchmarks.md
 
