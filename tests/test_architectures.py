@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
+import architectures_table
 import numpy as np
 import pytest
 import tiny
@@ -313,3 +315,10 @@ def test_galactica_at_its_full_shape_has_the_measured_units():
     leaves = models.sites.find_sites(module, anatomy.stacks, "all")
     assert sum(site.n_units for site in leaves if site.where == "output") == 140544
     assert "use_cache" in inspect.signature(module.forward).parameters
+
+
+def test_the_page_of_architectures_is_what_the_code_finds():
+    page = Path(__file__).parent.parent / "docs" / "architectures.md"
+    assert page.read_text("utf-8") == architectures_table.page(), (
+        "run: python tests/architectures_table.py > docs/architectures.md"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from llm2nifti import models
+from llm2nifti import models, paradigm, scanner
 from llm2nifti.hooks import Point
-from llm2nifti.models import anatomy, cache, weights
+from llm2nifti.models import anatomy, cache, loading, weights
 
 
 def outputs_by_hand(model, names):
@@ -195,3 +196,33 @@ def test_cache_variable_moves_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "here"))
     assert cache.cache_folder() == tmp_path / "here"
     assert not cache.is_cached("smollm2-135m")
+
+
+def test_weights_kept_on_disk_give_the_same_values_and_norms(tiny_folders, tmp_path):
+    folder = tiny_folders["llama"]
+    whole = models.load(str(folder))
+    parts = ["embed_tokens", "layers.0", "rotary_emb"]
+    away = ["layers.1", "layers.2", "norm"]
+    where = {f"model.{name}": "cpu" for name in parts} | {f"model.{name}": "disk" for name in away}
+    source = loading.Source(
+        str(folder), device_map={**where, "lm_head": "cpu"}, offload_folder=str(tmp_path)
+    )
+    loaded = loading.from_pretrained(source, torch.float32, None)
+    spread = dataclasses.replace(whole, module=loaded.module.eval())
+    assert any(p.is_meta for p in spread.module.parameters())
+    design = paradigm.blocks("pathology", n_blocks=1, trials_per_block=2, n_frames=2)
+    settings = scanner.Settings(sites="default")
+    results = [
+        scanner.scan(model, design, settings=settings, on_trials=lambda _n: None)
+        for model in (whole, spread)
+    ]
+    np.testing.assert_array_equal(results[1].values, results[0].values)
+    np.testing.assert_array_equal(results[1].norms, results[0].norms)
+    assert results[0].norms.any()
+
+
+def test_device_auto_lets_accelerate_place_the_weights(tiny_folders):
+    model = models.load(str(tiny_folders["llama"]), device="auto")
+    assert model.source["Device"] == "auto"
+    assert model.device.type in ("cpu", "cuda")
+    scanner.scan(model, paradigm.blocks("pathology", n_blocks=1, trials_per_block=2, n_frames=1))

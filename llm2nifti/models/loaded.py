@@ -57,8 +57,10 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
-        return getattr(self.module, "device", None) or next(self.module.parameters()).device
+        """Where inputs go; of a model that is spread out, where it begins to compute."""
+        hook = getattr(self.module, "_hf_hook", None)
+        spread = getattr(hook, "execution_device", None)
+        return torch.device(self.module.device if spread is None else spread)
 
     @property
     def context(self) -> int | None:

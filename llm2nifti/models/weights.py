@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from numpy.typing import NDArray
 from torch import nn
 
@@ -71,13 +73,15 @@ def write_norms(model: nn.Module, point: Point, n_units: int) -> torch.Tensor:
         module = model.get_submodule(point.module)
     except AttributeError:  # the hidden units of experts pass a module that is there on demand
         return torch.zeros(n_units)
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        stacked = [p for name, p in module.named_parameters() if name.endswith("down_proj")]
-        weight = stacked[0] if stacked else None
-    if weight is None or weight.is_meta:
-        return torch.zeros(n_units)
-    weight = weight.detach().float().cpu()
+    owner = module
+    if not isinstance(getattr(module, "weight", None), torch.Tensor):
+        stacked = [name for name, _ in module.named_parameters() if name.endswith("down_proj")]
+        if not stacked:
+            return torch.zeros(n_units)
+        owner = module.get_submodule(stacked[0].rpartition(".")[0])
+    with align_module_device(owner):  # brings back weights that accelerate keeps elsewhere
+        held: Any = getattr(owner, "weight" if owner is module else "down_proj")
+        weight: torch.Tensor = held.detach().float().cpu()
     if weight.ndim == 1:
         return weight.abs() if len(weight) == n_units else torch.zeros(n_units)
     # torch's Linear stores (out, in), Conv1D and embeddings (in, out), experts (n, out, in).
