@@ -8,7 +8,9 @@ import re
 import socket
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ TEXT = (
     "concept",
     "token",
 )
+_BUFFER = 2**22  # bytes that go to the disk at once
 WORK = ".llm2nifti"  # temporary files and unfinished recordings, inside the dataset's root
 
 
@@ -209,13 +212,28 @@ def write_frames(
     header.set_slope_inter(1, 0)
     header["magic"] = b"n+1"
     header["vox_offset"] = 352
-    x, y, z = brain.voxels.T
-    volume = np.zeros(tuple(reversed(brain.shape)), np.float32)  # x runs fastest in NIfTI
     with atomic(path, root) as temporary:
         opened = _gzip_writer(temporary) if path.suffix == ".gz" else temporary.open("wb")
         with opened as file:
             file.write(header.binaryblock + b"\0" * 4)
-            for part in parts:
-                for values in part:
-                    volume[z, y, x] = values
-                    file.write(volume.data)
+            _write_volumes(file, brain, (row for part in parts for row in part))
+
+
+def _write_volumes(file: Any, brain: ModelBrain, rows: Iterator[np.ndarray]) -> None:
+    """Write (n_units,) rows as volumes; one buffer is filled while the other goes to the disk."""
+    voxels = np.ravel_multi_index(tuple(brain.voxels.T), brain.shape, order="F")  # x is fastest
+    n_voxels = int(np.prod(brain.shape))
+    n_volumes = max(1, _BUFFER // (4 * n_voxels))
+    buffers = [np.zeros((n_volumes, n_voxels), np.float32) for _ in range(2)]
+    writing: Future | None = None
+    with ThreadPoolExecutor(max_workers=1) as disk:
+        for i in count():
+            buffer, n_filled = buffers[i % 2], 0
+            for volume, row in zip(buffer, rows, strict=False):
+                volume[voxels] = row
+                n_filled += 1
+            if writing is not None:
+                writing.result()
+            if not n_filled:
+                return
+            writing = disk.submit(file.write, buffer[:n_filled].data)
