@@ -319,3 +319,11 @@ def test_check_names_the_prompt_without_recording(tiny_model):
     trials = design.trials.assign(prompt="word " * 300)
     with pytest.raises(scanner.ScanError, match="reads at most 128"):
         scanner.check(tiny_model, dataclasses.replace(design, trials=trials), scanner.Settings())
+
+
+def test_entropy_takes_tokens_that_are_ruled_out():
+    logits = torch.tensor([[[1.0, 2.0, float("-inf")], [0.0, 0.0, 0.0]]])
+    log_p, entropy = scanner.generating.measure(logits, torch.tensor([[1, 0]]))
+    p = np.exp([1.0, 2.0]) / np.exp([1.0, 2.0]).sum()
+    np.testing.assert_allclose(entropy[0], [-(p * np.log(p)).sum(), np.log(3)], rtol=1e-5)
+    np.testing.assert_allclose(log_p[0], [np.log(p[1]), -np.log(3)], rtol=1e-5)

@@ -252,5 +252,9 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, t
     for t in range(tokens.shape[1]):  # one by one: logits of all frames at once are large
         log_p = logits[:, t].float().log_softmax(dim=-1)
         log_probability[:, t] = log_p.gather(1, tokens[:, t : t + 1])[:, 0]
-        entropy[:, t] = torch.special.entr(log_p.exp()).sum(dim=-1)
+        p = log_p.exp()
+        found = -torch.linalg.vecdot(p, log_p)
+        if found.isnan().any():  # tokens of probability 0, which a few models rule out
+            found = torch.special.entr(p).sum(dim=-1)
+        entropy[:, t] = found
     return log_probability, entropy
