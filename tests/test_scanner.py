@@ -327,3 +327,22 @@ def test_entropy_takes_tokens_that_are_ruled_out():
     p = np.exp([1.0, 2.0]) / np.exp([1.0, 2.0]).sum()
     np.testing.assert_allclose(entropy[0], [-(p * np.log(p)).sum(), np.log(3)], rtol=1e-5)
     np.testing.assert_allclose(log_p[0], [np.log(p[1]), -np.log(3)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("room", [0, 2, 5])
+def test_keys_with_room_equal_transformers_own_beyond_the_room_too(room):
+    from transformers.cache_utils import DynamicLayer
+
+    from llm2nifti.scanner.roomy import RoomyLayer
+
+    start = torch.randn(2, 2, 3, 3, 4)
+    buffers = torch.zeros(2, 2, 3, 3 + room, 4)
+    buffers[:, :, :, :3] = start
+    ours, theirs = RoomyLayer(*buffers, 3), DynamicLayer()
+    theirs.update(*start)
+    for _ in range(3):
+        new = torch.randn(2, 2, 3, 1, 4)
+        for found, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(found, expected)
+    assert ours.get_seq_length() == 6
+    assert (ours.keys.data_ptr() == buffers[0].data_ptr()) == (room == 5)

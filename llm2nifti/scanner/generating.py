@@ -92,7 +92,7 @@ class Generator:
             return _Batch(inputs.pop("input_ids"), inputs.pop("attention_mask"), inputs, stim_ids)
         encoded, fill = self.stimuli.encoded[trials], self.stimuli.fill
         if self.reads_ahead:
-            prompts = prefill.read_ahead(self.model, encoded, fill)
+            prompts = prefill.read_ahead(self.model, encoded, fill, room=self.stimuli.n_frames)
             extra = {} if prompts.cache is None else {"past_key_values": prompts.cache}
         else:
             prompts, extra = prefill.pad(encoded, fill), {}

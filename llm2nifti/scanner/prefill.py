@@ -63,7 +63,9 @@ def pad(encoded: Sequence[Sequence[int]], fill: int, *, at: int | None = 0) -> P
     return Prompts(ids, mask)
 
 
-def read_ahead(model: LoadedModel, encoded: Sequence[list[int]], fill: int) -> Prompts:
+def read_ahead(
+    model: LoadedModel, encoded: Sequence[list[int]], fill: int, *, room: int = 0
+) -> Prompts:
     """Read all but the last token of every prompt.
 
     Parameters
@@ -74,6 +76,8 @@ def read_ahead(model: LoadedModel, encoded: Sequence[list[int]], fill: int) -> P
         Token ids of the prompts of a batch.
     fill : int
         Padding token.
+    room : int, default=0
+        Tokens that will follow: the cache keeps room for them.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def read_ahead(model: LoadedModel, encoded: Sequence[list[int]], fill: int) -> P
         rest = pad([heads[row][n_shared:] for row in rows], fill)
         start = select(cache, group[rows])
         read.append(_continue(model, start, rest.ids, rest.mask))
-    merged = _merge(read, chunks, n_shared, prompts.ids.shape[1] - 1)
+    merged = _merge(read, chunks, n_shared, prompts.ids.shape[1] - 1, room)
     return Prompts(prompts.ids.to(device), prompts.mask.to(device), merged)
 
 
@@ -175,25 +179,29 @@ def _group_length(rests: Sequence[Sequence[int]]) -> int:
     return int(np.argmin(costs))
 
 
-def _merge(caches: Sequence[Any], chunks: Sequence[np.ndarray], n_shared: int, length: int) -> Any:
+def _merge(
+    caches: Sequence[Any], chunks: Sequence[np.ndarray], n_shared: int, length: int, room: int
+) -> Any:
     """One cache of `length` tokens from those of the chunks; zeros where there is padding."""
     from transformers import DynamicCache
+
+    from llm2nifti.scanner.roomy import RoomyLayer
 
     merged = DynamicCache()
     n_trials = sum(map(len, chunks))
     # A chunk of prompts that have one token and share none has read nothing.
     filled = [(c, rows) for c, rows in zip(caches, chunks, strict=True) if c is not None]
     for i, layer in enumerate(filled[0][0].layers):
-        both = []
+        both: list[torch.Tensor] = []
         for name in ("keys", "values"):
             first = getattr(layer, name)
-            whole = first.new_zeros(n_trials, first.shape[1], length, first.shape[3])
+            whole = first.new_zeros(n_trials, first.shape[1], length + room, first.shape[3])
             for cache, rows in filled:
                 part = getattr(cache.layers[i], name)
                 index = torch.as_tensor(rows, device=part.device)
                 n_rest = part.shape[2] - n_shared
                 whole[index, :, :n_shared] = part[:, :, :n_shared]
-                whole[index, :, length - n_rest :] = part[:, :, n_shared:]
+                whole[index, :, length - n_rest : length] = part[:, :, n_shared:]
             both.append(whole)
-        merged.update(both[0], both[1], i)
+        merged.layers.append(RoomyLayer(both[0], both[1], length))
     return merged
