@@ -71,7 +71,10 @@ def needed(model, design, *, shared):
 
 
 def count_operations(run):
-    """Floating-point operations of a call, as torch counts them (attention included)."""
+    """Floating-point operations of a call, as torch counts them.
+
+    They are those of matrix products; torch 2.13 does not count its attention kernel for CPUs.
+    """
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
@@ -128,7 +131,7 @@ def describe_limit(model, design, **settings):
         f"does {decoding / 1e9:.1f} GFLOP/s at {ROWS[0]} rows (the head {head / 1e9:.1f}) and "
         f"{reading / 1e9:.1f} at {ROWS[1]}; prompts count at the latter, decoded tokens and logits "
         f"at the former. A scan took {seconds:.2f} s; medians of {N_REPEATS}, in turn. Counted: "
-        "by torch's FlopCounterMode, with attention and padding; all but decoding as prompt.",
+        "by torch's FlopCounterMode, with padding; what is not decoding counts as prompt.",
         "\n".join(rows),
     ]
 

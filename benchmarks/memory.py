@@ -24,16 +24,17 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from random_model import TINY, random_llama
 from recorders import scan
-from timing import check_positive, describe_machine, draw_design, take_trials
+from timing import by_trial, check_positive, describe_machine, draw_design, take_trials
 
 from llm2nifti import bids, scanner
 
 LENGTHS = (500, 1000, 2000, 5000)  # frames of a run
 FRAMES_A_TRIAL = 10
-BATCH = 50  # so that every length is made of full batches
+BATCH = 50  # every length is made of full batches; an incomplete one needs less memory
 FLAT = 0.05  # of a frame's size, added a frame
 N_DIFFERENT = 100  # prompts; longer runs show them again
 INTERVAL = 0.005  # s between samples of RssAnon
@@ -84,7 +85,7 @@ def make_design(n_frames):
     return take_trials(design, np.arange(n_trials) % design.n_trials)
 
 
-def scan_and_write(n_frames, *, tiny, **settings):
+def scan_and_write(n_frames, *, tiny, batch, **settings):
     """What one fresh process measures: sizes in MiB, seconds."""
     model = random_llama("random", **(TINY if tiny else WIDE))
     design = make_design(n_frames)
@@ -92,30 +93,40 @@ def scan_and_write(n_frames, *, tiny, **settings):
     before = status()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as root, Watch() as watch:
-        recording = scan(model, design, sites="all", batch_size=BATCH, **settings)[1]
+        recording = scan(model, design, sites="all", batch_size=batch, **settings)[1]
         paths = bids.write(recording, Path(root) / "ds")
-        images = (paths.bold, paths.trial_bold)
-        written = sum(path.stat().st_size for path in images if path.exists())
+        seconds, after, anonymous = time.perf_counter() - start, status(), watch.peak
+        images = [path for path in (paths.bold, paths.trial_bold) if path.exists()]
+        check_last(images[0], recording)
+        written = sum(path.stat().st_size for path in images)
         del recording
     return {
         "frames": n_frames,
         "units": n_units,
         "before": before["VmRSS"],
-        "peak": status()["VmHWM"],
-        "anonymous": watch.peak,
+        "peak": after["VmHWM"],
+        "anonymous": anonymous,
         "written": written / 2**20,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
     }
 
 
-def in_fresh_process(n_frames, scratch, *, tiny, settings):
+def check_last(image, recording):
+    """Leave unless the image's last volume holds what was recorded last."""
+    x, y, z = recording.brain.voxels.T
+    found = np.asanyarray(nib.load(image).dataobj[..., -1])[x, y, z]
+    expected = by_trial(recording)[-1]
+    if not np.array_equal(found, expected.reshape(-1, recording.brain.n_units)[-1]):
+        sys.exit(f"{image.name} does not hold the values that were recorded")
+
+
+def in_fresh_process(task, scratch):
     """Result of `scan_and_write` in a process of its own, whose files go to `scratch`."""
-    task = json.dumps({"n_frames": n_frames, "tiny": tiny, **settings})
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    command = [sys.executable, __file__, "--child", task]
+    command = [sys.executable, __file__, "--child", json.dumps(task)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"a run of {n_frames} frames failed:\n{done.stderr}")
+        sys.exit(f"a run of {task['n_frames']} frames failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -140,7 +151,7 @@ def describe(label, results):
     return rows, [f"{label}: {'; '.join(told)}."]
 
 
-def measure(lengths, scratch, *, tiny):
+def measure(lengths, scratch, **options):
     """Paragraphs: table, verdicts, what was left out."""
     kinds = [("every frame", {})]
     notes = []
@@ -157,7 +168,7 @@ def measure(lengths, scratch, *, tiny):
     for label, settings in kinds:
         results = []
         for n_frames in lengths:
-            result = in_fresh_process(n_frames, scratch, tiny=tiny, settings=settings)
+            result = in_fresh_process({"n_frames": n_frames, **options, **settings}, scratch)
             print(f"{label}, {n_frames} frames: {result}", file=sys.stderr)
             results.append(result)
         more_rows, more_told = describe(label, results)
@@ -171,6 +182,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     default = ",".join(map(str, LENGTHS))
     parser.add_argument("--lengths", default=default, help="frames of the runs (%(default)s)")
+    parser.add_argument("--batch", type=int, default=BATCH, help="trials a batch (%(default)s)")
     parser.add_argument("--scratch", type=Path, help="where to write (the temporary folder)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try this out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -186,12 +198,13 @@ def main():
     lengths = sorted({int(n) for n in arguments.lengths.split(",")})
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="llm2nifti-memory-") as scratch:
-        paragraphs = measure(lengths, Path(scratch), tiny=arguments.tiny)
+        paragraphs = measure(lengths, Path(scratch), tiny=arguments.tiny, batch=arguments.batch)
     setting = (
         f"A Llama with random weights, `--sites all`, {FRAMES_A_TRIAL} frames a trial, batch "
-        f"{BATCH}; `scanner.scan` and `bids.write`, each length in a fresh process. RssAnon is "
-        f"sampled every {1000 * INTERVAL:.0f} ms. VmHWM counts pages of mapped files too, which "
-        f"the system may take back. Flat: at most {100 * FLAT:.0f} % of a frame's size a frame "
+        f"{arguments.batch}; `scanner.scan` and `bids.write`, each length in a fresh process. "
+        f"RssAnon is sampled every {1000 * INTERVAL:.0f} ms. VmHWM counts pages of mapped files "
+        "too, which the system may take back. "
+        f"Flat: at most {100 * FLAT:.0f} % of a frame's size a frame "
         "(least squares over the lengths)."
     )
     print("\n\n".join(["## Memory", setting, *paragraphs, describe_machine(load)]))

@@ -63,14 +63,13 @@ def pad(model, prompts):
     """Inputs of `generate`, padded on the left, on the model's device."""
     prompts = list(prompts)
     rendered = model.render(prompts)
-    inputs = model.tokenizer(
-        rendered,
-        add_special_tokens=rendered == prompts,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    )
-    return {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    encoded = model.encode(rendered, rendered=rendered != prompts)
+    ids = torch.full((len(encoded), max(map(len, encoded))), pad_id(model))
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(encoded):
+        ids[row, -len(tokens) :] = torch.tensor(tokens)
+        mask[row, -len(tokens) :] = 1
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
 
 def pad_batches(model, design, batch_size):
