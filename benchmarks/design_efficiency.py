@@ -32,7 +32,7 @@ def record(model, design):
         start = time.perf_counter()
         recording = scanner.scan(model, design, folder=Path(folder), on_trials=lambda _n: None)
         seconds = time.perf_counter() - start
-        return {n: recording.values[:, :n].mean(axis=1) for n in N_FRAMES}, seconds
+        return {n: recording.by_trial()[:, :n].mean(axis=1) for n in N_FRAMES}, seconds
 
 
 def draw(events, n_task, rng):

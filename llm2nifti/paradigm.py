@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from llm2nifti import stimuli
@@ -41,9 +42,11 @@ class Paradigm:
         Frames a trial: generated tokens.
     trials : DataFrame
         One row a trial in the order shown: ``trial_type, block, stim_id, topic, concept,
-        question_frame, prompt``.
+        question_frame, prompt``, and ``image`` where images are shown.
     t_r : float
         Seconds a frame.
+    frame_counts : tuple of int or None
+        Frames of each trial where they differ: tokens or words of a stimulus that is read.
     """
 
     task: str
@@ -51,14 +54,22 @@ class Paradigm:
     n_frames: int
     trials: pd.DataFrame
     t_r: float = T_R
+    frame_counts: tuple[int, ...] | None = None
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(n_trials,) frames of each trial."""
+        if self.frame_counts is not None:
+            return np.array(self.frame_counts, np.int64)
+        return np.full(self.n_trials, self.n_frames, np.int64)
 
     @property
     def events(self) -> pd.DataFrame:
         """Trials with ``onset`` and ``duration`` in seconds, as nilearn and BIDS want them."""
         events = self.trials.copy()
-        duration = self.n_frames * self.t_r
-        events.insert(0, "onset", np.arange(len(events)) * duration)
-        events.insert(1, "duration", duration)
+        durations = self.counts * self.t_r
+        events.insert(0, "onset", np.cumsum(durations) - durations)
+        events.insert(1, "duration", durations)
         return events
 
     @property
@@ -310,4 +321,4 @@ def _interleave(
     trials = pd.concat(parts, ignore_index=True)
     trials = trials.rename(columns={"task": "trial_type", "frame": "question_frame"})
     columns = ["trial_type", "block", "stim_id", "topic", "concept", "question_frame", "prompt"]
-    return trials[columns]
+    return trials[[*columns, *(["image"] if "image" in trials else [])]]

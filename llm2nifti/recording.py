@@ -1,10 +1,11 @@
-"""What came out? Frames x units of one run, memory-mapped, with everything needed to read them."""
+"""What came out? Volumes x units of one run, memory-mapped, with everything needed to read them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from llm2nifti.paradigm import Paradigm
 
 TOKEN_COLUMNS = {
     "trial": "0-based number of the trial in the run",
-    "position": "0-based position of the generated token in its trial",
-    "token_id": "index in the vocabulary",
-    "token": "the token's text",
-    "log_probability": "natural logarithm of the token's probability",
+    "position": "0-based position of the frame in its trial",
+    "token_id": "index of its (first) token in the vocabulary",
+    "token": "its text",
+    "log_probability": "natural logarithm of the probability of its token or tokens",
     "entropy": "entropy of the next-token distribution in nats",
-    "is_punctuation": "1 if the token has no letter and no digit",
+    "is_punctuation": "1 if the text has no letter and no digit",
     "residual_norm": "Euclidean norm of the last block's output",
 }
+REDUCED = ("trial", "last")  # one volume a trial
 
 
 class RecordingError(ValueError):
@@ -40,14 +42,14 @@ class Recording:
 
     Attributes
     ----------
-    values : (n_trials, n_frames, n_units) float32 array
-        What every unit did in every frame; usually a memory map.
+    values : (n_volumes, n_units) float32 array
+        What every unit did in every volume; usually a memory map.
     paradigm : Paradigm
         What was shown.
     brain : ModelBrain
         Where the units live.
     tokens : DataFrame
-        One row a frame; see `TOKEN_COLUMNS`.
+        One row a token or word; see `TOKEN_COLUMNS`.
     responses : list of str
         Generated text of each trial.
     rendered : list of str
@@ -56,6 +58,8 @@ class Recording:
         Provenance: model, settings, versions.
     norms : (n_units,) float32 array
         Norm of the weights that write into each unit.
+    frames : {"token", "word", "trial", "last"}
+        What one volume is; ``trial`` and ``last`` have one volume a trial.
     owner : object
         What keeps a temporary folder alive that `values` is mapped from.
     """
@@ -68,64 +72,113 @@ class Recording:
     rendered: list[str]
     info: dict[str, Any] = field(default_factory=dict)
     norms: NDArray[np.float32] | None = None
+    frames: str = "token"
     owner: object = field(default=None, repr=False)
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(n_trials,) volumes of each trial."""
+        return volume_counts(self.paradigm, self.frames)
+
+    @property
+    def t_r(self) -> float:
+        """Seconds a volume."""
+        n_frames = self.paradigm.n_frames if self.frames in REDUCED else 1
+        return self.paradigm.t_r * n_frames
+
+    def trials(self) -> Iterator[NDArray[np.float32]]:
+        """(n_volumes, n_units) of one trial after another.
+
+        Of a memory map only one trial is mapped at a time: memory stays flat, however long the run.
+        """
+        return windows(self.values, self.counts)
+
+    def by_trial(self) -> NDArray[np.float32]:
+        """(n_trials, n_frames, n_units) view, where all trials have as many volumes.
+
+        Raises
+        ------
+        RecordingError
+            If they differ; go through `trials` then.
+        """
+        if len(set(self.counts)) != 1:
+            raise RecordingError("trials have different numbers of frames; use trials()")
+        return self.values.reshape(len(self.counts), -1, self.values.shape[1])
+
     def trial_means(self) -> NDArray[np.float32]:
-        """(n_trials, n_units) mean of each trial's frames."""
-        means = np.empty((self.values.shape[0], self.values.shape[2]), np.float32)
-        for i, trial in enumerate(self.values):  # one trial at a time: the array may be large
+        """(n_trials, n_units) mean of each trial's volumes."""
+        means = np.empty((len(self.counts), self.values.shape[1]), np.float32)
+        for i, trial in enumerate(self.trials()):
             means[i] = trial.mean(axis=0, dtype=np.float64)
         return means
 
     def __repr__(self) -> str:
         """Say the sizes."""
-        n_trials, n_frames, n_units = self.values.shape
+        counts = sorted(set(self.counts))
+        n_frames = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         return (
-            f"Recording: task {self.paradigm.task}, run {self.paradigm.run}, {n_trials} trials x "
-            f"{n_frames} frames x {n_units} units"
+            f"Recording: task {self.paradigm.task}, run {self.paradigm.run}, {len(self.counts)} "
+            f"trials x {n_frames} frames x {self.values.shape[1]} units"
         )
 
 
-def _reserve(path: Path, n_bytes: int) -> None:
-    """Reserve a file's space: a full disk must be an error now, not a crash in a page fault."""
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-            return
-        file.seek(size - n_bytes)  # macOS and Windows: the new array is all zeros, write them
-        for start in range(0, n_bytes, 1 << 24):
-            file.write(bytes(min(1 << 24, n_bytes - start)))
+def volume_counts(paradigm: Paradigm, frames: str) -> NDArray[np.int64]:
+    """(n_trials,) volumes of each trial."""
+    if frames in REDUCED:
+        return np.ones(paradigm.n_trials, np.int64)
+    return paradigm.counts
+
+
+def windows(
+    values: NDArray[np.float32], counts: Sequence[int] | NDArray[np.int64]
+) -> Iterator[NDArray[np.float32]]:
+    """Rows of an array, `counts` at a time; of a memory map only these are mapped."""
+    start = 0
+    for count in counts:
+        if isinstance(values, np.memmap) and values.filename is not None:
+            offset = values.offset + start * values.strides[0]
+            shape = (int(count), values.shape[1])
+            yield np.memmap(values.filename, np.float32, "r", offset=int(offset), shape=shape)
+        else:
+            yield values[start : start + count]
+        start += count
 
 
 class Journal:
     """Values of an unfinished recording, written batch by batch so that it can be resumed.
 
-    A folder with ``plan.json`` (what is being recorded), ``values.npy`` (a memory map of the full
-    size) and ``batches.jsonl`` (one line a finished batch). A batch counts once its line is on
+    A folder with ``plan.json`` (what is being recorded), ``values.f32`` (volumes after volumes; it
+    grows) and ``batches.jsonl`` (one line a finished batch). A batch counts once its line is on
     disk; everything after the last line is done again.
 
     Parameters
     ----------
     folder : Path
         Where to write; created if needed.
-    shape : tuple of int
-        Trials, frames, units.
+    counts : (n_trials,) sequence of int
+        Volumes of each trial.
+    n_units : int
+        Units.
     plan : mapping
         Everything that decides the values. Resuming with another plan is refused.
 
     Raises
     ------
     RecordingError
-        If the folder holds a recording with another plan.
+        If the folder holds a recording with another plan, or the disk is too full for this one.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], plan: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, counts: Sequence[int], n_units: int, plan: Mapping[str, Any]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.n_units = n_units
+        self._first = np.cumsum([0, *counts])
         self._lines = folder / "batches.jsonl"
-        path = folder / "values.npy"
-        text = json.dumps({"shape": shape, **plan}, indent=1, sort_keys=True, default=str)
+        self._path = folder / "values.f32"
+        counted = {"counts": [int(n) for n in counts], "n_units": n_units}
+        text = json.dumps({**counted, **plan}, indent=1, sort_keys=True, default=str)
         plan_path = folder / "plan.json"
         if plan_path.exists():
             if plan_path.read_text("utf-8") != text:
@@ -133,15 +186,25 @@ class Journal:
                     f"{folder} holds an unfinished recording with other settings; finish it with "
                     "the same settings, or start anew with --overwrite"
                 )
-            self.values = np.lib.format.open_memmap(path, mode="r+")
         else:
             self._lines.unlink(missing_ok=True)
-            self.values = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-            _reserve(path, self.values.nbytes)
+            self._path.write_bytes(b"")
+            self._check_space()
             temporary = plan_path.with_suffix(".tmp")
             temporary.write_text(text, "utf-8")
             temporary.rename(plan_path)
         self.batches = self._read()
+
+    def _check_space(self) -> None:
+        """Raise if the disk cannot hold the recording: better now than after hours."""
+        needed = int(self._first[-1]) * self.n_units * 4
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise RecordingError(
+                f"the recording needs {needed / 1e9:.1f} GB and {self.folder} has "
+                f"{free / 1e9:.1f} GB left; free some space, or record less (--frames trial, "
+                "--sites)"
+            )
 
     def _read(self) -> list[dict[str, Any]]:
         """Finished batches; a torn last line is cut off."""
@@ -154,7 +217,14 @@ class Journal:
                 file.truncate(len(whole))
         return [json.loads(line) for line in whole.splitlines()]
 
-    def commit(self, start: int, stop: int, rows: list[dict[str, Any]]) -> None:
+    def open(self, start: int, stop: int) -> np.memmap:
+        """(n_volumes, n_units) memory map of some trials; the file grows as far as they reach."""
+        a, b = int(self._first[start]), int(self._first[stop])
+        row = self.n_units * 4
+        _grow(self._path, b * row)
+        return np.memmap(self._path, np.float32, "r+", offset=a * row, shape=(b - a, self.n_units))
+
+    def commit(self, start: int, stop: int, values: np.memmap, rows: list[dict[str, Any]]) -> None:
         """Make the trials from `start` to `stop` permanent, with their rows of metadata.
 
         Raises
@@ -162,14 +232,15 @@ class Journal:
         RecordingError
             If a value is not finite.
         """
-        for trial in range(start, stop):
-            if not np.isfinite(self.values[trial]).all():
-                unit = int(np.argwhere(~np.isfinite(self.values[trial]))[0][1])
+        trials = np.repeat(np.arange(start, stop), np.diff(self._first[start : stop + 1]))
+        for trial, volume in zip(trials, values, strict=True):
+            if not np.isfinite(volume).all():
+                unit = int(np.argmin(np.isfinite(volume)))
                 raise RecordingError(
                     f"trial {trial} has NaN or infinite activations (first in unit {unit}); "
                     "try --dtype float32, or another model"
                 )
-        self.values.flush()
+        values.flush()
         line = json.dumps({"start": start, "stop": stop, "rows": rows})
         with self._lines.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -177,7 +248,26 @@ class Journal:
             os.fsync(file.fileno())
         self.batches.append({"start": start, "stop": stop, "rows": rows})
 
+    @property
+    def values(self) -> np.memmap:
+        """(n_volumes, n_units) memory map of everything."""
+        return np.memmap(self._path, np.float32, "r", shape=(int(self._first[-1]), self.n_units))
+
     def rows(self) -> list[dict[str, Any]]:
         """Metadata of all finished trials in order."""
         ordered = sorted(self.batches, key=lambda batch: batch["start"])
         return [row for batch in ordered for row in batch["rows"]]
+
+
+def _grow(path: Path, size: int) -> None:
+    """Reserve a file's space: a full disk must be an error now, not a crash in a page fault."""
+    before = path.stat().st_size
+    if size <= before:
+        return
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), before, size - before)
+            return
+        file.seek(before)  # macOS and Windows: write zeros
+        for start in range(0, size - before, 1 << 24):
+            file.write(bytes(min(1 << 24, size - before - start)))

@@ -32,6 +32,8 @@ COLUMNS = {
     "split": "development or evaluation",
     "prompt": "the text that the model is shown",
 }
+IMAGE = "image"  # column of image stimuli: a file, given relative to the table
+TABLE = "stimuli.tsv"  # the table in a folder of stimuli
 
 
 class StimulusError(ValueError):
@@ -57,7 +59,9 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
     path : path-like, optional
         A TSV with at least the columns ``task`` and ``prompt``; by default the bundled sets.
         Tasks other than ``control`` that the file brings are added to the bundled control where
-        the file has no control rows of its own.
+        the file has no control rows of its own. A column ``image`` names image files, relative to
+        the table; prompts are optional then, and control rows are needed. A folder is read by the
+        ``stimuli.tsv`` in it.
     split : {"evaluation", "development", None}
         Keep one split of the bundled sets; None keeps both. A user's file without a ``split``
         column belongs to every split.
@@ -86,7 +90,10 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
         table = pd.concat([read(file) for file in bundled], ignore_index=True)
     else:
         table = read(Path(path))
-        if CONTROL not in set(table["task"]):
+        has_control = CONTROL in set(table["task"])
+        if IMAGE in table and not has_control:
+            raise StimulusError(f"{path}: images need rows of task {CONTROL!r} of their own")
+        if not has_control:
             both = pd.concat([table, read(bundled[-1])], ignore_index=True)
             table = check(both, f"{path} with the bundled control")
     if split is not None:
@@ -96,6 +103,7 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
 
 def read(path: Path) -> pd.DataFrame:
     """Read and check one stimulus file; see `load`."""
+    path = path / TABLE if path.is_dir() else path
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -106,7 +114,12 @@ def read(path: Path) -> pd.DataFrame:
         row = data[: error.start].count(b"\n") + 1
         raise StimulusError(f"{path}, row {row}: not UTF-8 ({error.reason}); save it so") from None
     rows = _parse(text, str(path))
-    return check(pd.DataFrame(rows[1:], columns=rows[0], dtype=str), str(path))
+    table = check(pd.DataFrame(rows[1:], columns=rows[0], dtype=str), str(path))
+    if IMAGE in table:
+        table[IMAGE] = [str((path.parent / name).resolve()) for name in table[IMAGE]]
+        missing = ~table[IMAGE].map(lambda name: Path(name).is_file())
+        _raise_at(missing, str(path), "no such image file", table[IMAGE])
+    return table
 
 
 def _parse(text: str, name: str) -> list[list[str]]:
@@ -140,16 +153,19 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        All columns of `COLUMNS`, in that order.
+        All columns of `COLUMNS`, in that order, and ``image`` where there is one.
     """
-    missing = [column for column in ("task", "prompt") if column not in table]
+    shown = IMAGE if IMAGE in table else "prompt"
+    missing = [column for column in ("task", shown) if column not in table]
     if missing:
         raise StimulusError(
             f"{name}: no column {missing[0]!r}; the header has {', '.join(table.columns)}. Needed "
-            "are task and prompt, separated by tabs"
+            "are task and prompt (or image), separated by tabs"
         )
     table = table.copy()
-    for column in ("task", "prompt"):
+    if "prompt" not in table:
+        table["prompt"] = ""
+    for column in ("task", shown):
         empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
         _raise_at(empty, name, f"empty {column}")
     if "stim_id" not in table:
@@ -157,14 +173,14 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
         table["stim_id"] = table["task"] + number.map("-{:04d}".format)
     _raise_at(table["stim_id"].str.strip() == "", name, "empty stim_id")
     _raise_at(table["stim_id"].duplicated(), name, "stim_id used before", table["stim_id"])
-    _raise_at(table["prompt"].duplicated(), name, "prompt used before", table["prompt"])
+    _raise_at(table[shown].duplicated(), name, f"{shown} used before", table[shown])
     for column in ("frame", "split", "topic", "concept"):
         if column not in table:
             table[column] = ""
     for column in ("topic", "concept"):
         table[column] = table[column].where(table[column] != "", table["stim_id"])
     _raise_at(~table["split"].isin(["", *SPLITS]), name, "unknown split", table["split"])
-    return table[list(COLUMNS)]
+    return table[[*COLUMNS, *([IMAGE] if IMAGE in table else [])]]
 
 
 def _raise_at(bad: pd.Series, name: str, what: str, values: pd.Series | None = None) -> None:

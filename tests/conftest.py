@@ -14,62 +14,22 @@ import pytest
 # Before transformers is imported: a test never waits for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from llm2nifti import bids, cli, models, stimuli
+import tiny
 
-TINY_CONFIGS = {
-    "llama": {
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    },
-    "gpt2": {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 128},
-    "opt": {
-        "hidden_size": 24,
-        "word_embed_proj_dim": 24,
-        "ffn_dim": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "max_position_embeddings": 128,
-    },
-}
-
-
-def make_tiny(folder: Path, kind: str = "llama", **changes: object) -> Path:
-    """Save a tiny random model with a byte-level tokenizer; the weights follow from a seed."""
-    import torch
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-    from tokenizers import models as tokenizer_models
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    core = Tokenizer(tokenizer_models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False
-    )
-    core.train_from_iterator(stimuli.load()["prompt"].head(500), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
-    tokenizer.save_pretrained(folder)
-    settings = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
-    config = AutoConfig.for_model(kind, **{**TINY_CONFIGS[kind], **settings, **changes})
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():  # larger than the initial .02: distinct activations
-            parameter.data += 0.2 * torch.randn_like(parameter)
-        model.save_pretrained(folder)
-    return folder
+from llm2nifti import bids, cli, models
 
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory):
-    """Folders of tiny models, by kind."""
+    """Folders of tiny models, by kind, made when asked for."""
     base = tmp_path_factory.mktemp("tiny")
-    return {kind: make_tiny(base / f"tiny-{kind}", kind) for kind in TINY_CONFIGS}
+
+    class Folders(dict):
+        def __missing__(self, kind):
+            self[kind] = tiny.save(base / f"tiny-{kind.replace('_', '')}", kind)
+            return self[kind]
+
+    return Folders()
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,14 @@ class PlantedRun:
         return self.array.shape[1]
 
     @property
+    def frames(self) -> str:
+        return "token"
+
+    @property
+    def volume_counts(self) -> np.ndarray:
+        return np.full(len(self.table), self.n_frames)
+
+    @property
     def t_r(self) -> float:
         return float(self.n_frames)
 
@@ -95,7 +103,13 @@ def run(table: pd.DataFrame, values: np.ndarray, task: str = "pain") -> PlantedR
 
 
 def dataset_run(
-    root: Path, table: pd.DataFrame, values: np.ndarray, *, task: str = "pain", number: int = 1
+    root: Path,
+    table: pd.DataFrame,
+    values: np.ndarray,
+    *,
+    task: str = "pain",
+    number: int = 1,
+    compress: bool = False,
 ) -> bids.Run:
     """Write (n_trials, n_frames, n_units) values as a run of a dataset, and read it back."""
     values = np.asarray(values, np.float32)
@@ -104,7 +118,10 @@ def dataset_run(
     text = [f"answer {i}" for i in range(n_trials)]
     paradigm = Paradigm(task, number, n_frames, table)
     info = {"Model": {"Subject": "planted", "WeightsHash": "none"}}
-    bids.write(Recording(values, paradigm, brain(n_units), tokens, text, text, info), root)
+    recording = Recording(
+        values.reshape(-1, n_units), paradigm, brain(n_units), tokens, text, text, info
+    )
+    bids.write(recording, root, compress=compress)
     return bids.read(root, task=task, run=number)
 
 

@@ -2,71 +2,119 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from llm2nifti import geometry, paradigm
-from llm2nifti.recording import Journal, Recording, RecordingError
+from llm2nifti.recording import Journal, Recording, RecordingError, windows
 
-SHAPE = (4, 2, 3)
+SHAPE = ([2, 2, 2, 2], 3)  # volumes of each trial, units
+
+
+def new(folder, shape=SHAPE, plan=None):
+    return Journal(folder, *shape, plan or {})
 
 
 def fill(journal, start, stop):
-    journal.values[start:stop] = np.arange(start, stop)[:, None, None]
-    journal.commit(start, stop, [{"response": str(i)} for i in range(start, stop)])
+    values = journal.open(start, stop)
+    values[:] = np.repeat(np.arange(start, stop), 2)[:, None]
+    journal.commit(start, stop, values, [{"response": str(i)} for i in range(start, stop)])
 
 
 def test_committed_batches_survive_a_new_journal(tmp_path):
-    fill(Journal(tmp_path, SHAPE, {"a": 1}), 0, 2)
-    again = Journal(tmp_path, SHAPE, {"a": 1})
+    fill(new(tmp_path), 0, 2)
+    again = new(tmp_path)
     assert [batch["start"] for batch in again.batches] == [0]
-    assert (again.values[1] == 1).all()
+    fill(again, 2, 4)
+    assert again.values[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_rows_come_in_trial_order(tmp_path):
-    journal = Journal(tmp_path, SHAPE, {})
+    journal = new(tmp_path)
     fill(journal, 2, 4)
     fill(journal, 0, 2)
     assert [row["response"] for row in journal.rows()] == ["0", "1", "2", "3"]
 
 
 def test_a_torn_line_is_dropped_and_written_again(tmp_path):
-    fill(Journal(tmp_path, SHAPE, {}), 0, 2)
+    fill(new(tmp_path), 0, 2)
     with (tmp_path / "batches.jsonl").open("a") as file:
         file.write('{"start": 2, "sto')
-    journal = Journal(tmp_path, SHAPE, {})
+    journal = new(tmp_path)
     fill(journal, 2, 4)
-    assert [b["start"] for b in Journal(tmp_path, SHAPE, {}).batches] == [0, 2]
+    assert [b["start"] for b in new(tmp_path).batches] == [0, 2]
 
 
-@pytest.mark.parametrize(("shape", "plan"), [(SHAPE, {"a": 2}), ((5, 2, 3), {"a": 1})])
+@pytest.mark.parametrize(("shape", "plan"), [(SHAPE, {"a": 2}), (([2], 3), {"a": 1})])
 def test_another_plan_is_refused(tmp_path, shape, plan):
-    Journal(tmp_path, SHAPE, {"a": 1})
+    new(tmp_path, plan={"a": 1})
     with pytest.raises(RecordingError, match="--overwrite"):
-        Journal(tmp_path, shape, plan)
+        new(tmp_path, shape, plan)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_values_that_are_not_numbers_are_refused(tmp_path, bad):
-    journal = Journal(tmp_path, SHAPE, {})
-    journal.values[1, 1, 2] = bad
+    journal = new(tmp_path)
+    values = journal.open(0, 2)
+    values[3, 2] = bad
     with pytest.raises(RecordingError, match=r"trial 1 .* unit 2"):
-        journal.commit(0, 2, [{}, {}])
-    assert not Journal(tmp_path, SHAPE, {}).batches
+        journal.commit(0, 2, values, [{}, {}])
+    assert not new(tmp_path).batches
 
 
-def test_space_is_reserved_at_once(tmp_path):
-    Journal(tmp_path, (100, 10, 100), {})
-    stat = (tmp_path / "values.npy").stat()
-    assert stat.st_blocks * 512 >= 100 * 10 * 100 * 4
+def test_space_is_reserved_batch_by_batch(tmp_path):
+    journal = new(tmp_path, ([10] * 100, 1000))
+    for start, stop in [(0, 20), (20, 100)]:
+        journal.open(start, stop)
+        assert (tmp_path / "values.f32").stat().st_blocks * 512 >= stop * 10 * 1000 * 4
+    assert (tmp_path / "values.f32").stat().st_size == 100 * 10 * 1000 * 4
+
+
+def test_a_recording_that_does_not_fit_the_disk_is_refused_before_it_begins(tmp_path):
+    with pytest.raises(RecordingError, match=r"needs 4\d{3}.* GB"):
+        new(tmp_path, ([1000] * 1000, 10**6))
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_trials_of_a_memory_map_are_windows_of_any_length(tmp_path):
+    counts = [3, 1, 2]
+    journal = new(tmp_path, (counts, 4))
+    values = journal.open(0, 3)
+    values[:] = np.random.default_rng(0).normal(size=values.shape)
+    journal.commit(0, 3, values, [{}] * 3)
+    parts = list(windows(journal.values, counts))
+    assert [len(part) for part in parts] == counts
+    assert np.array_equal(np.concatenate(parts), journal.values)
+    assert all(part.filename == journal.values.filename for part in parts)
+    plain = np.array(journal.values)
+    assert np.array_equal(np.concatenate(list(windows(plain, counts))), plain)
 
 
 def test_trial_means_equal_a_naive_mean():
-    values = np.random.default_rng(0).normal(size=(8, 3, 5)).astype(np.float32)
-    brain = geometry.layout([geometry.Site("mlp", 1, "m", 5)])
     design = paradigm.blocks("pathology", n_blocks=2, trials_per_block=2, n_frames=3)
-    recording = Recording(values, design, brain, None, [], [])
-    for trial in range(8):
+    n = design.n_trials
+    values = np.random.default_rng(0).normal(size=(n, 3, 5)).astype(np.float32)
+    brain = geometry.layout([geometry.Site("mlp", 1, "m", 5)])
+    recording = Recording(values.reshape(-1, 5), design, brain, None, [], [])
+    for trial in range(n):
         expected = [sum(float(v) for v in values[trial, :, u]) / 3 for u in range(5)]
         np.testing.assert_allclose(recording.trial_means()[trial], expected, rtol=1e-5)
-    assert "8 trials x 3 frames x 5 units" in repr(recording)
+    assert f"{n} trials x 3 frames x 5 units" in repr(recording)
+    assert np.array_equal(recording.by_trial(), values)
+
+
+def test_trials_of_different_lengths_are_timed_and_averaged_one_by_one():
+    design = paradigm.blocks("pathology", n_blocks=1, trials_per_block=2, n_frames=3)
+    counts = tuple(range(1, design.n_trials + 1))
+    design = dataclasses.replace(design, frame_counts=counts)
+    assert design.events["onset"].tolist() == np.cumsum([0, *counts[:-1]]).tolist()
+    assert design.events["duration"].tolist() == list(counts)
+    values = np.repeat(counts, counts)[:, None].astype(np.float32)
+    brain = geometry.layout([geometry.Site("mlp", 1, "m", 1)])
+    recording = Recording(values, design, brain, None, [], [])
+    assert recording.trial_means()[:, 0].tolist() == list(counts)
+    with pytest.raises(RecordingError, match=r"trials\(\)"):
+        recording.by_trial()
+    assert f"1 to {len(counts)} frames" in repr(recording)

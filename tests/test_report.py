@@ -64,7 +64,7 @@ def record(design: paradigm.Paradigm, *, untrained: bool = False) -> Recording:
         "Device": "cpu",
     }
     return Recording(
-        values=values,
+        values=values.reshape(-1, brain.n_units),
         paradigm=replace(design, trials=trials),
         brain=brain,
         tokens=pd.DataFrame({name: np.zeros(n_tokens) for name in TOKEN_COLUMNS}),

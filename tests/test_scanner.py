@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +70,11 @@ def check_against_naive(model, result, *, is_chat):
     )
     for site in result.brain.sites:
         part = result.brain.slice_of(site)
-        d, ref = result.values[:, :, part] - expected[:, :, part], expected[:, :, part]
+        d, ref = result.by_trial()[:, :, part] - expected[:, :, part], expected[:, :, part]
         norm = np.maximum(np.linalg.norm(ref, axis=-1), 1e-12)
         assert (np.linalg.norm(d, axis=-1) / norm).max() <= 1e-4, site
     spread = expected.std(axis=0)
-    assert (np.abs(result.values - expected) <= 1e-3 * spread + 1e-6).mean() > 0.9999
+    assert (np.abs(result.by_trial() - expected) <= 1e-3 * spread + 1e-6).mean() > 0.9999
     assert spread.max() > 0
 
 
@@ -91,34 +92,60 @@ def test_shared_beginning_is_read_once_and_changes_nothing(tiny_folders, kind):
     design = small_design()
     prompts = "Please answer the following question in short: " + design.trials["prompt"]
     result = scan(model, dataclasses.replace(design, trials=design.trials.assign(prompt=prompts)))
-    encoded = model.encode(result.rendered, rendered=False)
-    assert len(scanner.prefix.shared_prefix(model, encoded)) >= 8
+    assert scanner.prefill.can_continue(model)
     check_against_naive(model, result, is_chat=False)
     tokens = [list(ids) for _, ids in result.tokens.groupby("trial")["token_id"]]
     design = dataclasses.replace(design, trials=design.trials.assign(prompt=prompts))
     again = scan(model, design, replay=tokens)
-    np.testing.assert_allclose(again.values, result.values, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(again.by_trial(), result.by_trial(), rtol=1e-3, atol=1e-4)
 
 
-def test_short_or_windowed_beginnings_are_not_shared(tiny_model):
-    from transformers import AutoModelForCausalLM, MistralConfig
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        [[1, 2, 3, 4, 5], [1, 2, 3, 9, 8, 7], [1, 2, 6], [1, 2, 3, 4, 4, 4, 4]],
+        [[1, 2, 3], [4, 5, 6, 7], [8, 9]],
+        [[1, 2, 3]] * 5,
+        [[7], [7, 8, 9], [5]],
+        [[7], [8]],
+    ],
+)
+def test_reading_ahead_gives_the_cache_of_every_prompt_alone(tiny_model, encoded):
+    prompts = scanner.prefill.read_ahead(tiny_model, encoded, 0)
+    for row, tokens in enumerate(encoded):
+        kept = prompts.mask[row].bool()
+        assert prompts.ids[row][kept].tolist() == tokens
+        if len(tokens) == 1:
+            continue
+        with torch.no_grad():
+            alone = tiny_model.module(input_ids=torch.tensor([tokens[:-1]])).past_key_values
+        for ours, theirs in zip(prompts.cache.layers, alone.layers, strict=True):
+            for name in ("keys", "values"):
+                found = getattr(ours, name)[row][:, kept[:-1]]
+                torch.testing.assert_close(found, getattr(theirs, name)[0], rtol=1e-4, atol=1e-5)
 
-    assert scanner.prefix.shared_prefix(tiny_model, [[1, 2, 3], [1, 2, 4]]) == []
-    ids = [[*range(1, 12), 20], [*range(1, 12), 21]]
-    assert scanner.prefix.shared_prefix(tiny_model, ids) == list(range(1, 12))
-    assert scanner.prefix.shared_prefix(tiny_model, [ids[0], ids[0]]) == list(range(1, 12))
-    config = MistralConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, vocab_size=60, sliding_window=4,
-    )  # fmt: skip
-    windowed = dataclasses.replace(tiny_model, module=AutoModelForCausalLM.from_config(config))
-    assert scanner.prefix.shared_prefix(windowed, ids) == []
+
+def test_what_groups_of_prompts_share_is_read_once(tiny_model, monkeypatch):
+    n_tokens = []
+    decoder = tiny_model.module.get_decoder()
+    forward = decoder.forward
+
+    def counting(input_ids, **inputs):
+        n_tokens.append(input_ids.numel())
+        return forward(input_ids=input_ids, **inputs)
+
+    counting.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(decoder, "forward", counting)
+    template, groups = list(range(1, 21)), [[30, 31, 32], [40, 41, 42]]
+    encoded = [template + groups[i % 2] + [50 + i, 99] for i in range(8)]
+    scanner.prefill.read_ahead(tiny_model, encoded, 0)
+    assert sum(n_tokens) == 20 + 2 * 3 + 8
 
 
 @pytest.mark.real_model
 def test_real_model_equals_naive_recorder(real_model):
     result = scan(real_model, small_design(), batch_size=5)
-    assert len(result.values) >= 8
+    assert len(result.by_trial()) >= 8
     check_against_naive(real_model, result, is_chat=True)
 
 
@@ -127,7 +154,7 @@ def test_replay_equals_generation(tiny_model):
     first = scan(tiny_model, design)
     tokens = [list(ids) for _, ids in first.tokens.groupby("trial")["token_id"]]
     again = scan(tiny_model, design, replay=tokens)
-    np.testing.assert_allclose(again.values, first.values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(again.by_trial(), first.by_trial(), rtol=1e-4, atol=1e-5)
     for column in ("log_probability", "entropy", "residual_norm"):
         np.testing.assert_allclose(again.tokens[column], first.tokens[column], rtol=1e-4, atol=1e-5)
 
@@ -137,8 +164,8 @@ def test_attn_and_mlp_add_up_to_the_change_of_the_stream(tiny_folders):
         model = models.load(str(tiny_folders[kind]))
         result = scan(model, small_design(n_frames=2))
         site = {(s.layer, s.name): result.brain.slice_of(s) for s in result.brain.sites}
-        for layer in range(2, len(model.anatomy.blocks) + 1):
-            values = result.values
+        for layer in range(2, len(model.anatomy.stacks[0].blocks) + 1):
+            values = result.by_trial()
             change = values[..., site[layer, "resid"]] - values[..., site[layer - 1, "resid"]]
             parts = values[..., site[layer, "attn"]] + values[..., site[layer, "mlp"]]
             np.testing.assert_allclose(change, parts, rtol=1e-3, atol=1e-4)
@@ -170,7 +197,7 @@ def test_order_of_trials_changes_no_volume(tiny_model):
     order = np.random.default_rng(0).permutation(design.n_trials)
     shuffled = dataclasses.replace(design, trials=design.trials.iloc[order].reset_index(drop=True))
     a, b = scan(tiny_model, design), scan(tiny_model, shuffled)
-    np.testing.assert_allclose(b.values, a.values[order], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(b.by_trial(), a.by_trial()[order], rtol=1e-3, atol=1e-4)
 
 
 def test_sampling_depends_on_seed_and_trial_but_not_on_the_batch(tiny_model):
@@ -186,7 +213,7 @@ def test_sampling_depends_on_seed_and_trial_but_not_on_the_batch(tiny_model):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4000, 1)
-    sampler = scanner.operator.OwnGenerators(
+    sampler = scanner.sampling.OwnGenerators(
         temperature=1.0, seed=0, stim_ids=[f"s{i}" for i in range(4000)]
     )
     share = torch.bincount(sampler(None, logits).argmax(-1), minlength=3) / 4000
@@ -207,7 +234,7 @@ def test_interrupted_scan_resumes_to_the_same_bytes(tiny_model, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         scanner.scan(tiny_model, design, on_trials=stop_after_two, **options)
     resumed = scanner.scan(tiny_model, design, on_trials=lambda _n: None, **options)
-    assert np.array_equal(resumed.values, whole.values)
+    assert np.array_equal(resumed.by_trial(), whole.by_trial())
     assert resumed.tokens.equals(whole.tokens)
     assert resumed.responses == whole.responses
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tiny
-from tests_support import make_dataset
+import tiny
+from tests_support import contents, make_dataset
 
 from llm2nifti import bids, glm, study
 from llm2nifti.scanner import ScanError
@@ -35,10 +35,6 @@ def small_plan(folder, **changes):
 def command(folder, root):
     run = [sys.executable, "-m", "llm2nifti.cli", "run", str(root), "--quiet"]
     return [*run, "--model", str(folder), *SIZES, *TASKS]
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +107,10 @@ def test_a_finished_run_is_not_scanned_again(uninterrupted, tiny_folders, tmp_pa
 
 def _plan_of(root, tiny_folders):
     plan = json.loads((root / scanning.PLAN_FILE).read_text())
+    (scan,) = plan["scans"].values()
     design = Design(**{**plan["design"], "tasks": tuple(plan["design"]["tasks"])})
     model = ModelChoice(name=str(tiny_folders["llama"]))
-    return Plan(model, design, scanning.Settings(**plan["settings"]))
+    return Plan(model, design, scanning.Settings(**scan["settings"]))
 
 
 def test_other_settings_are_refused_and_named(uninterrupted, tiny_folders, tmp_path):
@@ -246,7 +243,7 @@ def test_changed_weights_are_noticed_before_a_run_is_resumed(tiny_folders, tmp_p
     plan = small_plan(folder, tasks=("pathology",))
     study.scan(tmp_path / "ds", plan, quiet=True)
     next((tmp_path / "ds").rglob("*_run-2_*desc-trial_bold.json")).unlink()
-    make_tiny(folder, rope_theta=500.0, tie_word_embeddings=True)
+    tiny.save(folder, rope_theta=500.0, tie_word_embeddings=True)
     with pytest.raises(StudyError, match="weights of tiny-llama changed"):
         study.scan(tmp_path / "ds", plan, quiet=True)
 

@@ -12,7 +12,9 @@ from llm2nifti.geometry import Site
 from llm2nifti.recording import TOKEN_COLUMNS, Recording
 
 
-def make_recording(task="pathology", run=1, *, seed=0, responses=None, name="tiny/Model-1"):
+def make_recording(
+    task="pathology", run=1, *, seed=0, responses=None, name="tiny/Model-1", **model
+):
     """A recording of random values: 5 sites of 7 units, 3 frames a trial."""
     sites = [Site("embed", 0, "wte", 7)]
     for layer in (1, 2):
@@ -25,11 +27,11 @@ def make_recording(task="pathology", run=1, *, seed=0, responses=None, name="tin
     design = next(d for d in designs if (d.task, d.run) == (task, run))
     rng = np.random.default_rng(seed)
     n = design.n_trials
-    values = rng.normal(size=(n, 3, brain.n_units)).astype(np.float32)
+    values = rng.normal(size=(n * 3, brain.n_units)).astype(np.float32)
     tokens = pd.DataFrame({column: np.zeros(n * 3) for column in TOKEN_COLUMNS})
     tokens["trial"], tokens["token"] = np.repeat(np.arange(n), 3), ["x"] * (n * 3)
     info = {
-        "Model": {"Subject": name, "Name": name, "WeightsHash": "abc", "Parameters": 3},
+        "Model": {"Subject": name, "Name": name, "WeightsHash": "abc", "Parameters": 3, **model},
         "Settings": {"seed": seed},
         "Decoding": "greedy",
         "ChatTemplate": False,
@@ -41,9 +43,14 @@ def make_recording(task="pathology", run=1, *, seed=0, responses=None, name="tin
     return Recording(values, design, brain, tokens, responses, ["p"] * n, info, norms)
 
 
-def make_dataset(root: Path) -> Path:
+def make_dataset(root: Path, *, seed=0, **model) -> Path:
     """Two tasks of two runs."""
     for i, (task, run) in enumerate((t, r) for t in ("pathology", "archeology") for r in (1, 2)):
-        bids.write(make_recording(task, run, seed=i), root)
+        bids.write(make_recording(task, run, seed=seed + i, **model), root)
     bids.clear_work(root)
     return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its relative path."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}

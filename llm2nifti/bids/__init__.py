@@ -1,7 +1,6 @@
 """Read and write the dataset: the joint between the scanner half and the analysis half."""
 
 from llm2nifti.bids.dataset import (
-    DERIVATIVES,
     SUMMARY,
     VALIDATOR_CONFIG,
     check_folder,
@@ -14,21 +13,26 @@ from llm2nifti.bids.files import (
     LabelError,
     label,
     read_tsv,
+    shared,
     write_img,
     write_json,
     write_text,
     write_tsv,
 )
+from llm2nifti.bids.participants import weights_hash
+from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.bids.reading import (
     NoSuchRunError,
     Run,
+    analysed,
+    analysis_folder,
     anatomy,
     default_subject,
     read,
     read_all,
     runs,
 )
-from llm2nifti.bids.writing import RunPaths, clear_work, write
+from llm2nifti.bids.writing import clear_work, write
 
 __all__ = [
     "DERIVATIVES",
@@ -40,16 +44,21 @@ __all__ = [
     "NoSuchRunError",
     "Run",
     "RunPaths",
+    "analysed",
+    "analysis_folder",
     "anatomy",
     "check_folder",
     "clear_work",
     "default_subject",
+    "folder_of",
     "label",
     "read",
     "read_all",
     "read_tsv",
     "remove_dataset",
     "runs",
+    "shared",
+    "weights_hash",
     "write",
     "write_dataset_files",
     "write_img",

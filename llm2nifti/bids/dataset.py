@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from llm2nifti import __version__
-from llm2nifti.bids.files import WORK, ExistsError, read_tsv, write_json, write_text, write_tsv
+from llm2nifti.bids.files import WORK, ExistsError, read_tsv, write_json, write_text
+from llm2nifti.bids.participants import PARTICIPANT_COLUMNS
+from llm2nifti.bids.paths import DERIVATIVES
 from llm2nifti.stimuli import CONTROL
 
 BIDS_VERSION = "1.10.0"
-DERIVATIVES = Path("derivatives") / "llm2nifti"
 SUMMARY = DERIVATIVES / "summary.json"
 VALIDATOR_CONFIG = ".bids-validator-config.json"
 AUTHORS = ["The llm2nifti developers", "The authors of the scanned model"]
@@ -24,12 +23,16 @@ PAPER = (
 README = """# Language model activations as task fMRI runs
 
 This dataset was written by llm2nifti. The participants are language models: each was shown
-block-designed text prompts, and the outputs of its layers were recorded for every generated token.
+block-designed prompts or images, and the outputs of its layers were recorded while it generated or
+read.
 **No one took part, no brain was measured and nothing here is BOLD signal**: the suffix `bold` is
 used because the tools for task fMRI read it. One voxel is one unit (one scalar output of one layer)
-and one volume is one frame (one generated token); the repetition time of 1 s is a convention.
+and one volume is one frame (one generated token, or a token, a word or the whole of a stimulus that
+was read: see `Frames` in the sidecars); a frame lasts 1 s by convention.
 
-- `sub-*/func/*_bold.nii`: one volume a token. `*_events.tsv`: one row a prompt.
+- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt or image.
+  `participants.tsv` describes the models. One that was recorded in several ways (revisions, data
+  types, seeds) has sessions: `sub-*/ses-*/func/`, described in `sub-*/sub-*_sessions.tsv`.
 - `derivatives/llm2nifti/sub-*/func/*_desc-trial_bold.nii`: one volume a prompt, the mean of its
   frames. Analyse these: tokens of one prompt are not independent observations.
 - `derivatives/llm2nifti/sub-*/anat/`: where the units live: atlas by layer and site (`_dseg`), the
@@ -52,7 +55,8 @@ Without it there is still no error.
 DERIVATIVE_README = """# llm2nifti derivatives
 
 Prompt-level runs (`_desc-trial_bold`), masks, atlas, statistical maps, networks, figures and the
-report (`report.html`, numbers in `summary.json`). One voxel is one unit of a language model;
+report (`report.html`, numbers in `summary.json`; with several models or sessions also one in each
+folder). One voxel is one unit of a language model;
 nothing here is BOLD signal and no one took part. Neighbouring voxels hold units that are
 neighbours in an arbitrary order: smoothing and cluster statistics mean nothing.
 """
@@ -64,6 +68,7 @@ IGNORED = [
     "*_statmap.*",
     "*_timeseries.*",
     "*_units.tsv",
+    "*_desc-trial_events.tsv",
 ]
 
 
@@ -83,7 +88,7 @@ def write_dataset_files(root: Path) -> None:
         root / "dataset_description.json": _description(derivative=False),
         root / "README.md": README,
         root / ".bidsignore": f"{WORK}/\n",
-        root / "participants.json": _participant_columns(),
+        root / "participants.json": PARTICIPANT_COLUMNS,
         root / VALIDATOR_CONFIG: config,
         derivative / "dataset_description.json": _description(derivative=True),
         derivative / "README.md": DERIVATIVE_README,
@@ -174,56 +179,15 @@ def _description(*, derivative: bool) -> dict[str, Any]:
     return content
 
 
-def _participant_columns() -> dict[str, Any]:
-    """Content of participants.json."""
-    return {
-        "participant_id": {"Description": "A model; no one took part."},
-        "species": {"Description": "n/a: a language model has no species."},
-        "age": {"Description": "n/a", "Units": "year"},
-        "sex": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
-        "handedness": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
-        "model": {"Description": "Name or identifier that the model was loaded by."},
-        "architecture": {"Description": "Class of the model in transformers."},
-        "parameters": {"Description": "Number of weights."},
-        "weights_hash": {"Description": "SHA-256 of the weight files, or how they were drawn."},
-        "untrained": {
-            "Description": "Whether the weights are random.",
-            "Levels": {"yes": "random weights", "no": "trained weights"},
-        },
-    }
-
-
-def add_participant(root: Path, subject: str, model: dict[str, Any]) -> None:
-    """Add a model to participants.tsv, sorted by name; one that is there is left alone."""
-    path = root / "participants.tsv"
-    row = {
-        "participant_id": f"sub-{subject}",
-        "species": "n/a",
-        "age": "n/a",
-        "sex": "n/a",
-        "handedness": "n/a",
-        "model": model.get("Name", "n/a"),
-        "architecture": model.get("Architecture", "n/a"),
-        "parameters": str(model.get("Parameters", "n/a")),
-        "weights_hash": model.get("WeightsHash", "n/a"),
-        "untrained": "yes" if str(model.get("WeightsHash", "")).startswith("random") else "no",
-    }
-    table = pd.DataFrame([row])
-    if path.exists():
-        old = read_tsv(path)
-        if row["participant_id"] in set(old["participant_id"]):
-            return
-        table = pd.concat([old.astype(object), table]).sort_values("participant_id")
-    write_tsv(path, root, table)
-
-
-def write_events_json(root: Path, task: str, title: str) -> None:
+def write_events_json(root: Path, task: str, title: str, *, has_images: bool = False) -> None:
     """Write the root sidecar that explains the columns of a task's events."""
     path = root / f"task-{task}_events.json"
     if path.exists():
         return
     levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
-    content = {
+    if has_images:
+        levels = {task: f"images of {title}", CONTROL: "control images"}
+    content: dict[str, Any] = {
         "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
         "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
         "trial_type": {"Description": "Condition of the block", "Levels": levels},
@@ -241,4 +205,6 @@ def write_events_json(root: Path, task: str, title: str) -> None:
             "Code": "n/a",
         },
     }
+    if has_images:
+        content["stim_file"] = {"Description": "Image that was shown, under stimuli/"}
     write_json(path, root, content)

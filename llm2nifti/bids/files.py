@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from isal import igzip
 
 from llm2nifti.geometry import ModelBrain, set_header
@@ -55,10 +59,11 @@ def label(text: str) -> str:
 def atomic(path: Path, root: Path) -> Iterator[Path]:
     """Yield a temporary path in the dataset's work folder that becomes `path` on success.
 
-    The name is the same every time, so what a killed process left is replaced by the next one.
+    Every process and thread has a folder of its own, so that several can write to one dataset.
     """
-    folder = root / WORK / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
+    owner = f"tmp-{label(socket.gethostname())}-{os.getpid()}-{threading.get_ident()}"
+    folder = root / WORK / owner
+    _make(folder)
     temporary = folder / "_".join(path.relative_to(root).parts)
     try:
         yield temporary
@@ -71,6 +76,25 @@ def atomic(path: Path, root: Path) -> Iterator[Path]:
         with suppress(OSError):  # in use: a lock or an unfinished recording lies there
             folder.rmdir()
             folder.parent.rmdir()
+
+
+def _make(folder: Path) -> None:
+    """Create a folder and its parents, also while another process removes an empty parent."""
+    for attempt in range(100):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except FileNotFoundError:
+            if attempt == 99:
+                raise
+
+
+@contextmanager
+def shared(root: Path) -> Iterator[None]:
+    """Wait for other processes that write files which belong to several runs."""
+    _make(root / WORK)
+    with FileLock(root / WORK / "shared.lock"):
+        yield
 
 
 def write_text(path: Path, root: Path, text: str) -> None:
@@ -150,9 +174,15 @@ def _gzip_writer(path: Path) -> Iterator[Any]:
 
 
 def write_frames(
-    path: Path, root: Path, brain: ModelBrain, values: np.ndarray, *, t_r: float
+    path: Path,
+    root: Path,
+    brain: ModelBrain,
+    parts: Iterable[np.ndarray],
+    *,
+    n_volumes: int,
+    t_r: float,
 ) -> None:
-    """Write unit values as a 4D image, streaming trial by trial.
+    """Write unit values as a 4D image, part after part.
 
     Parameters
     ----------
@@ -162,15 +192,16 @@ def write_frames(
         Root of the dataset.
     brain : ModelBrain
         Geometry.
-    values : (n_trials, n_frames, n_units) float32 array
-        May be larger than memory.
+    parts : iterable of (n, n_units) float32 array
+        Volumes in order; together they may be larger than memory.
+    n_volumes : int
+        How many there are.
     t_r : float
-        Seconds a frame.
+        Seconds a volume.
     """
-    n_trials, n_frames, _ = values.shape
     header = nib.Nifti1Header()
     header.set_data_dtype(np.float32)
-    header.set_data_shape((*brain.shape, n_trials * n_frames))
+    header.set_data_shape((*brain.shape, n_volumes))
     header.set_zooms((brain.voxel_size,) * 3 + (t_r,))
     header.set_xyzt_units("mm", "sec")
     header.set_sform(brain.affine, code="aligned")
@@ -179,11 +210,12 @@ def write_frames(
     header["magic"] = b"n+1"
     header["vox_offset"] = 352
     x, y, z = brain.voxels.T
-    volume = np.zeros((n_frames, *reversed(brain.shape)), np.float32)  # x runs fastest in NIfTI
+    volume = np.zeros(tuple(reversed(brain.shape)), np.float32)  # x runs fastest in NIfTI
     with atomic(path, root) as temporary:
         opened = _gzip_writer(temporary) if path.suffix == ".gz" else temporary.open("wb")
         with opened as file:
             file.write(header.binaryblock + b"\0" * 4)
-            for trial in values:
-                volume[:, z, y, x] = trial
-                file.write(volume.tobytes())
+            for part in parts:
+                for values in part:
+                    volume[z, y, x] = values
+                    file.write(volume.data)

@@ -15,14 +15,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llm2nifti import geometry
-from llm2nifti.bids.dataset import DERIVATIVES
 from llm2nifti.bids.files import TEXT, label, read_tsv
-from llm2nifti.bids.writing import RunPaths
+from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.recording import REDUCED
 
 _TRIAL_RUN = re.compile(
-    r"sub-(?P<subject>[0-9A-Za-z]+)_task-(?P<task>[0-9A-Za-z]+)_run-(?P<run>\d+)"
-    r"_space-(?P<space>[0-9A-Za-z]+)_desc-trial_bold\.json"
+    r"sub-(?P<subject>[0-9A-Za-z]+)(_ses-(?P<session>[0-9A-Za-z]+))?_task-(?P<task>[0-9A-Za-z]+)"
+    r"_run-(?P<run>\d+)_space-(?P<space>[0-9A-Za-z]+)_desc-trial_bold\.json"
 )
+_COLUMNS = ["subject", "session", "task", "run", "space"]
 
 
 class NoSuchRunError(LookupError):
@@ -45,6 +46,11 @@ class Run:
     def subject(self) -> str:
         """Label of the model."""
         return self.paths.subject
+
+    @property
+    def session(self) -> str:
+        """Label of the session; empty for a model without sessions."""
+        return self.paths.session
 
     @property
     def task(self) -> str:
@@ -77,8 +83,19 @@ class Run:
 
     @property
     def n_frames(self) -> int:
-        """Frames a trial."""
+        """Frames a trial; the most, where trials differ."""
         return int(self.sidecar["NumberOfFramesPerTrial"])
+
+    @property
+    def frames(self) -> str:
+        """What a volume of `frames_img` is: a token, a word, or the whole trial."""
+        return str(self.sidecar.get("Frames", "token"))
+
+    @property
+    def volume_counts(self) -> NDArray[np.int64]:
+        """(n_trials,) volumes of each trial in `frames_img`."""
+        counts = self.sidecar.get("NumberOfVolumesPerTrial", self.n_frames)
+        return np.full(len(self.events), counts) if isinstance(counts, int) else np.array(counts)
 
     @cached_property
     def img(self) -> nib.Nifti1Image:
@@ -87,7 +104,7 @@ class Run:
 
     @cached_property
     def frames_img(self) -> nib.Nifti1Image:
-        """Token-level 4D image: one volume a frame."""
+        """Raw 4D image: one volume a frame, or a trial where it was recorded so."""
         return nib.load(self.paths.bold)
 
     @cached_property
@@ -103,35 +120,55 @@ class Run:
     @property
     def brain(self) -> geometry.ModelBrain:
         """Geometry, rebuilt from the dataset's atlas and units table."""
-        return _brain(self.paths.root, self.paths.subject, self.paths.space)
+        return _brain(self.paths)
 
     def values(self) -> NDArray[np.float32]:
         """(n_trials, n_units) prompt-level values in unit order."""
         return geometry.from_img(self.brain, self.img)
 
     def frame_values(self) -> NDArray[np.float32]:
-        """(n_trials * n_frames, n_units) token-level values in unit order."""
+        """(n_volumes, n_units) token-level values in unit order.
+
+        Raises
+        ------
+        NoSuchRunError
+            If the run was recorded with one volume a trial.
+        """
+        if self.frames in REDUCED:
+            raise NoSuchRunError(
+                f"task {self.task} run {self.run} was recorded with --frames {self.frames}: it has "
+                "one volume a trial and no tokens"
+            )
         return geometry.from_img(self.brain, self.frames_img)
 
     def __repr__(self) -> str:
         """Say which run it is and its size."""
-        n_trials = len(self.events)
-        return f"Run: sub-{self.subject}, task {self.task}, run {self.run}, {n_trials} trials"
+        who, n_trials = _who(self.subject, self.session), len(self.events)
+        return f"Run: {who}, task {self.task}, run {self.run}, {n_trials} trials"
+
+
+def _who(subject: str, session: str) -> str:
+    """Model and session as text."""
+    return f"sub-{subject} ses-{session}" if session else f"sub-{subject}"
+
+
+def _brain(paths: RunPaths) -> geometry.ModelBrain:
+    """Geometry of a model or session, the same object for all of its runs."""
+    return _read_brain(replace(paths, task="", run=1, suffix=""))
 
 
 @lru_cache(maxsize=8)
-def _brain(root: Path, subject: str, space: str) -> geometry.ModelBrain:
-    """Geometry of a subject; shared, because the units table is large."""
-    paths = RunPaths(root, subject, "", 1, space)
+def _read_brain(paths: RunPaths) -> geometry.ModelBrain:
+    """Geometry from disk; kept, because the units table is large."""
     atlas = nib.load(paths.anat("dseg.nii.gz"))
     lut = read_tsv(paths.anat("dseg.tsv"))
     units = read_tsv(paths.anat("units.tsv"))
     return geometry.from_tables(lut, units, atlas.shape, float(atlas.header.get_zooms()[0]))
 
 
-def anatomy(root: Path | str, subject: str) -> nib.Nifti1Image:
-    """Anatomical image of a model, the background of its maps."""
-    folder = Path(root) / DERIVATIVES / f"sub-{subject}" / "anat"
+def anatomy(root: Path | str, subject: str, session: str = "") -> nib.Nifti1Image:
+    """Anatomical image of a model or of one of its sessions, the background of its maps."""
+    folder = Path(root) / DERIVATIVES / folder_of(subject, session) / "anat"
     found = sorted(folder.glob("*_T1w.nii.gz"))
     if not found:
         raise NoSuchRunError(f"{folder} has no anatomical image (_T1w.nii.gz)")
@@ -144,7 +181,8 @@ def runs(root: Path | str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``subject, untrained, task, run, space``, sorted.
+        Columns ``subject, session, untrained, task, run, space``, sorted; a session is empty where
+        the model has none.
 
     Raises
     ------
@@ -152,24 +190,31 @@ def runs(root: Path | str) -> pd.DataFrame:
         If the folder is not a dataset with runs.
     """
     root = Path(root)
-    folder = root / DERIVATIVES
     rows = []
-    for path in sorted(folder.glob("sub-*/func/*_desc-trial_bold.json")):
-        match = _TRIAL_RUN.fullmatch(path.name)
-        if match:
-            rows.append((match["subject"], match["task"], int(match["run"]), match["space"]))
+    for folder in ("sub-*", "sub-*/ses-*"):
+        for path in (root / DERIVATIVES).glob(f"{folder}/func/*_desc-trial_bold.json"):
+            match = _TRIAL_RUN.fullmatch(path.name)
+            if match:
+                rows.append([match[name] or "" for name in _COLUMNS])
     if not rows:
         raise NoSuchRunError(
             f"{root} has no recorded runs (no {DERIVATIVES}/sub-*/func/*_desc-trial_bold.json); "
             "make some with: llm2nifti scan " + str(root)
         )
-    table = pd.DataFrame(rows, columns=["subject", "task", "run", "space"])
+    table = pd.DataFrame(rows, columns=_COLUMNS).astype({"run": int})
     people = read_tsv(root / "participants.tsv").set_index("participant_id")["untrained"]
-    table.insert(1, "untrained", [people.get(f"sub-{s}") == "yes" for s in table["subject"]])
-    return table.sort_values(["untrained", "subject", "task", "run"], ignore_index=True)
+    table.insert(2, "untrained", [people.get(f"sub-{s}") == "yes" for s in table["subject"]])
+    return table.sort_values(["untrained", *_COLUMNS], ignore_index=True)
 
 
-def read(root: Path | str, *, task: str, run: int = 1, subject: str | None = None) -> Run:
+def read(
+    root: Path | str,
+    *,
+    task: str,
+    run: int = 1,
+    subject: str | None = None,
+    session: str | None = None,
+) -> Run:
     """Read one run.
 
     Parameters
@@ -182,6 +227,8 @@ def read(root: Path | str, *, task: str, run: int = 1, subject: str | None = Non
         Number of the run.
     subject : str, optional
         Name or label of the model; by default the only trained one.
+    session : str, optional
+        Label of the session; by default the only one of the model.
 
     Returns
     -------
@@ -197,27 +244,41 @@ def read(root: Path | str, *, task: str, run: int = 1, subject: str | None = Non
     >>> bids.read("ds", task="medicalimaging", run=1)  # doctest: +SKIP
     Run: sub-smollm2135m, task medicalimaging, run 1, 56 trials
     """
-    table = runs(root)
-    subject = label(subject) if subject else default_subject(table)
-    rows = table[table["subject"] == subject]
+    rows = _rows_of(root, subject, session)
     hit = rows[(rows["task"] == label(task)) & (rows["run"] == run)]
     if hit.empty:
         there = ", ".join(f"{t} run {r}" for t, r in zip(rows["task"], rows["run"], strict=True))
-        raise NoSuchRunError(
-            f"no run {run} of task {task!r} for sub-{subject}; there are: {there or 'none'}"
-        )
+        who = _who(*rows[["subject", "session"]].iloc[0])
+        raise NoSuchRunError(f"no run {run} of task {task!r} for {who}; there are: {there}")
     return _open(Path(root), hit.iloc[0])
 
 
-def read_all(root: Path | str, *, subject: str | None = None) -> list[Run]:
-    """Read all runs of one model, sorted by task and run; see `read` for `subject`."""
+def read_all(
+    root: Path | str, *, subject: str | None = None, session: str | None = None
+) -> list[Run]:
+    """Read all runs of one session, sorted by task and run.
+
+    See `read` for `root`, `subject` and `session`.
+    """
+    return [_open(Path(root), row) for _, row in _rows_of(root, subject, session).iterrows()]
+
+
+def _rows_of(root: Path | str, subject: str | None, session: str | None) -> pd.DataFrame:
+    """Rows of `runs` that belong to one session of one model; at least one."""
     table = runs(root)
-    subject = label(subject) if subject else default_subject(table)
-    rows = table[table["subject"] == subject]
+    name = label(subject) if subject else default_subject(table)
+    rows = table[table["subject"] == name]
     if rows.empty:
         known = ", ".join(table["subject"].unique())
-        raise NoSuchRunError(f"no model {subject!r} in {root}; there are: {known}")
-    return [_open(Path(root), row) for _, row in rows.iterrows()]
+        raise NoSuchRunError(f"no model {name!r} in {root}; there are: {known}")
+    sessions = list(rows["session"].unique())
+    if session is None and len(sessions) > 1:
+        raise NoSuchRunError(f"sub-{name} has several sessions, name one: {', '.join(sessions)}")
+    wanted = sessions[0] if session is None else label(session) if session else ""
+    if wanted not in sessions:
+        known = ", ".join(filter(None, sessions)) or "none"
+        raise NoSuchRunError(f"sub-{name} has no session {session!r}; there are: {known}")
+    return rows[rows["session"] == wanted]
 
 
 def default_subject(table: pd.DataFrame) -> str:
@@ -229,9 +290,41 @@ def default_subject(table: pd.DataFrame) -> str:
     return str(subjects[0])
 
 
+def analysed(root: Path | str) -> list[tuple[str, str]]:
+    """Sessions that are analysed, as ``(subject, session)``: all of the trained models.
+
+    Where every model is untrained, all of those.
+    """
+    table = runs(root)
+    rows = table[~table["untrained"]] if not table["untrained"].all() else table
+    return list(dict.fromkeys(zip(rows["subject"], rows["session"], strict=True)))
+
+
+def analysis_folder(root: Path | str, subject: str, session: str = "") -> Path:
+    """Where the numbers and the report of one session are.
+
+    The dataset's own derivative folder while nothing else is analysed, otherwise the session's.
+
+    Parameters
+    ----------
+    root : path-like
+        Root of the dataset.
+    subject, session : str
+        BIDS labels.
+
+    Returns
+    -------
+    Path
+    """
+    whole = Path(root) / DERIVATIVES
+    alone = not session and analysed(root) == [(subject, session)]
+    return whole if alone else whole / folder_of(subject, session)
+
+
 def _open(root: Path, row: pd.Series) -> Run:
     """Run of one row of `runs`."""
-    paths = RunPaths(root, row["subject"], row["task"], int(row["run"]), row["space"])
+    labels = {name: row[name] for name in ("subject", "session", "task", "space")}
+    paths = RunPaths(root=root, run=int(row["run"]), **labels)
     if not paths.trial_bold.exists():
         paths = replace(paths, suffix=".nii.gz")
     return Run(paths)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,99 +11,22 @@ import nibabel as nib
 import pandas as pd
 
 from llm2nifti import geometry
-from llm2nifti.bids.dataset import (
-    DERIVATIVES,
-    add_participant,
-    write_dataset_files,
-    write_events_json,
-)
+from llm2nifti.bids.dataset import check_folder, write_dataset_files, write_events_json
 from llm2nifti.bids.files import (
     WORK,
     ExistsError,
+    atomic,
     label,
+    shared,
     write_frames,
     write_img,
     write_json,
     write_tsv,
 )
-from llm2nifti.recording import TOKEN_COLUMNS, Recording
+from llm2nifti.bids.participants import add_participant, add_session
+from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where the files of one run are.
-
-    Attributes
-    ----------
-    root : Path
-        Root of the dataset.
-    subject, task : str
-        BIDS labels.
-    run : int
-        Number of the run.
-    space : str
-        Space label of the derivative files.
-    suffix : str
-        ``.nii`` or ``.nii.gz`` of the 4D images.
-    """
-
-    root: Path
-    subject: str
-    task: str
-    run: int
-    space: str
-    suffix: str = ".nii"
-
-    @property
-    def _stem(self) -> str:
-        return f"sub-{self.subject}_task-{self.task}_run-{self.run}"
-
-    def raw(self, ending: str) -> Path:
-        """File of the raw run, such as ``bold.json``."""
-        return self.root / f"sub-{self.subject}" / "func" / f"{self._stem}_{ending}"
-
-    def derivative(self, ending: str) -> Path:
-        """File of the derivative run, such as ``desc-trial_bold.nii``."""
-        folder = self.root / DERIVATIVES / f"sub-{self.subject}" / "func"
-        return folder / f"{self._stem}_space-{self.space}_{ending}"
-
-    def anat(self, ending: str) -> Path:
-        """File of the subject's anatomy, such as ``dseg.nii.gz``."""
-        folder = self.root / DERIVATIVES / f"sub-{self.subject}" / "anat"
-        return folder / f"sub-{self.subject}_space-{self.space}_{ending}"
-
-    def stat_map(self, stat: str, *, only_run: bool = False) -> Path:
-        """Statistical map of this run, or of all runs of its task together."""
-        run = f"_run-{self.run}" if only_run else ""
-        name = (
-            f"sub-{self.subject}_task-{self.task}{run}_space-{self.space}"
-            f"_contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
-        )
-        return self.trial_bold.parent / name
-
-    def network(self, *, only_run: bool = False, desc: str = "network") -> Path:
-        """Network mask: under ``anat``, because nilearn takes every mask under ``func``."""
-        run = f"_run-{self.run}" if only_run else ""
-        name = (
-            f"sub-{self.subject}{run}_space-{self.space}_label-{self.task}_desc-{desc}_mask.nii.gz"
-        )
-        return self.anat("").parent / name
-
-    @property
-    def bold(self) -> Path:
-        """Token-level 4D image."""
-        return self.raw(f"bold{self.suffix}")
-
-    @property
-    def trial_bold(self) -> Path:
-        """Prompt-level 4D image."""
-        return self.derivative(f"desc-trial_bold{self.suffix}")
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every file is there: the prompt-level sidecar is written last."""
-        return self.derivative("desc-trial_bold.json").exists()
 
 
 def write(
@@ -136,40 +59,54 @@ def write(
     >>> bids.write(recording, root="ds")  # doctest: +SKIP
     """
     root = Path(root)
-    name = str(recording.info.get("Model", {}).get("Subject", "model"))
-    paths = RunPaths(
-        root=root,
-        subject=label(name),
-        task=label(recording.paradigm.task),
-        run=recording.paradigm.run,
-        space=recording.brain.space,
-        suffix=".nii.gz" if compress else ".nii",
-    )
+    check_folder(root)
+    paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
     if paths.is_complete and not overwrite:
         raise ExistsError(
             f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
         )
     _remove(paths)
-    write_dataset_files(root)
-    add_participant(root, paths.subject, recording.info.get("Model", {}))
-    write_events_json(root, paths.task, recording.paradigm.task)
-    _write_anatomy(paths, recording)
+    with shared(root):  # other processes may write other runs
+        write_dataset_files(root)
+        add_participant(root, paths.subject, paths.session, recording.info)
+        if paths.session:
+            add_session(root, paths.subject, paths.session, recording.info)
+        has_images = "image" in recording.paradigm.trials
+        write_events_json(root, paths.task, recording.paradigm.task, has_images=has_images)
+        _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
     return paths
 
 
+def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
+    """Where a recording belongs, by its model's name and session."""
+    model = recording.info.get("Model", {})
+    session = str(model.get("Session") or "")
+    return RunPaths(
+        root=root,
+        subject=label(str(model.get("Subject", "model"))),
+        task=label(recording.paradigm.task),
+        run=recording.paradigm.run,
+        space=recording.brain.space,
+        suffix=suffix,
+        session=label(session) if session else "",
+    )
+
+
 def _remove(paths: RunPaths) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
     paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
-    derived = paths.root / DERIVATIVES
+    whole = paths.root / DERIVATIVES
+    own = whole / folder_of(paths.subject, paths.session)
+    who = paths.raw("").name.partition("_task-")[0]
     old = [
         *paths.bold.parent.glob(f"{paths.raw('').name}*"),
         *paths.trial_bold.parent.glob(f"{paths.raw('').name}*"),
         # What was made of all runs of the task no longer fits, nor does the summary.
-        *paths.trial_bold.parent.glob(f"sub-{paths.subject}_task-{paths.task}_space-*_statmap.*"),
+        *paths.trial_bold.parent.glob(f"{who}_task-{paths.task}_space-*_statmap.*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
-        *(derived / name for name in ("summary.json", "report.html")),
+        *(folder / name for folder in (whole, own) for name in ("summary.json", "report.html")),
     ]
     for file in old:
         file.unlink(missing_ok=True)
@@ -181,14 +118,41 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
     events["trial_type"] = [CONTROL if t == CONTROL else task for t in events["trial_type"]]
     events["response"] = recording.responses
     first = ["onset", "duration", "trial_type", "block", "stim_id", "prompt", "response"]
+    if "image" in events:
+        pairs = zip(events["stim_id"], events["image"], strict=True)
+        events["stim_file"] = [_stimulus_name(stim_id, image) for stim_id, image in pairs]
+        first.insert(4, "stim_file")
     return events[[*first, "question_frame", "topic", "concept"]]
+
+
+def _stimulus_name(stim_id: str, image: str) -> str:
+    """Name of an image under ``stimuli/``: unique and safe."""
+    return f"{label(stim_id)}{Path(image).suffix.lower()}"
+
+
+def _copy_images(root: Path, trials: pd.DataFrame) -> None:
+    """Keep the images that were shown with the dataset."""
+    if "image" not in trials:
+        return
+    for stim_id, image in zip(trials["stim_id"], trials["image"], strict=True):
+        path = root / "stimuli" / _stimulus_name(stim_id, image)
+        if not path.exists():
+            with atomic(path, root) as temporary:
+                shutil.copyfile(image, temporary)
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
     """Token-level run with events and sidecar."""
-    t_r = recording.paradigm.t_r
-    write_frames(paths.bold, paths.root, recording.brain, recording.values, t_r=t_r)
-    write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, t_r))
+    write_frames(
+        paths.bold,
+        paths.root,
+        recording.brain,
+        recording.trials(),
+        n_volumes=len(recording.values),
+        t_r=recording.t_r,
+    )
+    write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, recording.t_r))
+    _copy_images(paths.root, recording.paradigm.trials)
     write_tsv(paths.raw("events.tsv"), paths.root, _events(recording, paths.task))
 
 
@@ -196,6 +160,7 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
     """What a reader of the run has to know; the same at both levels but for the time step."""
     task = label(recording.paradigm.task)
     sites = list(dict.fromkeys(site.name for site in recording.brain.sites))
+    counts = recording.counts.tolist()
     return {
         "TaskName": task,
         "TaskDescription": (
@@ -205,8 +170,10 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
         ),
         "Instructions": "n/a: the model is shown the prompts alone",
         "RepetitionTime": t_r,
-        "FrameTimeConvention": "one frame is one generated token and lasts 1 s by convention",
+        "FrameTimeConvention": f"a frame lasts {recording.paradigm.t_r:g} s by convention",
+        "Frames": recording.frames,
         "NumberOfFramesPerTrial": recording.paradigm.n_frames,
+        "NumberOfVolumesPerTrial": counts[0] if len(set(counts)) == 1 else counts,
         "Sites": sites,
         **recording.info,
     }
@@ -231,18 +198,40 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         root,
         {"SamplingFrequency": 1 / recording.paradigm.t_r, "StartTime": 0, **described},
     )
-    means = recording.trial_means()[:, None]
-    write_frames(paths.trial_bold, root, brain, means, t_r=t_r)
+    if recording.frames in REDUCED:
+        _link(paths.trial_bold, paths.bold, root)
+    else:
+        means = recording.trial_means()
+        write_frames(paths.trial_bold, root, brain, [means], n_volumes=len(means), t_r=t_r)
+    if recording.paradigm.frame_counts is not None:
+        _write_trial_events(paths, recording, t_r)
     sidecar = {
         **_sidecar(recording, t_r),
         "StartTime": t_r / 2,  # nilearn then takes the middle of a frame, exact for these designs
         "SkullStripped": True,
         "SpatialReference": _reference(paths),
-        "Description": "One volume a prompt: the mean of its frames.",
+        "Description": "One volume a trial: the mean of its frames.",
         "Sources": [f"bids:raw:{paths.bold.relative_to(root).as_posix()}"],
         "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
     }
     write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
+
+
+def _link(path: Path, source: Path, root: Path) -> None:
+    """Make a second name for a file that already has the content, or a copy where there is none."""
+    with atomic(path, root) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+
+
+def _write_trial_events(paths: RunPaths, recording: Recording, t_r: float) -> None:
+    """Events for the prompt-level run where trials last differently: there, each is one volume."""
+    events = _events(recording, paths.task)
+    events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
+    write_tsv(paths.derivative("desc-trial_events.tsv"), paths.root, events)
 
 
 def _reference(paths: RunPaths) -> str:
@@ -252,7 +241,7 @@ def _reference(paths: RunPaths) -> str:
 
 
 def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
-    """Atlas, units table and anatomical image of the subject, once."""
+    """Atlas, units table and anatomical image of the subject or session, once."""
     root, brain = paths.root, recording.brain
     if paths.anat("T1w.json").exists():
         return
@@ -269,6 +258,7 @@ def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
         "layer": {"Description": "Depth: 0 is the embedding, 1 the first block"},
         "module": {"Description": "Dotted name of the module in the model"},
         "where": {"Description": "Whether the tensor is the module's output or input"},
+        "part": {"Description": "Units of the tensor that the site holds, where not all"},
         "side": {"Description": "Part of the floor plan"},
         "n_units": {"Description": "Units of the site"},
     }

@@ -38,6 +38,8 @@ class Site:
         Whether the tensor is the module's output or its first input.
     side : {"left", "middle", "right"}
         Part of the floor plan.
+    part : str
+        Which units of the tensor, such as ``q:contiguous`` of a fused projection; empty for all.
     """
 
     name: str
@@ -46,11 +48,13 @@ class Site:
     n_units: int
     where: Literal["output", "input"] = "output"
     side: Side = "middle"
+    part: str = ""
 
     @property
     def key(self) -> str:
-        """Unique name: the module, with ``@input`` when its input is meant."""
-        return self.module if self.where == "output" else f"{self.module}@input"
+        """Unique name: the module, with ``@input`` when its input is meant, and the part."""
+        name = self.module if self.where == "output" else f"{self.module}@input"
+        return f"{name}[{self.part}]" if self.part else name
 
     @property
     def slot(self) -> str:

@@ -35,16 +35,25 @@ class UnitAddress:
 
 
 def lut(brain: ModelBrain) -> pd.DataFrame:
-    """Atlas table, one row a site: ``index, name, site, layer, module, where, side, n_units``.
+    """Atlas table, one row a site: ``index``, ``name``, then the fields of `Site`.
 
     ``index`` and ``name`` serve nilearn's maskers; the rest rebuilds the geometry.
     """
     rows = [
-        (i, f"layer{s.layer:02d}_{s.name}", s.name, s.layer, s.module, s.where, s.side, s.n_units)
+        {
+            "index": i,
+            "name": f"layer{s.layer:02d}_{s.name}",
+            "site": s.name,
+            "layer": s.layer,
+            "module": s.module,
+            "where": s.where,
+            "part": s.part or "n/a",
+            "side": s.side,
+            "n_units": s.n_units,
+        }
         for i, s in enumerate(brain.sites, start=1)
     ]
-    columns = ["index", "name", "site", "layer", "module", "where", "side", "n_units"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows)
 
 
 def units_table(brain: ModelBrain) -> pd.DataFrame:
@@ -65,8 +74,16 @@ def from_tables(
 ) -> ModelBrain:
     """Rebuild a model brain from a dataset alone: the inverse of `lut` and `units_table`."""
     sites = tuple(
-        Site(row.site, int(row.layer), row.module, int(row.n_units), row.where, row.side)
-        for row in lut_table.itertuples()
+        Site(
+            row["site"],
+            int(row["layer"]),
+            row["module"],
+            int(row["n_units"]),
+            row["where"],
+            row["side"],
+            row["part"] if isinstance(row["part"], str) and row["part"] != "n/a" else "",
+        )
+        for row in lut_table.to_dict(orient="records")
     )
     nx, ny, nz = (int(n) for n in shape)
     return ModelBrain(sites, (nx, ny, nz), units[["i", "j", "k"]].to_numpy(np.int32), voxel_size)

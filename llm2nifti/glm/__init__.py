@@ -5,7 +5,6 @@ from llm2nifti.glm.fitting import (
     FittedRuns,
     Frames,
     RunLike,
-    StatMaps,
     constant_units,
     delete_block_maps,
     delete_block_masks,
@@ -14,6 +13,7 @@ from llm2nifti.glm.fitting import (
     t_map,
     welch_disagreement,
 )
+from llm2nifti.glm.maps import StatMaps
 from llm2nifti.glm.nulls import (
     N_RELABELLINGS,
     NullRates,
@@ -24,13 +24,16 @@ from llm2nifti.glm.nulls import (
     t_of_labels,
     token_level,
 )
+from llm2nifti.glm.slabs import FittedSlabs, Mapper, fit_slabs
 
 __all__ = [
     "CONTROL",
     "N_RELABELLINGS",
     "DesignError",
     "FittedRuns",
+    "FittedSlabs",
     "Frames",
+    "Mapper",
     "NullRates",
     "RunLike",
     "StatMaps",
@@ -41,6 +44,7 @@ __all__ = [
     "delete_block_masks",
     "design_matrix",
     "fit",
+    "fit_slabs",
     "nuisance",
     "pseudo_tasks",
     "relabelled",

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 CONTROL = "control"
 NUISANCE = "question_frame_"
@@ -15,19 +16,19 @@ class DesignError(ValueError):
     """A design matrix or contrast cannot be made."""
 
 
-def design_matrix(events: pd.DataFrame, *, n_frames: int = 1) -> pd.DataFrame:
+def design_matrix(events: pd.DataFrame, *, n_frames: int | NDArray[np.int64] = 1) -> pd.DataFrame:
     """Make the design of a run.
 
     Parameters
     ----------
     events : DataFrame
         One row a trial: ``trial_type`` and, optionally, ``question_frame``.
-    n_frames : int, default=1
+    n_frames : int or (n_trials,) array, default=1
         Rows a trial: 1 for the prompt-level run, frames a trial for the token-level run.
 
     Returns
     -------
-    (n_trials * n_frames, n_columns) DataFrame
+    (n_volumes, n_columns) DataFrame
         One 0/1 column a condition, which together take the place of a constant, then the question
         frames but the last, centred over the trials that have one. There is no drift term: trials
         are independent passes through the model.

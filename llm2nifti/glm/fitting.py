@@ -18,8 +18,16 @@ from scipy import stats
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.designs import CONTROL, DesignError, contrast_vector, design_matrix
+from llm2nifti.glm.maps import StatMaps
+from llm2nifti.glm.slabs import FittedSlabs, Mapper, check_varying, fit_slabs
 
 Frames = Literal["trial", "token"]
+
+LARGE_RUN = 50_000_000  # units x volumes: FirstLevelModel takes 20 bytes each, 1 GB
+TOKEN_NOTE = (
+    "Token-level inference: tokens of a prompt are not independent, p values are too small "
+    "(see llm2nifti null)"
+)
 
 
 class RunLike(Protocol):
@@ -34,6 +42,10 @@ class RunLike(Protocol):
     @property
     def n_frames(self) -> int: ...  # noqa: D102
     @property
+    def volume_counts(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def frames(self) -> str: ...  # noqa: D102
+    @property
     def img(self) -> nib.Nifti1Image: ...  # noqa: D102
     @property
     def frames_img(self) -> nib.Nifti1Image: ...  # noqa: D102
@@ -43,61 +55,6 @@ class RunLike(Protocol):
     def brain(self) -> ModelBrain: ...  # noqa: D102
     def values(self) -> NDArray[np.float32]: ...  # noqa: D102
     def frame_values(self) -> NDArray[np.float32]: ...  # noqa: D102
-
-
-@dataclass(frozen=True, eq=False)
-class StatMaps:
-    """Maps of one contrast.
-
-    Attributes
-    ----------
-    name : str
-        The contrast.
-    t_img, z_img, effect_img : Nifti1Image
-        t values (rank by these: z saturates at 37), z values, and the effect in the activations'
-        own units.
-    mask_img : Nifti1Image
-        Units that were analysed.
-    brain : ModelBrain
-        Geometry.
-    df : float
-        Residual degrees of freedom, summed over runs.
-    n_constant : int
-        Units left out because they never change.
-    note : str
-        What a reader has to know about the inference; empty if nothing.
-    """
-
-    name: str
-    t_img: nib.Nifti1Image
-    z_img: nib.Nifti1Image
-    effect_img: nib.Nifti1Image
-    mask_img: nib.Nifti1Image
-    brain: ModelBrain
-    df: float
-    n_constant: int
-    note: str = ""
-
-    def t(self) -> NDArray[np.float64]:
-        """(n_units,) t values in unit order; 0 for constant units."""
-        return np.asarray(geometry.from_img(self.brain, self.t_img), float)
-
-    def p(self) -> NDArray[np.float64]:
-        """(n_units,) two-sided p values; 1 for constant units."""
-        return 2 * stats.t.sf(np.abs(self.t()), self.df)
-
-    def share_below(self, alpha: float = 0.05) -> float:
-        """Share of the analysed units whose two-sided p is below `alpha`, uncorrected."""
-        analysed = geometry.from_img(self.brain, self.mask_img) > 0
-        return float((self.p()[analysed] < alpha).mean())
-
-    def __repr__(self) -> str:
-        """Say contrast, size and largest |t|."""
-        text = (
-            f"StatMaps: {self.name}, {self.brain.n_units - self.n_constant} units, df {self.df:.0f}"
-            f", |t| up to {np.abs(self.t()).max():.1f}"
-        )
-        return f"{text}. {self.note}" if self.note else text
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +116,14 @@ class FittedRuns:
         )
 
 
-def fit(runs: RunLike | Sequence[RunLike], *, frames: Frames = "trial") -> FittedRuns:
-    """Fit nilearn's FirstLevelModel to one or several runs.
+def fit(
+    runs: RunLike | Sequence[RunLike],
+    *,
+    frames: Frames = "trial",
+    mapper: Mapper = map,
+    quiet: bool = False,
+) -> FittedRuns | FittedSlabs:
+    """Fit nilearn's GLM to one or several runs.
 
     Parameters
     ----------
@@ -170,15 +133,23 @@ def fit(runs: RunLike | Sequence[RunLike], *, frames: Frames = "trial") -> Fitte
         ``trial`` analyses one volume a prompt by ordinary least squares. ``token`` analyses every
         generated token with AR(1) prewhitening, as a token-level analysis does it; tokens of one
         prompt are not independent, so its p values are too small.
+    mapper : callable, default=map
+        What computes the slabs of a large run; see `llm2nifti.glm.fit_slabs`.
+    quiet : bool, default=False
+        Show no progress bar for a large run.
 
     Returns
     -------
-    FittedRuns
+    FittedRuns or FittedSlabs
+        The same numbers and the same ``contrast``. `FittedRuns` holds nilearn's fitted
+        FirstLevelModel; where a run has more than `LARGE_RUN` values, nilearn's `run_glm` goes over
+        it in slabs, several times faster and in a fraction of the memory.
 
     Raises
     ------
     DesignError
-        If runs differ in their space, or `frames` is unknown.
+        If runs differ in their space, a run's events do not match its volumes, no unit varies in
+        all runs, or `frames` is unknown.
 
     Notes
     -----
@@ -203,9 +174,25 @@ def fit(runs: RunLike | Sequence[RunLike], *, frames: Frames = "trial") -> Fitte
             f"runs live in different spaces ({brain.space}, {other.brain.space}); fit them apart"
         )
     is_token = frames == "token"
+    reduced = next((run.frames for run in runs if run.frames in ("trial", "last")), "")
+    if is_token and reduced:
+        raise DesignError(f"the run has one volume a trial (--frames {reduced}) and no tokens")
     imgs = [run.frames_img if is_token else run.img for run in runs]
-    designs = [design_matrix(r.events, n_frames=r.n_frames if is_token else 1) for r in runs]
+    designs = [design_matrix(r.events, n_frames=r.volume_counts if is_token else 1) for r in runs]
+    _check_volumes(imgs, designs)
+    note = TOKEN_NOTE if is_token else ""
+    if brain.n_units * max(map(len, designs)) > LARGE_RUN:
+        return fit_slabs(
+            imgs,
+            designs,
+            brain=brain,
+            noise_model="ar1" if is_token else "ols",
+            note=note,
+            mapper=mapper,
+            quiet=quiet,
+        )
     constant = constant_units(imgs, brain)
+    check_varying(~constant)
     model = FirstLevelModel(
         t_r=runs[0].t_r / (runs[0].n_frames if is_token else 1),
         hrf_model=None,
@@ -218,13 +205,17 @@ def fit(runs: RunLike | Sequence[RunLike], *, frames: Frames = "trial") -> Fitte
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nilearn warns of every argument that design_matrices void
         model.fit(imgs, design_matrices=designs)
-    note = (
-        "Token-level inference: tokens of a prompt are not independent, p values are too small "
-        "(see llm2nifti null)"
-        if is_token
-        else ""
-    )
     return FittedRuns(model, designs, brain, int(constant.sum()), note)
+
+
+def _check_volumes(imgs: Sequence[nib.Nifti1Image], designs: Sequence[pd.DataFrame]) -> None:
+    """Raise DesignError unless every run has a volume a row of its design."""
+    for i, (img, design) in enumerate(zip(imgs, designs, strict=True), start=1):
+        if img.shape[3:] != (len(design),):
+            raise DesignError(
+                f"image {i} has shape {img.shape}, its events ask for {len(design)} volumes; "
+                "record or write the run again"
+            )
 
 
 def constant_units(imgs: Sequence[nib.Nifti1Image], brain: ModelBrain) -> NDArray[np.bool_]:

@@ -200,14 +200,17 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     """
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
-    values = without_constants(run.frame_values()[np.repeat(is_control, run.n_frames)])
+    if run.frames in ("trial", "last"):
+        raise DesignError(f"the run has one volume a trial (--frames {run.frames}) and no tokens")
+    counts = run.volume_counts
+    values = without_constants(run.frame_values()[np.repeat(is_control, counts)])
     confounds = nuisance(run.events[is_control]).to_numpy()
     _residual_df(is_control.sum(), confounds)
     base = np.arange(is_control.sum()) < round(is_control.sum() / 2.5)
     rates = []
     for _ in range(n):
         X = np.column_stack([rng.permutation(base), confounds, np.ones(len(base))])
-        X = np.repeat(X, run.n_frames, axis=0).astype(float)
+        X = np.repeat(X, counts[is_control], axis=0).astype(float)
         labels, results = run_glm(values, X, noise_model="ar1")
         contrast = compute_contrast(labels, results, np.eye(X.shape[1])[0], stat_type="t")
         rates.append(_rates(np.nan_to_num(np.ravel(contrast.stat())), len(X) - X.shape[1]))

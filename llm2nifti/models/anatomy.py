@@ -1,26 +1,22 @@
-"""What does the model look like inside? Its blocks and the modules that write to the stream.
+"""What does the model look like inside? Its stacks of blocks and what surrounds them.
 
-No table of model names: structure comes from the module tree and one probe pass, and a check
-decides. For every block, ``resid_out - resid_in`` has to be the sum of the tensors called ``attn``
-and ``mlp``; an architecture for which no such pair exists raises instead of recording nothing.
+No table of model names: structure comes from hints that transformers gives, the module tree and a
+probe pass, and a check decides (see `llm2nifti.models.roles`). What cannot be established raises
+instead of recording nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from llm2nifti.hooks import Point, tap
 from llm2nifti.models.cache import ModelError
-
-ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-MLP = re.compile(r"mlp|ffn|feed_forward|fc\d|dense_h|dense_4h|moe|act", re.IGNORECASE)
-PROBE_SHAPE = (2, 5)  # trials, tokens: distinct, so that axes can be told apart
+from llm2nifti.models.hints import block_classes, is_copy, is_norm
+from llm2nifti.models.probing import Pass, Probe, run, text_passes
+from llm2nifti.models.roles import Block, find_block
 
 
 class UnknownArchitectureError(ModelError):
@@ -29,72 +25,101 @@ class UnknownArchitectureError(ModelError):
 
 @dataclass(frozen=True)
 class Leaf:
-    """What the probe pass saw at one leaf module."""
+    """What the probe pass saw at one leaf module.
+
+    Attributes
+    ----------
+    name : str
+        Dotted name.
+    shape : tuple of int
+        Of its output.
+    n_calls : int
+        Calls in one pass.
+    is_copy : bool
+        Whether it hands on its input.
+    fed_by : str
+        Leaf whose output is its input, unchanged; empty if there is none.
+    """
 
     name: str
     shape: tuple[int, ...]
     n_calls: int
+    is_copy: bool = False
+    fed_by: str = ""
 
 
 @dataclass(frozen=True)
-class Block:
-    """One transformer block, with the modules whose outputs add up to its change of the stream.
+class Stack:
+    """Blocks of one class that pass on one stream.
 
-    Where they cannot be established, `problem` says why and the other names are empty: the block
-    can still be recorded by module names.
+    Attributes
+    ----------
+    name : str
+        Last part of the name of the module that holds it alone: ``encoder``, ``vision_tower``;
+        empty for the only stack of a model.
+    path : str
+        Dotted name of that module.
+    width : int
+        Units of the stream.
+    shape : tuple of int
+        Trials and tokens of the probe pass.
+    blocks : tuple of Block
+        From the bottom up.
+    embedding, final_norm : str or None
+        Modules that start and end the stream.
+    leaves : tuple of Leaf
+        Leaf modules in the order in which they were called.
     """
 
     name: str
-    attn: str = ""
-    mlp: str = ""
-    output_projection: str = ""
-    down_projection: str = ""
-    problem: str = ""
+    path: str
+    width: int
+    shape: tuple[int, int]
+    blocks: tuple[Block, ...]
+    embedding: str | None
+    final_norm: str | None
+    leaves: tuple[Leaf, ...]
+
+    def n_units(self, shape: tuple[int, ...]) -> int | None:
+        """Units of an output of this shape, or None if it is not one vector a token."""
+        if len(shape) == 3 and shape[:2] == self.shape:
+            return shape[2]
+        if len(shape) == 2 and shape[0] == self.shape[0] * self.shape[1]:  # OPT flattens
+            return shape[1]
+        return None
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Units of every leaf module that puts out one vector a token."""
+        sized = {leaf.name: self.n_units(leaf.shape) for leaf in self.leaves}
+        return {name: n for name, n in sized.items() if n is not None}
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Parts of a decoder.
+    """Parts of a model.
 
     Attributes
     ----------
-    width : int
-        Units of the residual stream.
-    blocks : tuple of Block
-        From the bottom up.
-    embedding, final_norm : str or None
-        Module names.
-    leaves : tuple of Leaf
-        Leaf modules in the order in which they were called.
+    stacks : tuple of Stack
+        Encoder before decoder, vision before language: in the order in which they are called.
     uncalled : tuple of str
-        Leaf modules that the probe pass did not call.
+        Leaf modules that no probe pass called.
     """
 
-    width: int
-    blocks: tuple[Block, ...]
-    embedding: str
-    final_norm: str | None
-    leaves: tuple[Leaf, ...]
+    stacks: tuple[Stack, ...]
     uncalled: tuple[str, ...]
 
 
-@dataclass
-class _Probe:
-    """Values and calls seen in the probe pass."""
-
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-def dissect(model: nn.Module) -> Anatomy:
-    """Establish the parts of a decoder with one probe pass.
+def dissect(model: nn.Module, passes: Sequence[Pass] | None = None) -> Anatomy:
+    """Establish the parts of a model with probe passes.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A transformers model with language-model head, in eval mode.
+        A transformers model.
+    passes : sequence of callable, optional
+        Each runs the model or a part of it; by default passes over a few tokens.
 
     Returns
     -------
@@ -105,154 +130,127 @@ def dissect(model: nn.Module) -> Anatomy:
     UnknownArchitectureError
         If no repeated blocks are found.
     """
-    names = _block_names(model)
-    probe = _run_probe(model, names)
-    last = probe.values[names[-1]]
-    width = last.shape[-1]
-    blocks = tuple(_dissect_block(model, name, probe, width) for name in names)
+    lists = _block_lists(model)
+    names = [block for blocks in lists.values() for block in blocks]
+    probes = [run(model, one_pass, names) for one_pass in passes or text_passes(model)]
+    stacks = [stack for probe in probes for stack in _stacks(model, lists, probe)]
+    if not stacks:
+        raise UnknownArchitectureError(
+            f"the blocks {', '.join(lists)} were not called when the model read its input"
+        )
     leaves = [name for name, module in model.named_modules() if not list(module.children())]
-    called = [name for name in probe.calls if name in set(leaves)]
-    embedding = _name_of(model, model.get_input_embeddings())  # type: ignore[operator]
-    return Anatomy(
-        width=width,
-        blocks=blocks,
-        embedding=embedding,
-        final_norm=_final_norm(called, names, probe, width),
-        leaves=tuple(Leaf(n, probe.shapes[n], probe.calls[n]) for n in called),
-        uncalled=tuple(name for name in leaves if name not in probe.calls),
+    uncalled = (name for name in leaves if not any(name in probe.calls for probe in probes))
+    return Anatomy(tuple(stacks), tuple(uncalled))
+
+
+def _block_lists(model: nn.Module) -> dict[str, list[str]]:
+    """Names of the repeated blocks by the name of their list.
+
+    Lists of classes that transformers never splits; where it does not say, the longest list of one
+    class.
+    """
+    hints = block_classes(model)
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    hinted = [n for n, m in lists.items() if {type(block).__name__ for block in m} <= hints]
+    uniform = [n for n, m in lists.items() if len({type(block) for block in m}) == 1]
+    found = hinted or sorted(uniform, key=lambda n: len(lists[n]))[-1:]
+    outer = [n for n in found if not any(n.startswith(o + ".") for o in found)]
+    if not outer:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise UnknownArchitectureError(f"no list of blocks in this model; its parts: {parts}")
+    return {n: [f"{n}.{i}" for i in range(len(lists[n]))] for n in outer}
+
+
+def _stacks(model: nn.Module, lists: dict[str, list[str]], probe: Probe) -> list[Stack]:
+    """Stacks whose blocks a pass called, in the order of the calls."""
+    called = [name for name, blocks in lists.items() if all(b in probe.calls for b in blocks)]
+    order = list(probe.calls)
+    called.sort(key=lambda name: order.index(lists[name][0]))
+    roots = {name: _root(name, list(lists)) for name in called}
+    owned = _owners(model, roots, probe)
+    return [_stack(model, roots[n], lists[n], owned[n], probe) for n in called]
+
+
+def _root(name: str, lists: Sequence[str]) -> str:
+    """Outermost module that holds this list of blocks and no other."""
+    others = [other for other in lists if other != name]
+    if not others:
+        return ""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        root = ".".join(parts[:depth])
+        if not any(other.startswith(root + ".") for other in others):
+            return root
+    return name
+
+
+def _owners(model: nn.Module, roots: dict[str, str], probe: Probe) -> dict[str, list[Leaf]]:
+    """Leaves of every stack: those in its root, and those called after them outside any root."""
+    owned: dict[str, list[Leaf]] = {name: [] for name in roots}
+    if not roots:
+        return owned
+    owner = next(iter(roots))
+    for name in probe.calls:
+        module = model.get_submodule(name)
+        if list(module.children()):
+            continue
+        inside = [stack for stack, root in roots.items() if not root or name.startswith(root + ".")]
+        owner = inside[0] if inside else owner
+        leaf = Leaf(
+            name, probe.shapes[name], probe.calls[name], is_copy(module), probe.copies.get(name, "")
+        )
+        owned[owner].append(leaf)
+    return owned
+
+
+def _stack(
+    model: nn.Module, root: str, blocks: list[str], leaves: list[Leaf], probe: Probe
+) -> Stack:
+    """Describe one stack."""
+    output = probe.shapes[blocks[-1]]
+    if len(output) != 3:
+        raise UnknownArchitectureError(
+            f"block {blocks[-1]!r} puts out {output}, not (trials, tokens, units)"
+        )
+    name = root.rpartition(".")[2]
+    bare = Stack(name, root, output[2], output[:2], (), None, None, tuple(leaves))
+    return Stack(
+        name=name,
+        path=root,
+        width=output[2],
+        shape=output[:2],
+        blocks=tuple(find_block(model, block, probe) for block in blocks),
+        embedding=_embedding(model, bare, blocks, probe),
+        final_norm=_final_norm(model, bare, blocks),
+        leaves=tuple(leaves),
     )
 
 
-def _block_names(model: nn.Module) -> list[str]:
-    """Names of the repeated blocks: the list of the class that transformers never splits."""
-    hints = set(getattr(model, "_no_split_modules", None) or [])
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    uniform = [(n, m) for n, m in lists if len({type(block) for block in m}) == 1]
-    hinted = [(n, m) for n, m in uniform if type(m[0]).__name__ in hints]
-    candidates = hinted or uniform
-    if not candidates:
-        found = ", ".join(name for name, _ in model.named_children())
-        raise UnknownArchitectureError(f"no list of blocks in this model; its parts: {found}")
-    name, blocks = max(candidates, key=lambda item: len(item[1]))
-    return [f"{name}.{i}" for i in range(len(blocks))]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, put back afterwards."""
-    was_training = model.training
-    model.eval()
+def _embedding(model: nn.Module, stack: Stack, blocks: list[str], probe: Probe) -> str | None:
+    """Embedding of the tokens, or the outermost module that puts out what the first block reads."""
     try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+        embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        embeddings = None
+    for leaf in stack.leaves:
+        if model.get_submodule(leaf.name) is embeddings and stack.n_units(leaf.shape):
+            return leaf.name
+    first = probe.inputs[blocks[0]]
+    for name, value in probe.values.items():
+        if name.startswith(blocks[0].rpartition(".")[0]) or is_copy(model.get_submodule(name)):
+            continue
+        if value.shape == first.shape and torch.equal(value, first):
+            return name
+    return None
 
 
-def _run_probe(model: nn.Module, block_names: list[str]) -> _Probe:
-    """One forward pass on fixed tokens that notes shapes, calls, and values inside the blocks."""
-    probe = _Probe()
-    near_block = {
-        f"{block}.{child}" if child else block
-        for block in block_names
-        for child in ["", *(n for n, _ in model.get_submodule(block).named_children())]
-    }
-
-    def note(point: Point, tensor: torch.Tensor) -> None:
-        if point.where == "input":
-            probe.inputs[point.module] = tensor.detach().clone()
-            return
-        probe.calls[point.module] = probe.calls.get(point.module, 0) + 1
-        probe.shapes[point.module] = tuple(tensor.shape)
-        if point.module in near_block:  # a copy: Falcon adds to it in place afterwards
-            probe.values[point.module] = tensor.detach().clone()
-
-    points = [Point(name) for name, _ in model.named_modules() if name]
-    points += [Point(name, "input") for name in block_names]
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    tokens = torch.arange(PROBE_SHAPE[0] * PROBE_SHAPE[1]).reshape(PROBE_SHAPE) * 7 % vocabulary
-    device = next(model.parameters()).device
-    with _evaluating(model), tap(model, points, note):
-        model(input_ids=tokens.to(device), attention_mask=torch.ones_like(tokens).to(device))
-    return probe
-
-
-def _dissect_block(model: nn.Module, name: str, probe: _Probe, width: int) -> Block:
-    """Find the two children whose outputs add up to the block's change of the stream."""
-    block = model.get_submodule(name)
-    change = probe.values[name] - probe.inputs[name]
-    children = [
-        f"{name}.{child}"
-        for child, module in block.named_children()
-        if not isinstance(module, (nn.Dropout, nn.Identity))  # copies of what comes before
+def _final_norm(model: nn.Module, stack: Stack, blocks: list[str]) -> str | None:
+    """Last normalisation layer that is called after the blocks and keeps the stream's width."""
+    names = [leaf.name for leaf in stack.leaves]
+    last = max((i for i, n in enumerate(names) if n.startswith(blocks[-1] + ".")), default=-1)
+    after = [
+        leaf.name
+        for leaf in stack.leaves[last + 1 :]
+        if stack.n_units(leaf.shape) == stack.width and is_norm(model.get_submodule(leaf.name))
     ]
-    outputs = {
-        child: probe.values[child].reshape(change.shape)
-        for child in children
-        if child in probe.values and probe.values[child].numel() == change.numel()
-    }
-    tolerance = 1e-3 if change.dtype == torch.float32 else 5e-2
-    best = None
-    for attn in (c for c in outputs if ATTENTION.search(c.rpartition(".")[2])):
-        for mlp in (c for c in outputs if not ATTENTION.search(c.rpartition(".")[2])):
-            error = (change - outputs[attn] - outputs[mlp]).norm() / change.norm()
-            if error < tolerance and (best is None or error < best[0]):
-                best = (error, attn, mlp)
-    if best is None:
-        problem = (
-            f"in block {name!r} no attention and MLP outputs add up to the change of the stream; "
-            f"its parts: {', '.join(children)}. Record by name with --sites all or 'regex:...'"
-        )
-        return Block(name, problem=problem)
-    _, attn, mlp = best
-    projections = [_last_projection(model, part, width) for part in (attn, mlp)]
-    if not all(projections):
-        problem = f"no projection that writes {width} units inside {attn!r} or {mlp!r}"
-        return Block(name, problem=problem)
-    return Block(name, attn, mlp, *projections)
-
-
-def _last_projection(model: nn.Module, name: str, width: int) -> str:
-    """Last module with a weight matrix inside `name` that writes `width` units, or ``""``."""
-    found = ""
-    for child, module in model.get_submodule(name).named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.ndim == 2 and width in weight.shape:
-            found = f"{name}.{child}" if child else name
-    return found
-
-
-def _final_norm(called: list[str], blocks: list[str], probe: _Probe, width: int) -> str | None:
-    """Last leaf called after the blocks, outside them, that keeps the stream's width."""
-    last_block = max(i for i, n in enumerate(called) if n.startswith(blocks[-1] + "."))
-    after = [n for n in called[last_block + 1 :] if not n.startswith(blocks[0].rpartition(".")[0])]
-    stream = [n for n in after if probe.shapes[n] == (*PROBE_SHAPE, width)]
-    return stream[-1] if stream else None
-
-
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    """Dotted name of a submodule object."""
-    return next(name for name, module in model.named_modules() if module is wanted)
-
-
-def write_norms(model: nn.Module, point: Point, n_units: int) -> torch.Tensor:
-    """Norm of the weights that write into each unit of a module's output.
-
-    For a module's input, the weights that read it. Modules without weights give zeros.
-
-    Returns
-    -------
-    (n_units,) float32 tensor
-    """
-    module = model.get_submodule(point.module)
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return torch.zeros(n_units)
-    weight = weight.detach().float().cpu()
-    if weight.ndim == 1:
-        return weight.abs() if len(weight) == n_units else torch.zeros(n_units)
-    # torch's Linear stores (out, in), GPT-2's Conv1D and embeddings (in, out).
-    out_axis = 0 if isinstance(module, nn.Linear) else 1
-    axis = out_axis if point.where == "output" else 1 - out_axis
-    norms = weight.norm(dim=1 - axis)
-    return norms if len(norms) == n_units else torch.zeros(n_units)
+    return after[-1] if after else None

@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from llm2nifti.geometry import Side, Site
-from llm2nifti.hooks import Point
-from llm2nifti.models.anatomy import (
-    ATTENTION,
-    MLP,
-    PROBE_SHAPE,
-    Anatomy,
-    Block,
-    UnknownArchitectureError,
-    write_norms,
-)
+from llm2nifti.models import experts, fused
+from llm2nifti.models.anatomy import Leaf, Stack, UnknownArchitectureError
 from llm2nifti.models.cache import ModelError
+from llm2nifti.models.hints import ROLES, is_norm
+from llm2nifti.models.roles import HIDDEN, Block
 
-NAMED = ("embed", "attn", "resid", "mlp", "norm", "heads", "mlp_hidden", "q", "k", "v", "norms")
-DEFAULT = ("embed", "attn", "resid", "mlp", "norm")
+MLP = re.compile(r"mlp|ffn|feed_forward|fc\d|dense_h|dense_4h|moe|act|expert", re.IGNORECASE)
+SIDES: dict[str, Side] = {"attn": "left", "cross": "left", "mixer": "left", "mlp": "right"}
+DEFAULT = ("embed", "attn", "cross", "mixer", "resid", "mlp", "norm")
+FINER = (*HIDDEN.values(), "q", "k", "v", "norms", "router", "experts")
+NAMED = (*DEFAULT, *FINER)
+QKV = {"q": "q_proj|query|q", "k": "k_proj|key|k", "v": "v_proj|value|v"}
+FUSED = re.compile(r"c_attn|.*qkv.*|query_key_value", re.IGNORECASE)
 
 
 class NoSuchSiteError(ModelError):
     """The model does not have a site that was asked for."""
 
 
-def find_sites(model: nn.Module, anatomy: Anatomy, spec: str = "default") -> tuple[Site, ...]:
+def find_sites(
+    model: nn.Module,
+    stacks: Sequence[Stack],
+    spec: str = "default",
+    *,
+    fused_qkv: str | None = None,
+) -> tuple[Site, ...]:
     """List the sites to record, from the embedding up.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model.
-    anatomy : Anatomy
-        Its parts, from `dissect`.
+    stacks : sequence of Stack
+        Stacks to record, from `dissect`; their layers are numbered one after another.
     spec : str, default="default"
-        ``default`` (embed, attn, resid, mlp, norm), ``all`` (every leaf module's output but the
-        logits), ``regex:PATTERN`` (leaf and block modules whose whole name matches), or names
-        separated by commas: embed, attn, resid, mlp, norm, heads, mlp_hidden, q, k, v, norms.
+        ``default`` (embed, attn, cross, mixer, resid, mlp, norm: those that the model has), ``all``
+        (every leaf module's output but the logits, and what the projections to the stream read),
+        ``regex:PATTERN`` (leaf and block modules whose whole name matches), or names separated by
+        commas: those of the default, heads, mlp_hidden, q, k, v, norms, router, experts, and more.
+    fused_qkv : {"contiguous", "interleaved"}, optional
+        Layout of a fused query-key-value projection; see `llm2nifti.models.fused`.
 
     Returns
     -------
@@ -53,28 +60,29 @@ def find_sites(model: nn.Module, anatomy: Anatomy, spec: str = "default") -> tup
     NoSuchSiteError
         If a name is unknown or the model lacks it; the message lists what there is.
     """
-    spec = spec.strip()
+    select = _selector(spec.strip(), fused_qkv)
+    sites: list[Site] = []
+    base = 0
+    for stack in stacks:
+        found = select(model, stack)
+        sites += [replace(site, layer=site.layer + base) for site in found]
+        base += len(stack.blocks) + 2
+    if not sites:
+        leaves = ", ".join(leaf.name for leaf in stacks[0].leaves[:6])
+        raise NoSuchSiteError(f"no recordable module matches {spec!r}; modules are like {leaves}")
+    return tuple(sites)
+
+
+def _selector(spec: str, fused_qkv: str | None) -> Callable[[nn.Module, Stack], list[Site]]:
+    """Function that lists the sites of one stack."""
     if spec == "all":
-        head = _head_name(model)
-        return _leaf_sites(model, anatomy, lambda name: name != head)
+        return _all
     if spec.startswith("regex:"):
         try:
             pattern = re.compile(spec.removeprefix("regex:"))
         except re.error as error:
             raise NoSuchSiteError(f"{spec!r} is not a regular expression: {error}") from None
-        leaves = _leaf_sites(model, anatomy, lambda name: bool(pattern.fullmatch(name)))
-        blocks = [
-            Site("resid", layer, block.name, anatomy.width)
-            for layer, block in enumerate(anatomy.blocks, start=1)
-            if pattern.fullmatch(block.name)
-        ]
-        sites = tuple(sorted([*leaves, *blocks], key=lambda site: site.layer))
-        if not sites:
-            names = ", ".join(leaf.name for leaf in anatomy.leaves[:6])
-            raise NoSuchSiteError(
-                f"no recordable module matches {spec!r}; modules are like {names}"
-            )
-        return sites
+        return lambda model, stack: _matching(model, stack, pattern)
     wanted = DEFAULT if spec == "default" else tuple(n.strip() for n in spec.split(","))
     unknown = [name for name in wanted if name not in NAMED]
     if unknown:
@@ -82,194 +90,228 @@ def find_sites(model: nn.Module, anatomy: Anatomy, spec: str = "default") -> tup
             f"unknown site {unknown[0]!r}; use default, all, regex:PATTERN or any of "
             f"{', '.join(NAMED)}"
         )
-    return _named_sites(model, anatomy, wanted)
+    is_strict = spec != "default"
+    return lambda model, stack: _Named(model, stack, fused_qkv).find(wanted, strict=is_strict)
 
 
-def _named_sites(model: nn.Module, anatomy: Anatomy, names: tuple[str, ...]) -> tuple[Site, ...]:
-    """Sites by role, layer by layer."""
-    problem = next((block.problem for block in anatomy.blocks if block.problem), "")
-    if problem and not {"resid", "embed", "norm", "norms"}.issuperset(names):
-        raise UnknownArchitectureError(problem)
-    sites: list[Site] = []
-    if "embed" in names:
-        units = _units_of(anatomy)[anatomy.embedding]
-        sites.append(Site("embed", 0, anatomy.embedding, units))
-    for layer, block in enumerate(anatomy.blocks, start=1):
-        for name in ("attn", "heads", "q", "k", "v", "norms", "resid", "mlp_hidden", "mlp"):
-            if name in names:
-                sites += _BUILDERS[name](model, anatomy, block, layer)
-    if "norm" in names and anatomy.final_norm:
-        layer = len(anatomy.blocks) + 1
-        sites.append(Site("norm", layer, anatomy.final_norm, anatomy.width))
-    if not sites:
-        raise NoSuchSiteError(f"this model has none of the sites {', '.join(names)}")
-    return tuple(sites)
+class _Named:
+    """Sites of one stack by role."""
 
+    def __init__(self, model: nn.Module, stack: Stack, fused_qkv: str | None) -> None:
+        self.model = model
+        self.stack = stack
+        self.fused_qkv = fused_qkv
 
-def _role(name: str, side: Side) -> Callable[..., list[Site]]:
-    """Builder of a site that is the output of a block's part, as wide as the stream."""
+    def find(self, names: Sequence[str], *, strict: bool) -> list[Site]:
+        """Sites of these names; with `strict`, a name that no block has raises."""
+        stack = self.stack
+        problem = next((block.problem for block in stack.blocks if block.problem), "")
+        if problem and not {"resid", "embed", "norm", "norms", "experts"}.issuperset(names):
+            raise UnknownArchitectureError(problem)
+        sites: list[Site] = []
+        if "embed" in names and stack.embedding:
+            units = stack.units.get(stack.embedding, stack.width)
+            sites.append(Site("embed", 0, stack.embedding, units))
+        for layer, block in enumerate(stack.blocks, start=1):
+            for name in names:
+                if name not in ("embed", "norm"):
+                    sites += [replace(s, layer=layer) for s in self._of_block(name, block)]
+        if "norm" in names and stack.final_norm:
+            sites.append(Site("norm", len(stack.blocks) + 1, stack.final_norm, stack.width))
+        lacking = [name for name in names if not any(_is_of(site, name) for site in sites)]
+        if strict and lacking:
+            raise NoSuchSiteError(f"{self._where()} has no {lacking[0]!r}; {self._there_is()}")
+        return sites
 
-    def build(_model: nn.Module, anatomy: Anatomy, block: Block, layer: int) -> list[Site]:
-        module = block.name if name == "resid" else getattr(block, name)
-        return [Site(name, layer, module, anatomy.width, side=side)]
+    def _where(self) -> str:
+        return f"stack {self.stack.name!r} of this model" if self.stack.name else "this model"
 
-    return build
+    def _there_is(self) -> str:
+        block = self.stack.blocks[0]
+        there = [*block.parts, *(HIDDEN[role] for role in block.projections)]
+        return f"its blocks have resid, {', '.join(there)}. Others go by --sites 'regex:...'"
 
+    def _of_block(self, name: str, block: Block) -> list[Site]:
+        """Sites of one name in one block, without their layer."""
+        if name in QKV:
+            return [self._qkv(name, block)]
+        finders = {"norms": self._norms, "router": self._router, "experts": self._experts}
+        if name in finders:
+            return finders[name](block)
+        if name == "resid" or name in block.parts:
+            module, side = block.parts.get(name, block.name), SIDES.get(name, "middle")
+            return [Site(name, 0, module, self.stack.width, side=side)]
+        role = next((r for r, hidden in HIDDEN.items() if hidden == name), "")
+        if role in block.projections:
+            return [projection_input(self.model, self.stack, block, role)]
+        return []
 
-def _projection_input(name: str, attribute: str, side: Side) -> Callable[..., list[Site]]:
-    """Builder of a site that is the input of a projection."""
+    def _experts(self, block: Block) -> list[Site]:
+        """Hidden units of all experts."""
+        found = experts.experts_in(self.model, block.name + ".")
+        return [_experts_site(self.model, module) for module in found]
 
-    def build(model: nn.Module, anatomy: Anatomy, block: Block, layer: int) -> list[Site]:
-        module = getattr(block, attribute)
-        shape: tuple[int, ...] = tuple(model.get_parameter(f"{module}.weight").shape)
-        n_units = next((n for n in shape if n != anatomy.width), anatomy.width)
-        return [Site(name, layer, module, n_units, where="input", side=side)]
-
-    return build
-
-
-def _qkv(name: str) -> Callable[..., list[Site]]:
-    """Builder of the query, key or value projection's output."""
-    words = {"q": "q_proj|query|q", "k": "k_proj|key|k", "v": "v_proj|value|v"}[name]
-
-    def build(_model: nn.Module, anatomy: Anatomy, block: Block, layer: int) -> list[Site]:
-        inside = [n for n in _units_of(anatomy) if n.startswith(block.attn + ".")]
-        found = [n for n in inside if re.fullmatch(words, n.rpartition(".")[2])]
-        if len(found) != 1:
+    def _qkv(self, name: str, block: Block) -> Site:
+        """Query, key or value projection of the self-attention."""
+        units = self.stack.units
+        inside = [
+            n
+            for n in units
+            if n.startswith(block.name + ".")
+            and not ROLES["cross"].search(n.removeprefix(block.name))
+        ]
+        found = [n for n in inside if re.fullmatch(QKV[name], n.rpartition(".")[2])]
+        if len(found) == 1:
+            return Site(name, 0, found[0], units[found[0]], side="left")
+        whole = [n for n in inside if FUSED.fullmatch(n.rpartition(".")[2])]
+        if len(whole) != 1:
+            there = ", ".join(n for n in inside if ROLES["attn"].search(n)) or "none"
             raise NoSuchSiteError(
                 f"block {block.name!r} has no separate {name!r} projection; its attention has "
-                f"{', '.join(inside)}. A fused projection is recorded with --sites 'regex:...'"
+                f"{there}. Record by name with --sites 'regex:...'"
             )
-        return [Site(name, layer, found[0], _units_of(anatomy)[found[0]], side="left")]
+        if self.fused_qkv is None:
+            raise NoSuchSiteError(
+                f"{whole[0]!r} computes queries, keys and values together; declare how with "
+                f"--fused-qkv {' or '.join(fused.LAYOUTS)}, or record it whole: --sites 'regex:...'"
+            )
+        config = self.model.config
+        n = len(fused.indices(config, self.fused_qkv, name, units[whole[0]]))
+        return Site(name, 0, whole[0], n, side="left", part=f"{name}:{self.fused_qkv}")
 
-    return build
+    def _norms(self, block: Block) -> list[Site]:
+        """Normalisation layers of a block."""
+        units = self.stack.units
+        names = [
+            n
+            for n in units
+            if n.startswith(block.name + ".") and is_norm(self.model.get_submodule(n))
+        ]
+        return [Site(_inner_name(block, n), 0, n, units[n]) for n in names]
+
+    def _router(self, block: Block) -> list[Site]:
+        """Scores of all experts: what the router puts out first."""
+        return [
+            Site("router", 0, name, n, side="right")
+            for name, n in self.stack.units.items()
+            if name.startswith(block.name + ".")
+            and (
+                "router" in type(self.model.get_submodule(name)).__name__.lower()
+                or name.rpartition(".")[2] in ("gate", "router")
+            )
+        ]
 
 
-def _norms(model: nn.Module, anatomy: Anatomy, block: Block, layer: int) -> list[Site]:
-    """Normalisation layers of a block."""
-    units = _units_of(anatomy)
-    names = [
-        name
-        for name in units
-        if name.startswith(block.name + ".")
-        and "norm" in type(model.get_submodule(name)).__name__.lower()
+def _is_of(site: Site, name: str) -> bool:
+    """Whether a site was made for a name; norms carry their own."""
+    return site.name == name or (name == "norms" and site.name not in NAMED)
+
+
+def projection_input(model: nn.Module, stack: Stack, block: Block, role: str) -> Site:
+    """Site at the input of the projection that writes a role's tensor to the stream."""
+    module = block.projections[role]
+    rows, columns = model.get_parameter(f"{module}.weight").shape
+    is_linear = isinstance(model.get_submodule(module), nn.Linear)  # else (in, out), as in GPT-2
+    n_units = int(columns if is_linear else rows)
+    return Site(HIDDEN[role], 0, module, n_units, where="input", side=SIDES[role])
+
+
+def _experts_site(model: nn.Module, module: str) -> Site:
+    """Site of the hidden units of all experts of one block."""
+    n_units = experts.n_units(model.get_submodule(module))
+    return Site("experts", 0, f"{module}.{experts.CHILD}", n_units, side="right")
+
+
+def _all(model: nn.Module, stack: Stack) -> list[Site]:
+    """Every leaf that can be recorded but the logits, and the inputs of the projections."""
+    head = head_name(model)
+    leaves = _leaf_sites(model, stack, lambda name: name != head)
+    fed = {leaf.name: leaf.fed_by for leaf in stack.leaves}
+    recorded = {site.module for site in leaves}
+    inputs = [
+        replace(projection_input(model, stack, block, role), layer=layer)
+        for layer, block in enumerate(stack.blocks, start=1)
+        for role, module in block.projections.items()
+        if fed.get(module) not in recorded  # what an activation puts out is there already
     ]
-    return [Site(n.removeprefix(block.name + "."), layer, n, units[n]) for n in names]
+    return sorted([*leaves, *inputs], key=lambda site: site.layer)
 
 
-_BUILDERS: dict[str, Callable[..., list[Site]]] = {
-    "attn": _role("attn", "left"),
-    "resid": _role("resid", "middle"),
-    "mlp": _role("mlp", "right"),
-    "heads": _projection_input("heads", "output_projection", "left"),
-    "mlp_hidden": _projection_input("mlp_hidden", "down_projection", "right"),
-    "q": _qkv("q"),
-    "k": _qkv("k"),
-    "v": _qkv("v"),
-    "norms": _norms,
-}
+def _matching(model: nn.Module, stack: Stack, pattern: re.Pattern[str]) -> list[Site]:
+    """Leaves and blocks whose whole name matches."""
+    leaves = _leaf_sites(model, stack, lambda name: bool(pattern.fullmatch(name)))
+    blocks = [
+        Site("resid", layer, block.name, stack.width)
+        for layer, block in enumerate(stack.blocks, start=1)
+        if pattern.fullmatch(block.name)
+    ]
+    return sorted([*leaves, *blocks], key=lambda site: site.layer)
 
 
-def skipped(model: nn.Module, anatomy: Anatomy) -> dict[str, str]:
+def skipped(model: nn.Module, stacks: Sequence[Stack], uncalled: Sequence[str]) -> dict[str, str]:
     """Leaf modules that ``--sites all`` leaves out, each with its reason."""
-    reasons = dict.fromkeys(anatomy.uncalled, "not called as a module in a forward pass")
-    for leaf in anatomy.leaves:
-        if _units(leaf.shape) is None:
-            reasons[leaf.name] = f"output of shape {leaf.shape} is not (trials, tokens, units)"
-        elif leaf.n_calls != 1:
-            reasons[leaf.name] = f"called {leaf.n_calls} times in one pass"
-        elif isinstance(model.get_submodule(leaf.name), (nn.Dropout, nn.Identity)):
-            reasons[leaf.name] = "copies its input"
-    reasons[_head_name(model)] = "logits; ask for them by name"
+    reasons = dict.fromkeys(uncalled, "not called as a module in a forward pass")
+    for stack in stacks:
+        for leaf in stack.leaves:
+            reason = _reason(stack, leaf)
+            if reason:
+                reasons[leaf.name] = reason
+    if head_name(model):
+        reasons[head_name(model)] = "logits; ask for them by name"
     return reasons
 
 
-def _leaf_sites(
-    model: nn.Module, anatomy: Anatomy, wanted: Callable[[str], bool]
-) -> tuple[Site, ...]:
+def _reason(stack: Stack, leaf: Leaf) -> str:
+    """Why a leaf cannot be recorded, or ``""``."""
+    if leaf.is_copy:
+        return "copies its input"
+    if stack.n_units(leaf.shape) is None:
+        return f"output of shape {leaf.shape} is not (trials, tokens, units)"
+    return f"called {leaf.n_calls} times in one pass" if leaf.n_calls != 1 else ""
+
+
+def _leaf_sites(model: nn.Module, stack: Stack, wanted: Callable[[str], bool]) -> list[Site]:
     """Sites at leaf modules, placed in the layer of their block."""
-    head = _head_name(model)
-    left_out = {name for name in skipped(model, anatomy) if name != head}
     sites = []
     layer = 0
-    for leaf in anatomy.leaves:
-        layer, name = _place(anatomy, leaf.name, layer)
-        if leaf.name in left_out or not wanted(leaf.name):
-            continue
-        units = _units(leaf.shape)
-        assert units is not None
-        sites.append(Site(name, layer, leaf.name, units, side=_side(name)))
-    return tuple(sorted(sites, key=lambda site: site.layer))
+    for leaf in stack.leaves:
+        layer, name = _place(stack, leaf.name, layer)
+        if wanted(leaf.name) and not _reason(stack, leaf):
+            units = stack.units[leaf.name]
+            sites.append(Site(name, layer, leaf.name, units, side=_side(name)))
+    return sorted(sites, key=lambda site: site.layer)
 
 
-def _place(anatomy: Anatomy, module: str, last_layer: int) -> tuple[int, str]:
+def _place(stack: Stack, module: str, last_layer: int) -> tuple[int, str]:
     """Layer and site name of a leaf module; outside the blocks by the order of calls."""
-    for layer, block in enumerate(anatomy.blocks, start=1):
+    for layer, block in enumerate(stack.blocks, start=1):
         if module.startswith(block.name + "."):
-            return layer, module.removeprefix(block.name + ".")
-    top = len(anatomy.blocks) + 1
+            return layer, _inner_name(block, module)
+    top = len(stack.blocks) + 1
     layer = 0 if last_layer == 0 else top
-    roles = {anatomy.embedding: "embed", anatomy.final_norm: "norm"}
+    roles = {stack.embedding: "embed", stack.final_norm: "norm"}
     return layer, roles.get(module) or module.rpartition(".")[2]
+
+
+def _inner_name(block: Block, module: str) -> str:
+    """Site name of a module by its path in the block; never one that means something else."""
+    path = module.removeprefix(f"{block.name}.")
+    return f"block.{path}" if path in NAMED else path
 
 
 def _side(name: str) -> Side:
     """Part of the floor plan that a leaf module belongs to, by its path in the block."""
     if "norm" in name.lower():
         return "middle"
-    if ATTENTION.search(name):
+    if any(words.search(name) for words in ROLES.values()):
         return "left"
     return "right" if MLP.search(name) else "middle"
 
 
-def _units(shape: tuple[int, ...]) -> int | None:
-    """Units of an output, or None if its shape is not one vector a token."""
-    trials, tokens = PROBE_SHAPE
-    if len(shape) == 3 and shape[:2] == PROBE_SHAPE:
-        return shape[2]
-    if len(shape) == 2 and shape[0] == trials * tokens:  # OPT flattens
-        return shape[1]
-    return None
-
-
-def _units_of(anatomy: Anatomy) -> dict[str, int]:
-    """Units of every recordable leaf module."""
-    sized = {leaf.name: _units(leaf.shape) for leaf in anatomy.leaves}
-    return {name: n for name, n in sized.items() if n is not None}
-
-
-def _head_name(model: nn.Module) -> str:
-    """Name of the module that computes the logits."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return next((name for name, module in model.named_modules() if module is head), "")
-
-
-def weight_norms(
-    model: nn.Module, anatomy: Anatomy, sites: tuple[Site, ...]
-) -> NDArray[np.float32]:
-    """Norm of the weights that write into each unit, for the anatomical image.
-
-    ``attn`` and ``mlp`` have the rows of their last projection, ``resid`` both of its block's,
-    inputs of a projection the weights that read them.
-
-    Returns
-    -------
-    (n_units,) float32 array
-        In recording order; 0 where a module has no weights.
-    """
-    writers = {b.attn: b.output_projection for b in anatomy.blocks if not b.problem}
-    writers |= {b.mlp: b.down_projection for b in anatomy.blocks if not b.problem}
-    blocks = {block.name: block for block in anatomy.blocks if not block.problem}
-    parts = []
-    for site in sites:
-        if site.module in blocks:
-            block = blocks[site.module]
-            pair = [
-                write_norms(model, Point(name), site.n_units)
-                for name in (block.output_projection, block.down_projection)
-            ]
-            parts.append((pair[0] ** 2 + pair[1] ** 2).sqrt())
-        else:
-            module = site.module if site.where == "input" else writers.get(site.module, site.module)
-            parts.append(write_norms(model, Point(module, site.where), site.n_units))
-    return np.concatenate([part.numpy() for part in parts]).astype(np.float32)
+def head_name(model: nn.Module) -> str:
+    """Name of the module that computes the logits, or ``""``."""
+    try:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        head = None
+    return next((n for n, module in model.named_modules() if n and module is head), "")

@@ -13,12 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from llm2nifti import bids, glm, plotting
+from llm2nifti import glm, plotting
 from llm2nifti.report import findings
 from llm2nifti.report.source import Source, TaskMap
 from llm2nifti.report.wording import count, height_control, number, percent, plural
 
-FIGURES = bids.DERIVATIVES / "figures"
 _LARGEST_SVG = 400_000  # bytes; a larger drawing is embedded as PNG if that is smaller
 _PIXELS_PER_INCH = 118  # of the page: a figure of 6.2 inches is 732 pixels wide
 
@@ -81,7 +80,7 @@ def draw(source: Source, maps: Mapping[str, TaskMap], *, quiet: bool = False) ->
     dict of str to Figure
         By the stem of the file.
     """
-    folder = source.root / FIGURES
+    folder = source.folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     plots = [*_design_plots(source), *_brain_plots(source)]
     for task_map in maps.values():

@@ -17,26 +17,34 @@ from llm2nifti.report import findings, wording
 from llm2nifti.report.figures import Figure, draw, threshold_words
 from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
 
-REPORT = bids.DERIVATIVES / "report.html"
+PAGE = "report.html"
 _VIEWER_BYTES = 8_000_000  # of all viewers together, so that the page stays below 15 MB
 _N_EXAMPLES = 2  # prompts of each condition
 
 
-def write(root: Path | str, *, quiet: bool = False) -> Path:
-    """Write the figures and the report of an analysed dataset.
+def write(
+    root: Path | str,
+    *,
+    subject: str | None = None,
+    session: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Write the figures and the report of one analysed session.
 
     Parameters
     ----------
     root : path-like
         Root of the dataset. It is all that is read: no model is needed.
+    subject, session : str, optional
+        See `llm2nifti.bids.read`; by default the only session there is.
     quiet : bool, default=False
         Show no progress bar.
 
     Returns
     -------
     Path
-        ``derivatives/llm2nifti/report.html``: one file with everything in it. The figures are
-        beside it as PNG and SVG. Equal datasets give equal bytes.
+        ``report.html`` in the session's `llm2nifti.bids.analysis_folder`: one file with everything
+        in it. The figures are beside it as PNG and SVG. Equal datasets give equal bytes.
 
     Raises
     ------
@@ -48,16 +56,27 @@ def write(root: Path | str, *, quiet: bool = False) -> Path:
     >>> report.write("ds")  # doctest: +SKIP
     PosixPath('ds/derivatives/llm2nifti/report.html')
     """
-    source = read_source(root)
+    source = read_source(root, subject=subject, session=session)
     maps = {task: read_task_map(source, task) for task in source.tasks}
     figures = draw(source, maps, quiet=quiet)
-    path = source.root / REPORT
+    path = source.folder / PAGE
     bids.write_text(path, source.root, _render(source, maps, figures))
     return path
 
 
 def _render(source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, Figure]) -> str:
-    """Fill in the template; everything from the data is escaped."""
+    """Fill in the template of one session."""
+    return render(
+        "report.html.j2",
+        **_context(source),
+        figures=figures,
+        findings=findings,
+        tasks=_task_sections(source, maps, figures),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this folder; everything from the data is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -69,13 +88,7 @@ def _render(source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, F
     for name in ("number", "count", "percent", "listing", "height_control"):
         environment.filters[name] = getattr(wording, name)
     environment.globals["plural"] = wording.plural
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        **_context(source),
-        figures=figures,
-        findings=findings,
-        tasks=_task_sections(source, maps, figures),
-    )
+    return environment.get_template(template).render(**values)
 
 
 def _context(source: Source) -> dict[str, Any]:
@@ -87,6 +100,9 @@ def _context(source: Source) -> dict[str, Any]:
         "summary": source.summary,
         "model": source.summary["model"],
         "design": source.summary["design"],
+        "session": run.session,
+        "files": bids.folder_of(run.subject, run.session).as_posix(),
+        "inside": source.folder != source.root / bids.DERIVATIVES,
         "brain": source.brain,
         "widest": widest,
         "examples": _examples(source),

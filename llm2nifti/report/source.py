@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,18 @@ class Source:
     ----------
     root : Path
         Root of the dataset.
+    folder : Path
+        Where the numbers are, and the report goes; see `llm2nifti.bids.analysis_folder`.
     summary : dict
         Content of ``summary.json``.
     runs : list of Run
-        Runs of the summary's model.
+        Runs of the summary's session.
     bg_img : Nifti1Image
         Anatomical image of the model.
     """
 
     root: Path
+    folder: Path
     summary: dict[str, Any]
     runs: list[bids.Run]
     bg_img: nib.Nifti1Image
@@ -83,13 +87,17 @@ class TaskMap:
     peak_t: float
 
 
-def read_source(root: Path | str) -> Source:
+def read_source(
+    root: Path | str, *, subject: str | None = None, session: str | None = None
+) -> Source:
     """Read what there is.
 
     Parameters
     ----------
     root : path-like
         Root of the dataset.
+    subject, session : str, optional
+        See `llm2nifti.bids.read`.
 
     Returns
     -------
@@ -101,27 +109,37 @@ def read_source(root: Path | str) -> Source:
         If there is no summary, or it has no numbers to report.
     """
     root = Path(root)
-    path = root / bids.SUMMARY
-    advice = f"run: llm2nifti run {root}"
-    if not path.exists():
-        raise ReportError(f"{path} is missing, so there is nothing to report; {advice}")
-    try:
-        summary = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ReportError(f"{path} cannot be read ({error}); {advice}") from None
-    missing = [key for key in _NEEDED if not summary.get(key)]
-    if missing:
-        raise ReportError(f"{path} has no {missing[0]!r}; {advice}")
-    subject = summary["design"]["subject"]
-    runs = [
-        run for run in bids.read_all(root, subject=subject) if run.task in set(summary["tasks"])
-    ]
+    runs = bids.read_all(root, subject=subject, session=session)
+    who = (runs[0].subject, runs[0].session)
+    folder = bids.analysis_folder(root, *who)
+    summary = read_summary(folder, root, needed=_NEEDED)
+    runs = [run for run in runs if run.task in set(summary["tasks"])]
     lost = sorted(set(summary["tasks"]) - {run.task for run in runs})
     if lost:
         raise ReportError(
-            f"the summary has task {lost[0]!r}, the dataset has no run of it; {advice}"
+            f"the summary has task {lost[0]!r}, the dataset has no run of it; {_advice(root)}"
         )
-    return Source(root, summary, runs, bids.anatomy(root, subject))
+    return Source(root, folder, summary, runs, bids.anatomy(root, *who))
+
+
+def read_summary(folder: Path, root: Path, *, needed: Sequence[str]) -> dict[str, Any]:
+    """Numbers of a folder of a dataset; ReportError if they are missing or lack a part."""
+    path = folder / bids.SUMMARY.name
+    if not path.exists():
+        raise ReportError(f"{path} is missing, so there is nothing to report; {_advice(root)}")
+    try:
+        summary = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path} cannot be read ({error}); {_advice(root)}") from None
+    missing = [key for key in needed if not summary.get(key)]
+    if missing:
+        raise ReportError(f"{path} has no {missing[0]!r}; {_advice(root)}")
+    return summary
+
+
+def _advice(root: Path) -> str:
+    """What to do when something is missing."""
+    return f"run: llm2nifti run {root}"
 
 
 def read_task_map(source: Source, task: str) -> TaskMap:

@@ -1,8 +1,8 @@
 """Run a paradigm through a model and record what its layers do.
 
-Trials are generated in batches; hooks fire during generation and their values go straight to the
-recording. Frame ``t`` of a trial holds the outputs of the forward pass that produced token ``t``:
-the first frame is the last position of the pass that reads the prompt.
+Trials run in batches; hooks fire in the forward passes and their values go straight to the
+recording. In mode ``generate`` frame ``t`` of a trial holds the outputs of the pass that produced
+token ``t``; in mode ``read`` a frame is a token, a word or the whole of the stimulus.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ import torch
 from tqdm import tqdm
 
 from llm2nifti import __version__
-from llm2nifti.geometry import layout
+from llm2nifti.geometry import Site, layout
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
-from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording
-from llm2nifti.scanner.operator import Operator
+from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, volume_counts
+from llm2nifti.scanner.generating import Generator
+from llm2nifti.scanner.reading import Reader
 from llm2nifti.scanner.settings import ScanError, Settings
+from llm2nifti.scanner.stimulus import Stimuli, prepare
 
 __all__ = ["ScanError", "Settings", "check", "scan"]
 
@@ -73,29 +75,30 @@ def scan(
     >>> scanner.scan(models.load(), paradigm.blocks("pathology"))  # doctest: +SKIP
     Recording: task pathology, run 1, 56 trials x 8 frames x 52992 units
     """
-    settings = settings or Settings()
-    brain = layout(model.sites(settings.sites))
-    rendered, encoded = _read_prompts(model, paradigm, settings)
-    is_chat = rendered != list(paradigm.trials["prompt"])
+    settings = (settings or Settings()).resolved(model)
+    stimuli = prepare(model, paradigm, settings)
+    brain = layout(_sites(model, settings, stimuli))
+    paradigm = _timed(paradigm, settings, stimuli)
     _check_replay(paradigm, replay)
-    info = _provenance(model, settings, is_chat=is_chat, replayed=replay is not None)
+    info = _provenance(model, settings, is_chat=stimuli.is_chat, replayed=replay is not None)
     plan = {
         "info": info,
         "space": brain.space,
-        "rendered": rendered,
-        "n_frames": paradigm.n_frames,
+        "rendered": stimuli.rendered,
+        "images": [path.name for path in stimuli.images],
         "replay": None if replay is None else [list(map(int, tokens)) for tokens in replay],
     }
     temporary = None
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="llm2nifti-", ignore_cleanup_errors=True)
         folder = temporary.name
-    shape = (paradigm.n_trials, paradigm.n_frames, brain.n_units)
-    journal = Journal(Path(folder), shape, plan)
-    stim_ids = list(paradigm.trials["stim_id"])
-    operator = Operator(model, brain, settings, encoded=encoded, stim_ids=stim_ids, replay=replay)
+    counts = volume_counts(paradigm, settings.frames)
+    journal = Journal(Path(folder), counts.tolist(), brain.n_units, plan)
+    operator: Generator | Reader = Reader(model, brain, settings, stimuli)
+    if settings.mode == "generate":
+        operator = Generator(model, brain, settings, stimuli, replay=replay)
     with _progress(paradigm, on_trials) as advance:
-        _run_batches(operator, journal, settings.batch_size, advance)
+        _run_batches(operator, journal, paradigm.n_trials, settings.batch_size, advance)
     rows = journal.rows()
     return Recording(
         values=journal.values,
@@ -103,40 +106,53 @@ def scan(
         brain=brain,
         tokens=_token_table(rows),
         responses=[row["response"] for row in rows],
-        rendered=rendered,
+        rendered=stimuli.rendered,
         info=info,
         norms=model.weight_norms(brain.sites),
+        frames=settings.frames,
         owner=temporary,
     )
 
 
 def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
-    """Raise ScanError if a prompt of the paradigm can't be shown to the model."""
-    _read_prompts(model, paradigm, settings)
+    """Raise an error if this paradigm can't be shown to the model, or it lacks the sites."""
+    settings = settings.resolved(model)
+    _sites(model, settings, prepare(model, paradigm, settings))
 
 
-def _read_prompts(
-    model: LoadedModel, paradigm: Paradigm, settings: Settings
-) -> tuple[list[str], list[list[int]]]:
-    """Rendered prompts and their tokens, which fit the model's context."""
-    prompts = list(paradigm.trials["prompt"])
-    rendered = model.render(prompts, settings.template)
-    encoded = model.encode(rendered, rendered=rendered != prompts)
-    _check_lengths(model, paradigm, encoded)
-    return rendered, encoded
+def _sites(model: LoadedModel, settings: Settings, stimuli: Stimuli) -> tuple[Site, ...]:
+    """Sites of the stacks that see these stimuli."""
+    mode = settings.mode_for(model)
+    return model.sites(
+        settings.sites, mode=mode, fused_qkv=settings.fused_qkv, has_image=bool(stimuli.images)
+    )
+
+
+def _timed(paradigm: Paradigm, settings: Settings, stimuli: Stimuli) -> Paradigm:
+    """Paradigm with as many frames a trial as there are to read."""
+    if settings.mode == "generate":
+        return paradigm
+    counts = [len(frames) for frames in stimuli.frames]
+    if len(set(counts)) == 1:
+        return replace(paradigm, n_frames=counts[0])
+    return replace(paradigm, n_frames=max(counts), frame_counts=tuple(counts))
 
 
 def _run_batches(
-    operator: Operator, journal: Journal, batch_size: int, advance: Callable[[int], object]
+    operator: Generator | Reader,
+    journal: Journal,
+    n_trials: int,
+    batch_size: int,
+    advance: Callable[[int], object],
 ) -> None:
     """Record the batches that are not in the journal yet."""
     finished = {batch["start"] for batch in journal.batches}
-    n_trials = len(journal.values)
     for start in range(0, n_trials, batch_size):
         stop = min(start + batch_size, n_trials)
         if start not in finished:
-            rows = operator.record(slice(start, stop), journal.values[start:stop])
-            journal.commit(start, stop, rows)
+            values = journal.open(start, stop)
+            rows = operator.record(slice(start, stop), values)
+            journal.commit(start, stop, values, rows)
         advance(stop - start)
 
 
@@ -151,19 +167,6 @@ def _progress(
     label = f"scan {paradigm.task} run {paradigm.run}"
     with tqdm(total=paradigm.n_trials, desc=label, unit="trial", disable=None) as bar:
         yield bar.update
-
-
-def _check_lengths(model: LoadedModel, paradigm: Paradigm, encoded: list[list[int]]) -> None:
-    """Raise if a prompt and its frames exceed the context, or a prompt has no token."""
-    for row, tokens in enumerate(encoded):
-        trial = paradigm.trials.iloc[row]
-        if not tokens:
-            raise ScanError(f"prompt {trial['stim_id']!r} has no token for this model")
-        if model.context and len(tokens) + paradigm.n_frames > model.context:
-            raise ScanError(
-                f"prompt {trial['stim_id']!r} has {len(tokens)} tokens and {paradigm.n_frames} "
-                f"frames follow; {model.name} reads at most {model.context}. Shorten the prompt"
-            )
 
 
 def _check_replay(paradigm: Paradigm, replay: Sequence[Sequence[int]] | None) -> None:
@@ -188,9 +191,7 @@ def _provenance(
         "Model": {"Subject": model.name, **model.source},
         "Settings": asdict(settings),
         "ChatTemplate": is_chat,
-        "Decoding": "teacher-forced replay of another model's tokens"
-        if replayed
-        else ("greedy" if settings.temperature == 0 else "sampled"),
+        "Decoding": _decoding(settings, replayed=replayed),
         "Threads": torch.get_num_threads(),
         "Versions": {
             "llm2nifti": __version__,
@@ -198,6 +199,15 @@ def _provenance(
             "transformers": transformers.__version__,
         },
     }
+
+
+def _decoding(settings: Settings, *, replayed: bool) -> str:
+    """How tokens came about."""
+    if settings.mode == "read":
+        return "none: the stimulus is read"
+    if replayed:
+        return "teacher-forced replay of another model's tokens"
+    return "greedy" if settings.temperature == 0 else "sampled"
 
 
 def _token_table(rows: list[dict[str, Any]]) -> pd.DataFrame:

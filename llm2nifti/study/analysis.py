@@ -79,11 +79,11 @@ def analyse_maps(
             bar.set_description(f"glm {task}")
             options = {"alpha": alpha, "height_control": height_control, "top": top}
             options["two_sided"] = two_sided
-            single = [_fit(task, [run], frames, options) for run in task_runs]
+            single = [_fit(task, [run], frames, options, quiet=quiet) for run in task_runs]
             for run, (maps, network) in zip(task_runs, single, strict=True):
                 _write_maps(run, maps, network, only_run=True, frames=frames)
                 bar.update()
-            maps, network = _fit(task, task_runs, frames, options)
+            maps, network = _fit(task, task_runs, frames, options, quiet=quiet)
             _write_maps(task_runs[0], maps, network, only_run=False, frames=frames)
             bar.update()
             out[task] = _task_numbers(task_runs, maps, network, [s for s, _ in single])
@@ -91,10 +91,10 @@ def analyse_maps(
 
 
 def _fit(
-    task: str, runs: list[Run], frames: glm.Frames, options: dict[str, Any]
+    task: str, runs: list[Run], frames: glm.Frames, options: dict[str, Any], *, quiet: bool
 ) -> tuple[glm.StatMaps, networks.Network]:
     """Contrast of a task against its controls, and its network."""
-    maps = glm.fit(runs, frames=frames).contrast(f"{task} - {glm.CONTROL}")
+    maps = glm.fit(runs, frames=frames, quiet=quiet).contrast(f"{task} - {glm.CONTROL}")
     if options["height_control"] != "permutation":
         return maps, networks.threshold(maps, **options)
     if frames == "token":

@@ -1,244 +1,212 @@
-"""Scan all runs of an experiment into a dataset; interrupted work is resumed."""
+"""Scan all runs of a study into a dataset; interrupted work is resumed.
+
+A job is one run of one model and session. Jobs are independent of each other, but for those of an
+untrained copy, which replay the tokens of the trained model's run.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+import torch
+from filelock import FileLock
 from tqdm import tqdm
 
-from llm2nifti import bids, models, paradigm, stimuli
+from llm2nifti import bids
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
-from llm2nifti.recording import Recording
 from llm2nifti.scanner import ScanError, Settings
 from llm2nifti.scanner import check as check_prompts
 from llm2nifti.scanner import scan as scan_run
 from llm2nifti.study.lock import StudyError
+from llm2nifti.study.plans import PLAN_FILE, Design, ModelChoice, Plan, check_labels, keep_plans
 
-PLAN_FILE = Path("code") / "llm2nifti_plan.json"
-
-
-@dataclass(frozen=True)
-class Design:
-    """Sizes of the experiment.
-
-    Attributes
-    ----------
-    tasks : tuple of str
-        What is shown; empty for every task of the stimulus set.
-    n_runs, n_blocks, trials_per_block, n_frames, seed : int
-        See `llm2nifti.paradigm.experiment`.
-    stimuli_path : str or None
-        A user's own stimulus file.
-    split : str
-        Split of the bundled stimuli.
-    """
-
-    tasks: tuple[str, ...] = ()
-    n_runs: int = paradigm.N_RUNS
-    n_blocks: int = paradigm.N_BLOCKS
-    trials_per_block: int = paradigm.TRIALS_PER_BLOCK
-    n_frames: int = paradigm.N_FRAMES
-    seed: int = 0
-    stimuli_path: str | None = None
-    split: str = "evaluation"
-
-    def stimuli_hash(self) -> str:
-        """SHA-256 of the stimuli, so that an edited file is noticed."""
-        table = stimuli.load(self.stimuli_path, split=self.split)
-        return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
-
-    def row_of(self, message: str) -> str:
-        """Name the row of a user's own file whose stim_id a message quotes."""
-        if self.stimuli_path is None:
-            return ""
-        table = stimuli.read(Path(self.stimuli_path))
-        rows = [i + 2 for i, name in enumerate(table["stim_id"]) if repr(name) in message]
-        return f", {self.stimuli_path} row {rows[0]}" if rows else ""
-
-    def paradigms(self) -> list[Paradigm]:
-        """All runs."""
-        table = stimuli.load(self.stimuli_path, split=self.split)
-        found = [task for task in table["task"].unique() if task != stimuli.CONTROL]
-        labels: dict[str, str] = {}
-        for task in self.tasks or found:
-            if labels.setdefault(bids.label(task), task) != task:
-                raise StudyError(
-                    f"tasks {labels[bids.label(task)]!r} and {task!r} have the same BIDS label "
-                    f"{bids.label(task)!r}; rename one"
-                )
-        return paradigm.experiment(
-            self.tasks or found,
-            n_runs=self.n_runs,
-            n_blocks=self.n_blocks,
-            trials_per_block=self.trials_per_block,
-            n_frames=self.n_frames,
-            seed=self.seed,
-            table=table,
-        )
+__all__ = [
+    "PLAN_FILE",
+    "Crew",
+    "Design",
+    "Job",
+    "ModelChoice",
+    "Plan",
+    "Settings",
+    "check",
+    "record",
+    "scan",
+]
 
 
 @dataclass(frozen=True)
-class ModelChoice:
-    """Which model to scan, and on what.
+class Job:
+    """One run of one model and session.
 
     Attributes
     ----------
-    name, device, dtype : str
-        See `llm2nifti.models.load`.
-    trust_remote_code : bool
-        Run code that the model's repository brings along.
+    plan : Plan
+        What is scanned, and how.
+    design : Paradigm
+        What is shown.
     untrained : bool
-        Scan an untrained copy too, replaying the trained model's tokens.
+        Whether the untrained copy is scanned, on the tokens of the trained model.
     """
 
-    name: str = models.DEFAULT_MODEL
-    device: str = "cpu"
-    dtype: str = "float32"
-    trust_remote_code: bool = False
-    untrained: bool = True
+    plan: Plan
+    design: Paradigm
+    untrained: bool = False
 
-    def load(self, *, untrained: bool = False) -> LoadedModel:
-        """Load the model or its untrained copy."""
-        return models.load(
-            self.name,
-            untrained=untrained,
-            device=self.device,
-            dtype=self.dtype,
-            trust_remote_code=self.trust_remote_code,
-        )
+    @property
+    def name(self) -> str:
+        """Labels of the run as in file names."""
+        choice = self.plan.model
+        who = bids.folder_of(choice.label(untrained=self.untrained), choice.session).parts
+        return f"{'_'.join(who)}_task-{bids.label(self.design.task)}_run-{self.design.run}"
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides a dataset.
-
-    Attributes
-    ----------
-    model : ModelChoice
-        What is scanned.
-    design : Design
-        What it is shown.
-    settings : Settings
-        How it is recorded.
-    compress : bool
-        Write 4D images as ``.nii.gz``.
-    """
-
-    model: ModelChoice = field(default_factory=ModelChoice)
-    design: Design = field(default_factory=Design)
-    settings: Settings = field(default_factory=Settings)
-    compress: bool = False
+    def is_done(self, root: Path) -> bool:
+        """Whether the dataset has this run, complete."""
+        choice = self.plan.model
+        who = bids.folder_of(choice.label(untrained=self.untrained), choice.session)
+        folder = root / bids.DERIVATIVES / who / "func"
+        return any(folder.glob(f"{self.name}_space-*_desc-trial_bold.json"))
 
 
-def scan(root: Path, plan: Plan, *, overwrite: bool = False, quiet: bool = False) -> None:
-    """Record every run of the plan that the dataset does not have yet; call it inside `locked`.
+class Crew(Protocol):
+    """Who does the work: this process, or the workers of a cluster."""
+
+    def check(self, plans: Sequence[Plan], designs: Sequence[Paradigm]) -> None:
+        """Raise unless every model has the sites and every prompt fits it."""
+
+    def record(self, root: Path, jobs: Sequence[Job], *, quiet: bool) -> None:
+        """Do all jobs; those of untrained copies come after those they replay."""
+
+
+def scan(
+    root: Path,
+    plans: Plan | Sequence[Plan],
+    *,
+    overwrite: bool = False,
+    quiet: bool = False,
+    crew: Crew | None = None,
+) -> None:
+    """Record every run of the plans that the dataset does not have yet; call it inside `locked`.
 
     Parameters
     ----------
     root : Path
         Root of the dataset; created if needed.
-    plan : Plan
-        What to do. It is kept in the dataset, and a dataset with another plan is refused.
+    plans : Plan or sequence of Plan
+        What to do. It is kept in the dataset, and a dataset with other plans is refused; more
+        models and sessions can be added.
     overwrite : bool, default=False
         Delete what llm2nifti wrote to this folder before, and start anew.
     quiet : bool, default=False
         Show no progress bar.
+    crew : Crew, optional
+        Who does the work; by default this process.
 
     Raises
     ------
     StudyError
         If the folder holds a dataset with another plan, or is in use.
     """
-    root = Path(root)
-    designs = check(root, plan)
-    name = models.short_name(plan.model.name)
-    model = None
-    if overwrite or not all(_has_run(root, name, design) for design in designs):
-        # Before anything is written or deleted: a wrong name or prompt changes nothing.
-        model = plan.model.load()
-        _check_model(plan, designs, model)
+    root, plans = Path(root), _as_list(plans)
+    crew = crew or ThisProcess()
+    designs = check(root, plans)
+    jobs = [job for plan in plans for job in _jobs(plan, designs)]
+    # Before anything is written or deleted: a wrong name or prompt changes nothing.
+    todo = [job.plan for job in jobs if overwrite or not job.is_done(root)]
+    weights = {plan.model.weights(): plan for plan in todo}
+    crew.check(list(weights.values()), designs)
     if overwrite:
         bids.remove_dataset(root)
     bids.write_dataset_files(root)
-    _keep_plan(root, plan)
-    _scan_all(root, plan, designs, model, quiet=quiet)
+    keep_plans(root, plans)
+    crew.record(root, jobs, quiet=quiet)
 
 
-def check(root: Path, plan: Plan) -> list[Paradigm]:
-    """Design all runs and look at the folder, before anything is written."""
+def _as_list(plans: Plan | Sequence[Plan]) -> list[Plan]:
+    """Plans as a list."""
+    return [plans] if isinstance(plans, Plan) else list(plans)
+
+
+def check(root: Path, plans: Plan | Sequence[Plan]) -> list[Paradigm]:
+    """Design all runs and look at labels and folder, before anything is written."""
+    plans = _as_list(plans)
     bids.check_folder(root)
-    return plan.design.paradigms()
+    check_labels(plans)
+    return plans[0].design.paradigms()
 
 
-def _keep_plan(root: Path, plan: Plan) -> None:
-    """Write the plan, or compare it with the one that is there."""
-    path = root / PLAN_FILE
-    content = {**asdict(plan), "stimuli_sha256": plan.design.stimuli_hash()}
-    is_begun = any(any((root / f).glob("sub-*")) for f in (bids.DERIVATIVES, bids.WORK))
-    if not path.exists() or not is_begun:
-        if is_begun:
-            raise StudyError(
-                f"{root} holds runs that were not made by llm2nifti scan or run, so their prompts "
-                "could appear again; choose another folder, or --overwrite to start anew"
-            )
-        bids.write_json(path, root, content)
-        return
-    old = json.loads(path.read_text("utf-8"))
-    changed = _differences(old, json.loads(json.dumps(content)))
-    if changed:
-        raise StudyError(
-            f"{root} was made with other settings ({'; '.join(changed)}). Use the same settings "
-            "to resume, another folder, or --overwrite to start anew"
-        )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ, as text."""
-    out = []
-    for key, value in new.items():
-        before = old.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            out += _differences(before, value, f"{prefix}{key}.")
-        elif value != before:
-            out.append(f"{prefix}{key} was {before!r}, now {value!r}")
-    return out
-
-
-def _scan_all(
-    root: Path,
-    plan: Plan,
-    designs: Sequence[Paradigm],
-    model: LoadedModel | None,
-    *,
-    quiet: bool,
-) -> None:
-    """Scan the model, then its untrained copy on the same tokens."""
+def _jobs(plan: Plan, designs: Sequence[Paradigm]) -> list[Job]:
+    """Runs of a model, then those of its untrained copy."""
     copies = [False, True] if plan.model.untrained else [False]
-    n_trials = sum(design.n_trials for design in designs) * len(copies)
-    with tqdm(total=n_trials, unit="trial", disable=quiet or None) as bar:
-        for untrained in copies:
-            name = models.short_name(plan.model.name) + ("-untrained" if untrained else "")
-            model = None if untrained else model
-            for design in designs:
-                bar.set_description(f"scan {name}: {design.task} run {design.run}")
-                if _has_run(root, name, design):
-                    bar.update(design.n_trials)
+    return [Job(plan, design, untrained) for untrained in copies for design in designs]
+
+
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Set the number of threads that torch computes with, and put it back; None changes nothing.
+
+    Raises
+    ------
+    StudyError
+        If the number is below 1.
+    """
+    if number is None:
+        yield
+        return
+    if number < 1:
+        raise StudyError(f"threads is {number}; it must be at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class ThisProcess:
+    """Does all jobs here, one after the other, and keeps one model loaded."""
+
+    def __init__(self) -> None:
+        self._key: tuple[ModelChoice, bool] | None = None
+        self._model: LoadedModel | None = None
+
+    def load(self, choice: ModelChoice, *, untrained: bool) -> LoadedModel:
+        """Model of a plan, loaded unless it is the last one that was."""
+        key = (choice.weights(), untrained)
+        if self._model is None or self._key != key:
+            self._model = None  # room for the next one
+            self._key, self._model = key, choice.load(untrained=untrained)
+        if self._model.source.get("Session", "") != choice.session:
+            source = {**self._model.source, "Session": choice.session}
+            self._model = replace(self._model, source=source)
+        return self._model
+
+    def check(self, plans: Sequence[Plan], designs: Sequence[Paradigm]) -> None:
+        """Raise unless every model has the sites and every prompt fits it."""
+        for plan in plans:
+            check_model(plan, designs, self.load(plan.model, untrained=False))
+
+    def record(self, root: Path, jobs: Sequence[Job], *, quiet: bool) -> None:
+        """Do all jobs in order."""
+        n_trials = sum(job.design.n_trials for job in jobs)
+        with tqdm(total=n_trials, unit="trial", disable=quiet or None) as bar:
+            for job in jobs:
+                bar.set_description(f"scan {job.name}")
+                if job.is_done(root):
+                    bar.update(job.design.n_trials)
                     continue
-                model = model or plan.model.load(untrained=untrained)
-                _check_weights(root, model)
-                _scan_one(root, plan, design, model, bar)
+                model = self.load(job.plan.model, untrained=job.untrained)
+                record(root, job, model, on_trials=bar.update)
 
 
-def _check_model(plan: Plan, designs: Sequence[Paradigm], model: LoadedModel) -> None:
-    """Before hours of work: the model has the sites, and every prompt fits it."""
-    model.sites(plan.settings.sites)
+def check_model(plan: Plan, designs: Sequence[Paradigm], model: LoadedModel) -> None:
+    """Raise unless the model has the sites and every prompt fits it: before hours of work."""
     for design in designs:
         try:
             check_prompts(model, design, plan.settings)
@@ -247,44 +215,74 @@ def _check_model(plan: Plan, designs: Sequence[Paradigm], model: LoadedModel) ->
             raise ScanError(f"{error} ({place}{plan.design.row_of(str(error))})") from None
 
 
-def _check_weights(root: Path, model: LoadedModel) -> None:
-    """Raise StudyError if the dataset's other runs were made with other weights."""
-    people = root / "participants.tsv"
-    if not people.exists():
-        return
-    hashes = bids.read_tsv(people).set_index("participant_id")["weights_hash"]
-    before = hashes.get(f"sub-{bids.label(model.name)}", model.source["WeightsHash"])
-    if before != model.source["WeightsHash"]:
+def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
+    """Raise StudyError if the other runs of the session were made with other weights."""
+    choice = job.plan.model
+    label = choice.label(untrained=job.untrained)
+    now = model.source["WeightsHash"]
+    before = bids.weights_hash(root, label, choice.session) or now
+    if before != now:
         raise StudyError(
             f"the weights of {model.name} changed since this dataset was begun ({before[:12]}... "
-            f"then, {model.source['WeightsHash'][:12]}... now); use another folder or --overwrite"
+            f"then, {now[:12]}... now); use another folder or --overwrite"
         )
 
 
-def _has_run(root: Path, name: str, design: Paradigm) -> bool:
-    """Whether the dataset has this run, complete."""
-    folder = root / bids.DERIVATIVES / f"sub-{bids.label(name)}" / "func"
-    pattern = f"*_task-{bids.label(design.task)}_run-{design.run}_space-*_desc-trial_bold.json"
-    return any(folder.glob(pattern))
+def record(root: Path, job: Job, model: LoadedModel, *, on_trials: Callable[[int], object]) -> None:
+    """Record one run in the work folder, write it, and drop the working copy.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    job : Job
+        What to record; nothing is done if the dataset has it.
+    model : LoadedModel
+        The job's model.
+    on_trials : callable
+        Called with the number of trials of every finished batch.
+    """
+    with _alone(root, job):
+        if job.is_done(root):
+            return
+        _check_weights(root, job, model)
+        folder = root / bids.WORK / job.name
+        _drop_other_threads(folder)
+        recording = scan_run(
+            model,
+            job.design,
+            settings=job.plan.settings,
+            folder=folder,
+            replay=_tokens(root, job) if job.untrained else None,
+            on_trials=on_trials,
+        )
+        bids.write(recording, root, compress=job.plan.compress)
+        shutil.rmtree(folder)
 
 
-def _scan_one(root: Path, plan: Plan, design: Paradigm, model: LoadedModel, bar: tqdm) -> None:
-    """Record one run in the work folder, write it, and drop the working copy."""
-    name = f"sub-{bids.label(model.name)}_task-{bids.label(design.task)}_run-{design.run}"
-    folder = root / bids.WORK / name
-    replay = None
-    if model.name != models.short_name(plan.model.name):
-        source = str(model.source["Name"])
-        trained = bids.read(root, task=design.task, run=design.run, subject=source)
-        ids = trained.tokens.groupby("trial")["token_id"]
-        replay = [list(map(int, tokens)) for _, tokens in ids]
-    recording: Recording = scan_run(
-        model,
-        design,
-        settings=plan.settings,
-        folder=folder,
-        replay=replay,
-        on_trials=bar.update,
+@contextmanager
+def _alone(root: Path, job: Job) -> Iterator[None]:
+    """Wait for another process that records the same run: a worker that a cluster gave up."""
+    folder = root / bids.WORK / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{job.name}.lock"):
+        yield
+
+
+def _tokens(root: Path, job: Job) -> list[list[int]]:
+    """Tokens that the trained model generated in the same run, trial by trial."""
+    choice, design = job.plan.model, job.design
+    trained = bids.read(
+        root, task=design.task, run=design.run, subject=choice.label(), session=choice.session
     )
-    bids.write(recording, root, compress=plan.compress)
-    shutil.rmtree(folder)
+    ids = trained.tokens.groupby("trial")["token_id"]
+    return [list(map(int, tokens)) for _, tokens in ids]
+
+
+def _drop_other_threads(folder: Path) -> None:
+    """Delete a half-made recording of another number of threads: its sidecar could not be true."""
+    path = folder / "plan.json"
+    if path.exists():
+        before = json.loads(path.read_text("utf-8")).get("info", {}).get("Threads")
+        if before != torch.get_num_threads():
+            shutil.rmtree(folder)

@@ -13,22 +13,43 @@ import pandas as pd
 from llm2nifti import __version__, bids
 from llm2nifti.bids import Run
 
+Who = tuple[str, str]  # labels of a model and of its session, the latter empty if it has none
+
 _MOST_FILES = 12  # files of one folder that the tree names; of more, the first _FIRST_FILES
 _FIRST_FILES = 4
 
 
-def read_summary(root: Path) -> dict[str, Any]:
-    """Content of the dataset's summary.json; empty if there is none."""
-    path = Path(root) / bids.SUMMARY
+def read_summary(root: Path, who: Who | None = None) -> dict[str, Any]:
+    """Content of a dataset's, or of one session's, summary.json; empty if there is none."""
+    path = _folder(Path(root), who) / bids.SUMMARY.name
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def update_summary(root: Path, **parts: Any) -> dict[str, Any]:
-    """Replace parts of the summary, or remove those that are None, and return the whole."""
-    content = {**read_summary(root), **parts}
+def update_summary(root: Path, who: Who | None = None, **parts: Any) -> dict[str, Any]:
+    """Replace parts of a summary, or remove those that are None, and return the whole.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    who : (str, str), optional
+        Labels of a model and of its session; by default the dataset's own summary.
+    **parts : dict
+        What to replace.
+
+    Returns
+    -------
+    dict
+    """
+    content = {**read_summary(root, who), **parts}
     content = {key: content[key] for key in sorted(content) if content[key] is not None}
-    bids.write_json(Path(root) / bids.SUMMARY, Path(root), content)
+    bids.write_json(_folder(Path(root), who) / bids.SUMMARY.name, Path(root), content)
     return content
+
+
+def _folder(root: Path, who: Who | None) -> Path:
+    """Where a summary is."""
+    return bids.analysis_folder(root, *who) if who else root / bids.DERIVATIVES
 
 
 def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
@@ -37,11 +58,11 @@ def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
     events = first.events
     is_control = events["trial_type"] == "control"
     brain = first.brain
-    packages = ("nilearn", "nibabel", "numpy", "pandas", "scipy", "scikit-learn")
     return {
         "model": first.sidecar["Model"],
         "design": {
             "subject": first.subject,
+            "session": first.session,
             "tasks": list(dict.fromkeys(run.task for run in runs)),
             "n_runs": len({run.run for run in runs}),
             "n_blocks": int(events.loc[~is_control, "block"].nunique()),
@@ -61,10 +82,15 @@ def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
         },
         "versions": {
             **first.sidecar["Versions"],
-            "llm2nifti": __version__,
-            **{name: version(name) for name in packages},
+            **versions(),
         },
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the analysis depends on."""
+    packages = ("nilearn", "nibabel", "numpy", "pandas", "scipy", "scikit-learn")
+    return {"llm2nifti": __version__, **{name: version(name) for name in packages}}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -139,6 +165,32 @@ def _null_sentence(null: dict[str, Any]) -> str:
     line = f"null: {rate['below_05']:.1%} of units at p < .05"
     line += f" ({rate['n_relabellings']} relabellings)"
     return line if pseudo is None else f"{line}; pseudo-tasks of unrelated topics {pseudo:.1%}"
+
+
+def overview_table(summary: dict[str, Any]) -> str:
+    """Short table for the terminal: one row a session, then pairs of sessions."""
+    lines = [
+        pd.DataFrame([_overview_row(row) for row in summary["sessions"]]).to_string(index=False)
+    ]
+    pairs = summary.get("between_sessions", [])
+    if pairs:
+        table = pd.DataFrame(pairs)
+        table["sessions"] = [" - ".join(names) for names in table["sessions"]]
+        lines += ["", "maps between sessions (r)", table.round(2).to_string(index=False)]
+    return "\n".join(lines)
+
+
+def _overview_row(session: dict[str, Any]) -> dict[str, str]:
+    """Cells of a session."""
+    shares = session["active"].values()
+    right, null = session["trials_right"], session["null_below_05"]
+    row = {"model": session["subject"], "session": session["session"] or "-"}
+    row["active units"] = f"{min(shares):.1%} to {max(shares):.1%}"
+    for title, name in (("same task r", "same_task_r"), ("different r", "cross_task_r")):
+        row[title] = "-" if session[name] is None else f"{session[name]:.2f}"
+    row["trials named right"] = "-" if right is None else f"{right:.0%}"
+    row["null"] = "-" if null is None else f"{null:.1%}"
+    return row
 
 
 def networks_table(content: dict[str, Any]) -> str:

@@ -1,0 +1,146 @@
+"""Which models are in a dataset, and in which sessions? The two tables that describe them.
+
+`root` is a dataset, `subject` and `session` are BIDS labels (the latter empty where there are no
+sessions) and `info` is what a recording says of its model and settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llm2nifti.bids.files import write_json, write_tsv
+from llm2nifti.bids.paths import folder_of
+
+_HASH = {"Description": "SHA-256 of the weight files, or how they were drawn."}
+_NAME = {"Description": "Name or identifier that the model was loaded by."}
+
+PARTICIPANT_COLUMNS: dict[str, Any] = {
+    "participant_id": {"Description": "A model; no one took part."},
+    "species": {"Description": "n/a: a language model has no species."},
+    "age": {"Description": "n/a", "Units": "year"},
+    "sex": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
+    "handedness": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
+    "model": _NAME,
+    "architecture": {"Description": "Class of the model in transformers."},
+    "layers": {"Description": "Number of blocks."},
+    "width": {"Description": "Units of the residual stream."},
+    "parameters": {"Description": "Number of weights."},
+    "tokenizer": {"Description": "Class of the tokenizer in transformers."},
+    "licence": {"Description": "Licence of the weights, where it is known."},
+    "weights_hash": _HASH,
+    "untrained": {
+        "Description": "Whether the weights are random.",
+        "Levels": {"yes": "random weights", "no": "trained weights"},
+    },
+}
+SESSION_COLUMNS: dict[str, Any] = {
+    "session_id": {"Description": "A way in which the model was recorded."},
+    "model": _NAME,
+    "revision": {"Description": "Revision of the weights: branch, tag or commit."},
+    "dtype": {"Description": "Data type of the weights."},
+    "seed": {"Description": "Seed of the sampling."},
+    "temperature": {"Description": "Temperature of the sampling; 0 is greedy."},
+    "weights_hash": _HASH,
+}
+_NOT_APPLICABLE = ("species", "age", "sex", "handedness")
+_MODEL_KEYS = {  # column: key of info["Model"]
+    "model": "Name",
+    "architecture": "Architecture",
+    "layers": "Layers",
+    "width": "Width",
+    "parameters": "Parameters",
+    "tokenizer": "Tokenizer",
+    "licence": "Licence",
+    "revision": "Revision",
+    "dtype": "DType",
+    "weights_hash": "WeightsHash",
+}
+
+
+def add_participant(root: Path, subject: str, session: str, info: Mapping[str, Any]) -> None:
+    """Describe a model in participants.tsv, sorted by name.
+
+    A model without sessions that is there already is left alone. Where the sessions of one model
+    differ in a column, it says n/a: the table of sessions tells.
+    """
+    model = info.get("Model", {})
+    is_random = str(model.get("WeightsHash", "")).startswith("random")
+    row = {
+        "participant_id": f"sub-{subject}",
+        **dict.fromkeys(_NOT_APPLICABLE, "n/a"),
+        **_described(model, PARTICIPANT_COLUMNS),
+        "untrained": "yes" if is_random else "no",
+    }
+    _add_row(root / "participants.tsv", root, row, PARTICIPANT_COLUMNS, merge=bool(session))
+
+
+def add_session(root: Path, subject: str, session: str, info: Mapping[str, Any]) -> None:
+    """Describe a session in the model's table of sessions; one that is there is left alone."""
+    model, settings = info.get("Model", {}), info.get("Settings", {})
+    row = {
+        "session_id": f"ses-{session}",
+        **_described(model, SESSION_COLUMNS),
+        **{name: _text(settings, name) for name in ("seed", "temperature")},
+    }
+    path = _sessions_path(root, subject)
+    if not path.with_suffix(".json").exists():
+        write_json(path.with_suffix(".json"), root, SESSION_COLUMNS)
+    _add_row(path, root, row, SESSION_COLUMNS, merge=False)
+
+
+def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
+    """What identifies the weights that a model's runs were made with; None if it has no runs."""
+    if session:
+        path, name = _sessions_path(root, subject), f"ses-{session}"
+    else:
+        path, name = root / "participants.tsv", f"sub-{subject}"
+    if not path.exists():
+        return None
+    table = _read(path)
+    found = table.loc[table.iloc[:, 0] == name, "weights_hash"]
+    return None if found.empty else str(found.iloc[0])
+
+
+def _sessions_path(root: Path, subject: str) -> Path:
+    """Table of a model's sessions."""
+    return root / folder_of(subject) / f"sub-{subject}_sessions.tsv"
+
+
+def _described(model: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, str]:
+    """Columns that say what the model is."""
+    return {name: _text(model, key) for name, key in _MODEL_KEYS.items() if name in columns}
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    """Value as text."""
+    value = content.get(key)
+    return "n/a" if value is None else str(value)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Table whose cells all stay text: a number beside n/a must not become a float."""
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+
+
+def _add_row(
+    path: Path, root: Path, row: dict[str, str], columns: Mapping[str, Any], *, merge: bool
+) -> None:
+    """Add a row to a sorted table, or keep what is equal of the row that is there."""
+    key = next(iter(columns))
+    names = list(columns)
+    table = pd.DataFrame(columns=names, dtype=str)
+    if path.exists():
+        table = _read(path).reindex(columns=names, fill_value="n/a")
+    known = table[key] == row[key]
+    if known.any():
+        old = table.loc[known].iloc[0]
+        same = {name: old[name] if old[name] == row[name] else "n/a" for name in names}
+        if not merge or same == dict(old):
+            return
+        table, row = table[~known], same
+    table = pd.concat([table, pd.DataFrame([row], columns=names)])
+    write_tsv(path, root, table.sort_values(key))

@@ -1,0 +1,140 @@
+"""Commands that need a dataset alone: glm, networks, null, report."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from llm2nifti import defaults
+from llm2nifti.cli.command import add_command, add_dataset, add_session, show
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file to the parser."""
+    for add in (_add_glm, _add_networks, _add_null, _add_report):
+        add(commands)
+
+
+def _runs(args: argparse.Namespace) -> Any:
+    """Runs of one model and session, of the tasks asked for."""
+    from llm2nifti import bids
+
+    runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
+    wanted = {bids.label(task) for task in args.task}
+    unknown = wanted - {run.task for run in runs}
+    if unknown:
+        known = ", ".join(dict.fromkeys(run.task for run in runs))
+        raise bids.NoSuchRunError(f"no task {min(unknown)!r} in the dataset; there are: {known}")
+    return [run for run in runs if not wanted or run.task in wanted]
+
+
+def _add_analysis_options(parser: Any) -> None:
+    """Options of everything that analyses."""
+    add_dataset(parser)
+    parser.add_argument("--task", action="append", default=[], help="only this task; repeatable")
+    add_session(parser)
+
+
+def _add_glm(commands: Any) -> None:
+    text = "fit nilearn's GLM, write statistical maps and networks"
+    parser = add_command(
+        commands, "glm", _glm, text, "llm2nifti glm ds --task pathology --alpha 0.01"
+    )
+    _add_analysis_options(parser)
+    parser.add_argument("--alpha", type=float, default=0.05, help="level of the threshold")
+    parser.add_argument(
+        "--height-control",
+        default="fdr",
+        help="threshold: fdr, bonferroni, fpr, top or permutation (max-T)",
+    )
+    parser.add_argument("--top", type=float, default=0.01, help="share of units that top keeps")
+    parser.add_argument("--one-sided", action="store_true", help="only units that respond more")
+    parser.add_argument(
+        "--frames", default="trial", help="trial, or token (AR(1), as in the paper)"
+    )
+
+
+def _glm(args: argparse.Namespace) -> None:
+    from llm2nifti import bids, glm, study
+
+    runs = _runs(args)
+    with study.locked(args.dataset):
+        numbers = study.analyse_maps(
+            runs,
+            alpha=args.alpha,
+            height_control=args.height_control,
+            top=args.top,
+            two_sided=not args.one_sided,
+            frames=args.frames,
+            quiet=args.quiet,
+        )
+        who = (runs[0].subject, runs[0].session)
+        summary = study.read_summary(args.dataset, who)
+        if "tasks" in summary and args.frames == "trial":  # the report reads maps and numbers
+            tasks = {**summary["tasks"], **numbers}  # no longer what `run` makes: no options
+            study.update_summary(args.dataset, who, tasks=tasks, options=None)
+        bids.clear_work(args.dataset)
+    text = study.table({"tasks": numbers})
+    if args.frames == "token":
+        rate = glm.token_level(runs[0]).summary()
+        numbers["token_level_null"] = rate
+        text += (
+            f"\ntoken level: {rate['below_05']:.1%} of units pass p < .05 where nothing is there "
+            "(nominal 5 %); the prompt is the unit of inference"
+        )
+    show(args, numbers, text)
+
+
+def _add_networks(commands: Any) -> None:
+    text = "repeatability, overlap and identification of the tasks' networks"
+    parser = add_command(commands, "networks", _networks, text, "llm2nifti networks ds")
+    _add_analysis_options(parser)
+
+
+def _networks(args: argparse.Namespace) -> None:
+    from llm2nifti import study
+
+    runs = _runs(args)
+    content = {"similarity": study.analyse_similarity(runs, quiet=args.quiet)}
+    if len({run.task for run in runs}) > 1:
+        content["identification"] = study.analyse_identification(runs)
+    show(args, content, study.networks_table(content))
+
+
+def _add_null(commands: Any) -> None:
+    text = "false positive rates: relabelled controls and pseudo-tasks"
+    parser = add_command(commands, "null", _null, text, "llm2nifti null ds --n 200")
+    _add_analysis_options(parser)
+    parser.add_argument("--n", type=int, default=defaults.N_RELABELLINGS, help="relabellings")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the relabellings")
+
+
+def _null(args: argparse.Namespace) -> None:
+    from llm2nifti import study
+
+    content = study.analyse_null(_runs(args), n=args.n, seed=args.seed, quiet=args.quiet)
+    show(args, content, study.null_table(content))
+
+
+def _add_report(commands: Any) -> None:
+    text = "make the figures and the report of an analysed dataset"
+    parser = add_command(commands, "report", _report, text, "llm2nifti report ds")
+    add_dataset(parser)
+    add_session(parser)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from llm2nifti import bids, report, study
+
+    sessions = bids.analysed(args.dataset)  # a folder without runs stays as it is
+    with study.locked(args.dataset):
+        if args.subject or args.session is not None or len(sessions) == 1:
+            labels = {"subject": args.subject, "session": args.session}
+            path = report.write(args.dataset, **labels, quiet=args.quiet)
+        else:
+            for subject, session in sessions:
+                report.write(args.dataset, subject=subject, session=session, quiet=args.quiet)
+            study.compare_sessions(args.dataset)
+            path = report.write_overview(args.dataset)
+        bids.clear_work(args.dataset)
+    show(args, {"report": str(path)}, str(path))

@@ -1,0 +1,148 @@
+"""Commands that need a model: run, scan."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm2nifti import defaults
+from llm2nifti.cli.command import add_command, show
+
+if TYPE_CHECKING:  # --help stays fast
+    from llm2nifti.study.studyfile import StudyFile
+
+_WITH_STUDY_FILE = {"dataset", "overwrite", "threads", "json", "quiet"}
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file to the parser."""
+    for add in (_add_run, _add_scan):
+        add(commands)
+
+
+def _add_run(commands: Any) -> None:
+    text = "scan, analyse and report: the whole experiment"
+    parser = add_command(commands, "run", _run, text, "llm2nifti run study.toml")
+    _add_scan_options(parser)
+    parser.add_argument(
+        "--n-null", type=int, default=defaults.N_RELABELLINGS, help="relabellings of the null"
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
+    from llm2nifti import study
+
+    what = _what(args)
+    path = study.run(what.root, what.plans, n_null=what.n_null, **_how(args))
+    summary = study.read_summary(what.root)
+    table = study.overview_table if "sessions" in summary else study.table
+    text = f"{table(summary)}\n\n{study.tree(what.root)}\n\nreport: {path}"
+    show(args, summary, text)
+
+
+def _add_scan(commands: Any) -> None:
+    text = "record a model into a BIDS dataset"
+    parser = add_command(
+        commands, "scan", _scan, text, "llm2nifti scan ds --task pathology --no-untrained"
+    )
+    _add_scan_options(parser)
+
+
+def _scan(args: argparse.Namespace) -> None:
+    from llm2nifti import bids, study
+
+    what = _what(args)
+    study.scan(what.root, what.plans, **_how(args))
+    table = bids.runs(what.root)
+    show(args, table.to_dict(orient="records"), table.to_string(index=False))
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """Options that do not change what is recorded."""
+    return {"overwrite": args.overwrite, "quiet": args.quiet, "threads": args.threads}
+
+
+def _add_scan_options(parser: Any) -> None:
+    """Arguments of everything that scans."""
+    parser.set_defaults(parser=parser)
+    add = parser.add_argument
+    add("dataset", type=Path, help="folder of the BIDS dataset, or a study file (.toml)")
+    add(
+        "--model",
+        default=defaults.DEFAULT_MODEL,
+        help="bundled name, Hugging Face id, folder or .gguf file",
+    )
+    add("--task", action="append", default=[], help="task to show; repeat for more (default: all)")
+    add("--stimuli", help="your own TSV with columns task and prompt")
+    add("--split", default="evaluation", help="split of the stimuli: evaluation or development")
+    add("--n-runs", type=int, default=defaults.N_RUNS, help="runs of each task")
+    add("--n-blocks", type=int, default=defaults.N_BLOCKS, help="on-blocks of a run")
+    add(
+        "--trials-per-block", type=int, default=defaults.TRIALS_PER_BLOCK, help="on-block's prompts"
+    )
+    add("--n-frames", type=int, default=defaults.N_FRAMES, help="generated tokens of a prompt")
+    add("--sites", default="default", help="default, all, regex:PATTERN, or names such as attn,mlp")
+    add("--template", default="auto", help="chat template: auto, chat or none")
+    add("--temperature", type=float, default=0.0, help="0 is greedy")
+    add("--seed", type=int, default=0, help="seed of the design and of the sampling")
+    add("--batch-size", type=int, default=defaults.BATCH_SIZE, help="prompts generated together")
+    add("--device", default="cpu", help="torch device, such as cuda")
+    add("--dtype", default="float32", help="float32, bfloat16 or float16")
+    add("--trust-remote-code", action="store_true", help="run code from the model's repository")
+    add(
+        "--untrained",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also scan an untrained copy on the same tokens, as a baseline",
+    )
+    add("--compress", action="store_true", help="write .nii.gz: slower, hardly smaller")
+    add("--overwrite", action="store_true", help="delete the dataset's old content first")
+    add("--threads", type=int, help="threads that torch computes with (default: its own choice)")
+
+
+def _what(args: argparse.Namespace) -> StudyFile:
+    """What to scan: from a study file, or from the options."""
+    from llm2nifti.study import StudyError
+    from llm2nifti.study.studyfile import StudyFile, read_study
+
+    if args.dataset.suffix != ".toml" or args.dataset.is_dir():
+        return StudyFile(args.dataset, (_plan(args),), getattr(args, "n_null", 0))
+    plain = vars(args.parser.parse_args([str(args.dataset)]))
+    for name in plain.keys() - _WITH_STUDY_FILE:
+        if getattr(args, name, plain[name]) != plain[name]:
+            option = name.replace("_", "-")
+            raise StudyError(f"--{option} does not go with a study file: set it in {args.dataset}")
+    return read_study(args.dataset)
+
+
+def _plan(args: argparse.Namespace) -> Any:
+    """Plan from the options."""
+    from llm2nifti.scanner import Settings
+    from llm2nifti.study.scanning import Design, ModelChoice, Plan
+
+    design = Design(
+        tasks=tuple(args.task),
+        n_runs=args.n_runs,
+        n_blocks=args.n_blocks,
+        trials_per_block=args.trials_per_block,
+        n_frames=args.n_frames,
+        seed=args.seed,
+        stimuli_path=args.stimuli,
+        split=args.split,
+    )
+    model = ModelChoice(
+        name=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+        untrained=args.untrained,
+    )
+    settings = Settings(
+        sites=args.sites,
+        template=args.template,
+        batch_size=args.batch_size,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    return Plan(model, design, settings, args.compress)

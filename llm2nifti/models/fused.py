@@ -1,0 +1,78 @@
+"""Where are the queries, keys and values in the output of one fused projection?
+
+Nothing in a model says how the rows of ``c_attn`` or ``query_key_value`` are laid out, and a wrong
+guess would give numbers all the same. So the layout has to be declared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llm2nifti.models.cache import ModelError
+
+LAYOUTS = {
+    "contiguous": "all queries, then all keys, then all values (GPT-2, Falcon-7B)",
+    "interleaved": "query, key and value of one head after another (GPT-NeoX, BLOOM)",
+}
+
+
+class FusedError(ModelError):
+    """A fused projection cannot be split as declared."""
+
+
+def indices(config: Any, layout: str, which: str, n_units: int) -> torch.Tensor:
+    """Positions of the queries, keys or values in a fused output.
+
+    Parameters
+    ----------
+    config : transformers.PretrainedConfig
+        Names the numbers of heads.
+    layout : {"contiguous", "interleaved"}
+        See `LAYOUTS`. Where queries share keys, ``interleaved`` has the queries of a group, its
+        key, its value.
+    which : {"q", "k", "v"}
+        What to find.
+    n_units : int
+        Units of the fused output.
+
+    Returns
+    -------
+    (n_found,) int64 tensor
+
+    Raises
+    ------
+    FusedError
+        If the layout is unknown or the numbers of heads do not fit.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> indices(SimpleNamespace(num_attention_heads=2), "interleaved", "k", 12).tolist()
+    [2, 3, 8, 9]
+    """
+    if layout not in LAYOUTS:
+        known = "; ".join(f"{name}: {text}" for name, text in LAYOUTS.items())
+        raise FusedError(f"layout is {layout!r}; use one of: {known}")
+    n_q, n_kv = _heads(config)
+    size, rest = divmod(n_units, n_q + 2 * n_kv)
+    if rest or n_q % n_kv:
+        raise FusedError(f"{n_units} units are not {n_q} query and twice {n_kv} key-value heads")
+    n_groups = 1 if layout == "contiguous" else n_kv
+    per_group = {"q": n_q // n_groups, "k": n_kv // n_groups, "v": n_kv // n_groups}
+    group = torch.arange(n_units).reshape(n_groups, -1)
+    start = sum(per_group[name] for name in "qkv"[: "qkv".index(which)]) * size
+    return group[:, start : start + per_group[which] * size].flatten()
+
+
+def _heads(config: Any) -> tuple[int, int]:
+    """Numbers of query heads and of key-value heads."""
+    names = ("num_attention_heads", "n_head", "num_heads")
+    n_q = next((getattr(config, n) for n in names if getattr(config, n, None)), 0)
+    if not n_q:
+        raise FusedError(f"the config names no number of heads ({', '.join(names)})")
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", 0):
+        return n_q, 1
+    shared = ("num_key_value_heads", "num_kv_heads")
+    return n_q, next((getattr(config, n) for n in shared if getattr(config, n, None)), n_q)

@@ -1,0 +1,190 @@
+"""What is a loaded model? Its module, what it reads by, where it came from, its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm2nifti.geometry import Site
+from llm2nifti.models import probing
+from llm2nifti.models.anatomy import Anatomy, Stack, dissect
+from llm2nifti.models.cache import ModelError
+from llm2nifti.models.sites import find_sites, skipped
+from llm2nifti.models.weights import weight_norms
+
+Mode = Literal["generate", "read"]
+TEMPLATES = ("auto", "chat", "none")
+READERS = ("encoder", "vision")  # kinds that generate nothing
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A loaded model with what it reads by and where it came from.
+
+    Attributes
+    ----------
+    name : str
+        What the user asked for; ``-untrained`` is appended for random weights.
+    module : torch.nn.Module
+        The transformers model itself, unchanged, in eval mode.
+    tokenizer : transformers.PreTrainedTokenizerBase or None
+        Its tokenizer; a vision model has none.
+    source : dict
+        Provenance for sidecars: ``Name``, ``Revision``, ``WeightsHash``, ``DType`` and more.
+    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision"}
+        What it reads and whether it generates.
+    processor : object or None
+        What turns images, or images and text, into inputs.
+    """
+
+    name: str
+    module: Any
+    tokenizer: Any
+    source: dict[str, Any]
+    kind: str = "causal"
+    processor: Any = None
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Stacks of blocks, embeddings and final norms, established by probe passes."""
+        return dissect(self.module, self._passes())
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return getattr(self.module, "device", None) or next(self.module.parameters()).device
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model can read, where its config says so."""
+        config = self.module.config
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+            if self.kind != "vision" and getattr(config, name, None):
+                return int(getattr(config, name))
+        return None
+
+    def modes(self) -> tuple[Mode, ...]:
+        """Ways of looking: every model reads, not every one generates."""
+        return ("read",) if self.kind in READERS else ("generate", "read")
+
+    def stacks(self, mode: Mode = "generate", *, has_image: bool = False) -> tuple[Stack, ...]:
+        """Stacks that work in a mode.
+
+        Of an encoder-decoder, the decoder generates and the encoder reads. Of a model of images and
+        text, the language stack generates, and both read where there is an image.
+        """
+        stacks = self.anatomy.stacks
+        if mode == "generate":
+            return stacks[-1:]
+        if self.kind == "seq2seq":
+            return stacks[:1]
+        return stacks[-1:] if self.kind == "imagetext" and not has_image else stacks
+
+    def sites(
+        self,
+        spec: str = "default",
+        *,
+        mode: Mode = "generate",
+        fused_qkv: str | None = None,
+        has_image: bool = False,
+    ) -> tuple[Site, ...]:
+        """Sites to record; see `llm2nifti.models.sites.find_sites` for the words of `spec`."""
+        mode = mode if mode in self.modes() else "read"
+        stacks = self.stacks(mode, has_image=has_image)
+        return find_sites(self.module, stacks, spec, fused_qkv=fused_qkv)
+
+    def skipped(self) -> dict[str, str]:
+        """Leaf modules that ``--sites all`` leaves out, with the reason."""
+        return skipped(self.module, self.anatomy.stacks, self.anatomy.uncalled)
+
+    def weight_norms(self, sites: tuple[Site, ...]) -> NDArray[np.float32]:
+        """(n_units,) norms of the weights that write into each unit."""
+        return weight_norms(self.module, self.anatomy.stacks, sites)
+
+    def render(
+        self, prompts: Sequence[str], template: str = "auto", *, has_image: bool = False
+    ) -> list[str]:
+        """Wrap prompts in the model's chat template.
+
+        Parameters
+        ----------
+        prompts : sequence of str
+            Bare prompts.
+        template : {"auto", "chat", "none"}
+            ``auto`` uses the chat template where the model has one.
+        has_image : bool, default=False
+            Put the place of one image before each prompt.
+
+        Returns
+        -------
+        list of str
+
+        Raises
+        ------
+        ModelError
+            If ``chat`` is asked of a model that has no template.
+        """
+        if template not in TEMPLATES:
+            raise ModelError(f"template is {template!r}; use one of {', '.join(TEMPLATES)}")
+        owner = next(
+            (o for o in (self.processor, self.tokenizer) if getattr(o, "chat_template", None)), None
+        )
+        if template == "chat" and owner is None:
+            raise ModelError(f"model {self.name!r} has no chat template; use --template none")
+        if template == "none" or owner is None:
+            token = getattr(self.processor, "image_token", "<image>")
+            return [f"{token}\n{prompt}" if has_image else prompt for prompt in prompts]
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+        return [owner.apply_chat_template(self._turn(p, has_image), **options) for p in prompts]
+
+    def _turn(self, prompt: str, has_image: bool) -> list[dict[str, Any]]:
+        """One user's turn, as chat templates read it."""
+        if self.kind != "imagetext":
+            return [{"role": "user", "content": prompt}]
+        content = [{"type": "image"}] if has_image else []
+        return [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+
+    def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
+        """Token ids of each text; special tokens are added only to bare prompts."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=not rendered)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def image_inputs(self, images: Sequence[Any], texts: Sequence[str] | None) -> dict[str, Any]:
+        """Inputs of a batch of images, each with its text where the model reads text.
+
+        Parameters
+        ----------
+        images : sequence of PIL.Image.Image
+            RGB.
+        texts : sequence of str or None
+            From `render` with ``has_image``; padding comes first, so that the last token is last.
+        """
+        if self.kind == "vision":
+            inputs = self.processor(images=list(images), return_tensors="pt")
+        else:
+            batch = {"images": [[image] for image in images], "text": list(texts or [])}
+            inputs = self.processor(**batch, padding=True, padding_side="left", return_tensors="pt")
+        floating = {"device": self.device, "dtype": self.module.dtype}
+        return {
+            name: value.to(**floating) if value.is_floating_point() else value.to(self.device)
+            for name, value in inputs.items()
+        }
+
+    def _passes(self) -> list[probing.Pass]:
+        """Probe passes over something that the model reads."""
+        if self.kind == "vision":
+            return probing.image_passes(self.module)
+        if self.kind != "imagetext":
+            return probing.text_passes(self.module)
+        from PIL import Image
+
+        texts = self.render(["a", "a"], has_image=True)
+        images = [Image.effect_noise((64, 64), sigma).convert("RGB") for sigma in (20, 60)]
+        return probing.input_passes(self.module, self.image_inputs(images, texts))

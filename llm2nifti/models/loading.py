@@ -1,0 +1,153 @@
+"""How does a model come into memory? Which of transformers' classes, and with what to read by."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+KINDS = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "imagetext": "AutoModelForImageTextToText",
+    "encoder": "AutoModel",
+    "vision": "AutoModel",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `from_pretrained` is called with.
+
+    Attributes
+    ----------
+    name : str
+        Folder or Hugging Face id.
+    gguf_file, revision : str or None
+        A file in the folder; a branch, tag or commit on the hub.
+    trust_remote_code : bool
+        Run code that the model's repository brings along.
+    device_map : str, dict or None
+        How accelerate spreads the weights, such as ``auto``.
+    offload_folder : str or None
+        Where accelerate keeps weights that fit neither GPU nor memory.
+    """
+
+    name: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device_map: Any = None
+    offload_folder: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments that every ``from_pretrained`` takes."""
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.gguf_file:
+            options["gguf_file"] = self.gguf_file
+        if self.revision:
+            options["revision"] = self.revision
+        return options
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model and what it reads with; see `llm2nifti.models.LoadedModel`."""
+
+    kind: str
+    module: Any
+    tokenizer: Any = None
+    processor: Any = None
+
+
+def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loaded:
+    """Load a model of whatever kind its config says.
+
+    Parameters
+    ----------
+    source : Source
+        Where from.
+    dtype : torch.dtype
+        Type of the weights.
+    seed : int or None
+        With a seed, the model gets random weights.
+    """
+    import transformers
+
+    with _quiet():
+        config = transformers.AutoConfig.from_pretrained(source.name, **source.options)
+        kind = kind_of(config)
+        auto = getattr(transformers, KINDS[kind])
+        processor = _processor(source) if kind in ("imagetext", "vision") else None
+        tokenizer = None if kind == "vision" else getattr(processor, "tokenizer", None)
+        if tokenizer is None and kind != "vision":
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
+        if seed is None:
+            extra: dict[str, Any] = {} if source.gguf_file else {"use_safetensors": True}
+            if source.device_map is not None:
+                extra["device_map"] = source.device_map
+                extra["offload_folder"] = source.offload_folder
+            module = auto.from_pretrained(source.name, dtype=dtype, **source.options, **extra)
+            return Loaded(kind, module, tokenizer, processor)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            trust = {"trust_remote_code": source.trust_remote_code}
+            module = auto.from_config(config, dtype=dtype, **trust)
+        return Loaded(kind, module, tokenizer, processor)
+
+
+def kind_of(config: Any) -> str:
+    """Kind of a model, by the classes that transformers has for its config.
+
+    Returns
+    -------
+    {"causal", "seq2seq", "imagetext", "encoder", "vision"}
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    def has(mapping: Any) -> bool:
+        return config.model_type in mapping
+
+    if has(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) and hasattr(config, "vision_config"):
+        return "imagetext"
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq"
+    names = getattr(config, "architectures", None) or []
+    is_masked = has(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # BERT has a causal class, too
+    is_causal = has(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
+    says_causal = any(name.endswith(("CausalLM", "LMHeadModel")) for name in names)
+    if is_causal and (says_causal or not is_masked):
+        return "causal"
+    if hasattr(config, "image_size") or has(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES):
+        return "vision"
+    return "encoder"
+
+
+def _processor(source: Source) -> Any:
+    """Processor of images, or of images and text; torchvision is not needed."""
+    import transformers
+
+    return transformers.AutoProcessor.from_pretrained(source.name, backend="pil", **source.options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, and no bar for a one-second load."""
+    from transformers.utils import logging
+
+    bars_were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if bars_were_on:
+            logging.enable_progress_bar()

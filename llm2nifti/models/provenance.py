@@ -1,0 +1,56 @@
+"""Where did a model come from, and what is it? For sidecars and participants.tsv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm2nifti.models.cache import BUNDLED, sha256, weights_hash
+
+
+def short_name(name: str) -> str:
+    """Name to call a model by: of a local folder or file, only its own name."""
+    path = Path(name)
+    if name in BUNDLED or not path.exists():
+        return name
+    return path.resolve().stem if path.is_file() else path.resolve().name
+
+
+def describe(title: str, module: Any, tokenizer: Any) -> dict[str, Any]:
+    """What the config says of a model."""
+    config = module.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return {
+        "Name": title,
+        "Architecture": type(module).__name__,
+        "Layers": getattr(text, "num_hidden_layers", None) or "n/a",
+        "Width": getattr(text, "hidden_size", None) or "n/a",
+        "Parameters": sum(p.numel() for p in module.parameters()),
+        "Tokenizer": "n/a"
+        if tokenizer is None
+        else f"{type(tokenizer).__name__}, {len(tokenizer)} tokens",
+    }
+
+
+def licence(name: str, folder: Path) -> str:
+    """Licence of a bundled model, or what the model card at hand says; else n/a."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    if name in BUNDLED:
+        return BUNDLED[name].licence
+    card: Any = (folder if folder.is_dir() else folder.parent) / "README.md"
+    if not folder.exists():
+        card = try_to_load_from_cache(name, "README.md")
+    try:
+        return str(ModelCard.load(card).data.license or "n/a")
+    except Exception:  # no card, or one that cannot be read: nothing is known
+        return "n/a"
+
+
+def hash_weights(folder: Path, module: Any) -> str:
+    """Hash of the weight files, or of the commit that the hub names."""
+    if folder.is_dir():
+        return weights_hash(folder)
+    if folder.is_file():
+        return sha256(folder)
+    return f"hub commit {getattr(module.config, '_commit_hash', None) or 'unknown'}"

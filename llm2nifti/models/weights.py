@@ -1,0 +1,88 @@
+"""How strong are the weights that write into each unit? The background of the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from llm2nifti.geometry import Site
+from llm2nifti.hooks import Point
+from llm2nifti.models import fused
+from llm2nifti.models.anatomy import Stack
+
+
+def weight_norms(
+    model: nn.Module, stacks: Sequence[Stack], sites: tuple[Site, ...]
+) -> NDArray[np.float32]:
+    """Norm of the weights that write into each unit, for the anatomical image.
+
+    What is added to the stream has the rows of its projection, ``resid`` all those of its block,
+    inputs of a projection the weights that read them.
+
+    Returns
+    -------
+    (n_units,) float32 array
+        In recording order; 0 where a module has no weights.
+    """
+    blocks = {block.name: block for stack in stacks for block in stack.blocks}
+    writers = {
+        part: block.projections.get(role, part)
+        for block in blocks.values()
+        for role, part in block.parts.items()
+    }
+    parts = []
+    for site in sites:
+        if site.module in blocks:
+            block = blocks[site.module]
+            names = [block.projections.get(role, part) for role, part in block.parts.items()]
+            squares = [write_norms(model, Point(n), site.n_units) ** 2 for n in names]
+            parts.append(sum(squares, torch.zeros(site.n_units)).sqrt())
+        else:
+            module = site.module if site.where == "input" else writers.get(site.module, site.module)
+            parts.append(_of_site(model, site, module))
+    return np.concatenate([part.numpy() for part in parts]).astype(np.float32)
+
+
+def _of_site(model: nn.Module, site: Site, module: str) -> torch.Tensor:
+    """(n_units,) norms for one site, which may be a part of a fused projection."""
+    if not site.part:
+        return write_norms(model, Point(module, site.where), site.n_units)
+    which, layout = site.part.split(":")
+    n_fused = max(model.get_parameter(f"{module}.weight").shape)
+    norms = write_norms(model, Point(module), n_fused)
+    return norms[fused.indices(model.config, layout, which, n_fused)]
+
+
+def write_norms(model: nn.Module, point: Point, n_units: int) -> torch.Tensor:
+    """Norm of the weights that write into each unit of a module's output.
+
+    For a module's input, the weights that read it. Modules without weights give zeros; stacked
+    experts, a part of the module, count together.
+
+    Returns
+    -------
+    (n_units,) float32 tensor
+    """
+    try:
+        module = model.get_submodule(point.module)
+    except AttributeError:  # the hidden units of experts pass a module that is there on demand
+        return torch.zeros(n_units)
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        stacked = [p for name, p in module.named_parameters() if name.endswith("down_proj")]
+        weight = stacked[0] if stacked else None
+    if weight is None or weight.is_meta:
+        return torch.zeros(n_units)
+    weight = weight.detach().float().cpu()
+    if weight.ndim == 1:
+        return weight.abs() if len(weight) == n_units else torch.zeros(n_units)
+    # torch's Linear stores (out, in), Conv1D and embeddings (in, out), experts (n, out, in).
+    axis = 0 if isinstance(module, nn.Linear) else 1
+    axis = axis if point.where == "output" else 1 - axis
+    others = [i for i in range(weight.ndim) if i != axis]
+    norms = weight.pow(2).sum(dim=others).sqrt()
+    return norms if len(norms) == n_units else torch.zeros(n_units)

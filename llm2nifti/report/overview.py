@@ -1,0 +1,72 @@
+"""What do all models and sessions of a dataset show? One page with a row for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm2nifti import bids
+from llm2nifti.report.page import PAGE, render
+from llm2nifti.report.source import read_summary
+from llm2nifti.report.wording import NONE, number, percent
+
+_NEEDED = ("sessions", "versions")
+
+
+def write_overview(root: Path | str) -> Path:
+    """Write the page that compares the sessions of a dataset and links to their reports.
+
+    Parameters
+    ----------
+    root : path-like
+        Root of the dataset.
+
+    Returns
+    -------
+    Path
+        ``derivatives/llm2nifti/report.html``.
+
+    Raises
+    ------
+    ReportError
+        If the dataset's ``summary.json`` does not compare sessions.
+    """
+    root = Path(root)
+    folder = root / bids.DERIVATIVES
+    summary = read_summary(folder, root, needed=_NEEDED)
+    tasks = list(dict.fromkeys(task for row in summary["sessions"] for task in row["active"]))
+    text = render(
+        "overview.html.j2",
+        tasks=tasks,
+        rows=[_row(session, tasks) for session in summary["sessions"]],
+        pairs=[_pair(pair) for pair in summary.get("between_sessions", [])],
+        versions=summary["versions"],
+    )
+    path = folder / PAGE
+    bids.write_text(path, root, text)
+    return path
+
+
+def _row(session: Mapping[str, Any], tasks: list[str]) -> dict[str, Any]:
+    """Cells of one session."""
+    names = ("model", "architecture", "revision", "dtype", "seed", "temperature")
+    figures = {name: number(session[name]) for name in ("same_task_r", "cross_task_r")}
+    shares = ("trials_right", "chance", "null_below_05", "pseudo_below_05")
+    return {
+        "link": f"{session['folder']}/{PAGE}",
+        "session": session["session"] or NONE,
+        **{name: session[name] for name in names},
+        "active": [percent(session["active"].get(task)) for task in tasks],
+        **figures,
+        **{name: percent(session[name]) for name in shares},
+    }
+
+
+def _pair(pair: Mapping[str, Any]) -> dict[str, str]:
+    """Cells of a pair of sessions."""
+    names = ("same_prompts_r", "same_task_r", "cross_task_r")
+    return {
+        "sessions": f"{pair['sessions'][0]} and {pair['sessions'][1]}",
+        **{name: number(pair[name]) for name in names},
+    }

@@ -1,0 +1,86 @@
+"""Where do a batch's activations go? Into the recording, frame by frame or reduced to means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+
+from llm2nifti.geometry import ModelBrain
+from llm2nifti.hooks import Callback, Point, tap
+from llm2nifti.models import LoadedModel, experts, fused
+
+
+class Sink:
+    """Values of one batch on their way from the hooks to the recording.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model.
+    brain : ModelBrain
+        Geometry of what is recorded.
+    out : (n_volumes, n_units) float32 array
+        Where the batch goes in the end. On the CPU, frames are written straight into it.
+    n_summed : int, default=1
+        Frames that add up to one volume: their mean is kept, summed up on the device.
+    """
+
+    def __init__(
+        self, model: LoadedModel, brain: ModelBrain, out: np.ndarray, n_summed: int = 1
+    ) -> None:
+        self._out = out
+        self._n_summed = n_summed
+        is_direct = model.device.type == "cpu" and n_summed == 1
+        self.values = (
+            torch.from_numpy(out)
+            if is_direct
+            else torch.zeros(out.shape, dtype=torch.float32, device=model.device)
+        )
+        self._parts = parts(model, brain)
+
+    def put(self, point: Point, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
+        """Store (n_rows, n_module_units) values of a point in rows of the batch, or add them."""
+        for units, index in self._parts.get(point, ()):
+            part = values if index is None else values[:, index.to(values.device)]
+            if self._n_summed > 1:
+                self.values[rows, units] += part.to(self.values)
+            else:
+                self.values[rows, units] = part.to(self.values.device, torch.float32)
+
+    def finish(self) -> None:
+        """Bring what is on the device to the recording."""
+        if self._n_summed > 1:
+            self.values /= self._n_summed
+        if not np.shares_memory(self._out, self.values.numpy(force=True)):
+            self._out[:] = self.values.cpu().numpy()
+
+
+def parts(
+    model: LoadedModel, brain: ModelBrain
+) -> dict[Point, list[tuple[slice, torch.Tensor | None]]]:
+    """Units of the recording that each point fills, with the part of its tensor, None for all."""
+    found: dict[Point, list[tuple[slice, torch.Tensor | None]]] = {}
+    for site in brain.sites:
+        index = None
+        if site.part:
+            which, layout = site.part.split(":")
+            weight = model.module.get_parameter(f"{site.module}.weight")
+            index = fused.indices(model.module.config, layout, which, max(weight.shape))
+        point = Point(site.module, site.where)
+        found.setdefault(point, []).append((brain.slice_of(site), index))
+    return found
+
+
+@contextmanager
+def listening(
+    model: LoadedModel, brain: ModelBrain, stream: Point, callback: Callback
+) -> Iterator[None]:
+    """Call back with the tensors of all sites, and with the stream's end."""
+    points = list(dict.fromkeys([*(Point(s.module, s.where) for s in brain.sites), stream]))
+    with ExitStack() as stack:
+        stack.enter_context(experts.opened(model.module, [point.module for point in points]))
+        stack.enter_context(tap(model.module, points, callback))
+        yield

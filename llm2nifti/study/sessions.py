@@ -1,0 +1,171 @@
+"""Analyse the sessions of a dataset, each on its own, and report them; no model is needed.
+
+`root` is the dataset; a session is named by the labels of its model and of itself (`who`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from llm2nifti import bids, glm
+from llm2nifti.bids import Run
+from llm2nifti.defaults import N_RELABELLINGS
+from llm2nifti.study.analysis import (
+    analyse_identification,
+    analyse_maps,
+    analyse_null,
+    analyse_similarity,
+    by_task,
+)
+from llm2nifti.study.overview import compare_sessions
+from llm2nifti.study.summary import Who, describe_dataset, read_summary, update_summary, versions
+
+
+def analyse(
+    root: Path,
+    *,
+    subject: str | None = None,
+    session: str | None = None,
+    n_null: int = N_RELABELLINGS,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Do the whole analysis of one session and write its summary.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    subject, session : str, optional
+        See `llm2nifti.bids.read`; by default the only session there is.
+    n_null : int, default=200
+        Relabellings of the null experiments.
+    quiet : bool, default=False
+        Show no progress bars.
+
+    Returns
+    -------
+    dict
+        The content of ``summary.json`` in the session's `llm2nifti.bids.analysis_folder`.
+    """
+    runs = bids.read_all(root, subject=subject, session=session)
+    who = (runs[0].subject, runs[0].session)
+    parts: dict[str, Any] = describe_dataset(runs)
+    parts["tasks"] = analyse_maps(runs, quiet=quiet)
+    repeated = _is_repeated(runs)
+    if repeated:
+        parts["similarity"] = analyse_similarity(runs, quiet=quiet)
+    if repeated and len(by_task(runs)) > 1:
+        parts["identification"] = analyse_identification(runs)
+    parts["null"] = analyse_null(runs, n=n_null, quiet=quiet)
+    parts["untrained"] = _analyse_untrained(root, who, quiet=quiet)
+    parts["options"] = {"n_null": n_null}
+    missing = dict.fromkeys(("similarity", "identification", "sessions", "between_sessions"))
+    return update_summary(root, who, **{**missing, **parts})
+
+
+def analyse_all(root: Path, *, n_null: int = N_RELABELLINGS, quiet: bool = False) -> Path:
+    """Analyse and report every session; where there are several, compare them on one more page.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    n_null : int, default=200
+        Relabellings of the null experiments.
+    quiet : bool, default=False
+        Show no progress bars.
+
+    Returns
+    -------
+    Path
+        The report of the only session, or the page that compares all of them.
+
+    Notes
+    -----
+    One session is always analysed anew, several only where runs, options or versions changed.
+    """
+    from llm2nifti import report
+
+    sessions = bids.analysed(root)
+    if bids.analysis_folder(root, *sessions[0]) == Path(root) / bids.DERIVATIVES:
+        return analyse_session(root, sessions[0], n_null=n_null, quiet=quiet)
+    todo = [who for who in sessions if not is_analysed(root, who, n_null=n_null)]
+    for who in tqdm(todo, desc="analyse", unit="session", disable=quiet or None):
+        analyse_session(root, who, n_null=n_null, quiet=True)
+    compare_sessions(root)
+    return report.write_overview(root)
+
+
+def analyse_session(root: Path, who: Who, *, n_null: int, quiet: bool) -> Path:
+    """Analyse and report one session; return its report.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    who : (str, str)
+        Labels of the model and of the session.
+    n_null : int
+        Relabellings of the null experiments.
+    quiet : bool
+        Show no progress bars.
+
+    Returns
+    -------
+    Path
+    """
+    from llm2nifti import report
+
+    subject, session = who
+    analyse(root, subject=subject, session=session, n_null=n_null, quiet=quiet)
+    return report.write(root, subject=subject, session=session, quiet=quiet)
+
+
+def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:
+    """Whether a session has a report of all of its runs, made with these options and versions.
+
+    A run that is written deletes the report, which is the last file of an analysis.
+    """
+    summary = read_summary(root, who)
+    report = bids.analysis_folder(root, *who) / "report.html"
+    made_by = summary.get("versions", {})
+    return (
+        report.exists()
+        and summary.get("options") == {"n_null": n_null}
+        and all(made_by.get(name) == number for name, number in versions().items())
+    )
+
+
+def _is_repeated(runs: Sequence[Run]) -> bool:
+    """Whether every task has at least 2 runs of at least 2 on-blocks."""
+    n_blocks = min(
+        r.events.loc[r.events["trial_type"] != glm.CONTROL, "block"].nunique() for r in runs
+    )
+    n_runs = {len(some) for some in by_task(runs).values()}
+    return len(n_runs) == 1 and min(n_runs) > 1 and n_blocks > 1
+
+
+def _analyse_untrained(root: Path, who: Who, *, quiet: bool) -> dict[str, Any] | None:
+    """The same figures for the untrained copy: a baseline of input similarity, not a null."""
+    subject, session = who
+    listed = bids.runs(root)
+    subjects = listed.loc[listed["untrained"] & (listed["session"] == session), "subject"].unique()
+    if len(bids.analysed(root)) > 1:
+        subjects = [name for name in subjects if name == bids.label(f"{subject}-untrained")]
+    if not subjects or subjects[0] == subject:
+        return None
+    runs = bids.read_all(root, subject=str(subjects[0]), session=session)
+    out: dict[str, Any] = {"subject": str(subjects[0]), "model": runs[0].sidecar["Model"]}
+    out["tasks"] = {}
+    for task, task_runs in tqdm(by_task(runs).items(), desc="glm untrained", disable=quiet or None):
+        maps = glm.fit(task_runs, quiet=quiet).contrast(f"{task} - {glm.CONTROL}")
+        out["tasks"][task] = {"share_below_05": maps.share_below()}
+    if _is_repeated(runs):
+        out["similarity"] = analyse_similarity(runs, intervals=False, quiet=quiet)
+        if len(out["tasks"]) > 1:
+            out["identification"] = analyse_identification(runs)
+    return out

@@ -1,0 +1,94 @@
+"""Runs whose volumes are words, whole trials or images, written, validated and analysed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from llm2nifti import bids, glm, models, paradigm, scanner, stimuli
+
+SIZES = {"n_blocks": 2, "trials_per_block": 8, "n_frames": 2}
+
+
+def scan(model, design, **settings):
+    settings = scanner.Settings(**settings)
+    return scanner.scan(model, design, settings=settings, on_trials=lambda _n: None)
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model, tmp_path_factory):
+    """A run of words, the recording beside it."""
+    root = tmp_path_factory.mktemp("words")
+    recording = scan(
+        tiny_model, paradigm.blocks("pathology", **SIZES), mode="read", frames="word", sites="resid"
+    )
+    bids.write(recording, root)
+    return recording, bids.read(root, task="pathology"), root
+
+
+def test_trials_of_different_lengths_are_valid_bids(words, validate):
+    recording, run, root = words
+    validate(root)
+    assert len(set(recording.counts)) > 1
+    assert run.volume_counts.tolist() == recording.counts.tolist()
+    np.testing.assert_array_equal(run.frame_values(), recording.values)
+    events = run.events
+    assert events["onset"].tolist() == np.cumsum([0, *recording.counts[:-1]]).tolist()
+    assert events["duration"].tolist() == recording.counts.tolist()
+    trial_events = bids.read_tsv(run.paths.derivative("desc-trial_events.tsv"))
+    assert np.allclose(np.diff(trial_events["onset"]), run.t_r)
+
+
+def test_words_and_their_means_go_through_the_glm(words):
+    _, run, _ = words
+    n_volumes = int(run.volume_counts.sum())
+    tokens = glm.fit(run, frames="token")
+    assert [len(design) for design in tokens.designs] == [n_volumes]
+    column = np.repeat((run.events["trial_type"] == "control").to_numpy(), run.volume_counts)
+    assert (tokens.designs[0]["control"].to_numpy() == column).all()
+    assert glm.fit(run).contrast("pathology - control").df < len(run.events)
+    assert (glm.token_level(run, n=3).below_05 < 1).all()
+
+
+@pytest.mark.parametrize("mode", ["generate", "read"])
+def test_reduced_trials_are_stored_once(tiny_model, tmp_path, validate, mode):
+    design = paradigm.blocks("pathology", **SIZES)
+    recording = scan(tiny_model, design, mode=mode, frames="trial")
+    paths = bids.write(recording, tmp_path)
+    validate(tmp_path)
+    assert paths.bold.samefile(paths.trial_bold)
+    run = bids.read(tmp_path, task="pathology")
+    np.testing.assert_array_equal(run.values(), recording.values)
+    assert run.t_r == (2 if mode == "generate" else 1)
+    with pytest.raises(bids.NoSuchRunError, match="--frames trial"):
+        run.frame_values()
+    with pytest.raises(glm.DesignError, match="no tokens"):
+        glm.fit(run, frames="token")
+    with pytest.raises(glm.DesignError, match="no tokens"):
+        glm.token_level(run)
+
+
+def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):
+    table = stimuli.load(tiny.draw_images(tmp_path / "images", n=40))
+    design = paradigm.blocks("discs", table=table, **SIZES)
+    bids.write(scan(models.load(str(tiny_folders["vit"])), design), tmp_path / "ds")
+    validate(tmp_path / "ds")
+    run = bids.read(tmp_path / "ds", task="discs")
+    for name, image in zip(run.events["stim_file"], design.trials["image"], strict=True):
+        kept = tmp_path / "ds" / "stimuli" / name
+        assert kept.read_bytes() == Path(image).read_bytes()
+
+
+def test_parts_of_fused_projections_are_rebuilt_from_the_dataset(tiny_folders, tmp_path, validate):
+    model = models.load(str(tiny_folders["gpt2"]))
+    recording = scan(
+        model, paradigm.blocks("pathology", **SIZES), sites="q,k,v", fused_qkv="contiguous"
+    )
+    bids.write(recording, tmp_path)
+    validate(tmp_path)
+    run = bids.read(tmp_path, task="pathology")
+    assert run.brain.sites == recording.brain.sites
+    assert run.brain.space == recording.brain.space

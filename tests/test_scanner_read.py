@@ -1,0 +1,162 @@
+"""Reading: what counts as a frame, and reduction of trials on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from llm2nifti import models, paradigm, scanner, stimuli
+
+
+def small_design(n_frames=4):
+    return paradigm.blocks("pathology", n_blocks=2, trials_per_block=2, n_frames=n_frames)
+
+
+def scan(model, design, **settings):
+    settings = scanner.Settings(**settings)
+    return scanner.scan(model, design, settings=settings, on_trials=lambda _n: None)
+
+
+def token_texts(model, text):
+    """Texts of the tokens of a byte-level tokenizer, from its own vocabulary."""
+    return model.tokenizer.convert_ids_to_tokens(model.tokenizer(text)["input_ids"])
+
+
+def test_words_are_means_of_their_tokens(tiny_model):
+    design = small_design()
+    tokens = scan(tiny_model, design, mode="read", frames="token")
+    words = scan(tiny_model, design, mode="read", frames="word")
+    rows = zip(tokens.rendered, tokens.trials(), words.trials(), strict=True)
+    for text, by_token, by_word in rows:
+        pieces = token_texts(tiny_model, text)
+        groups = np.cumsum([piece.startswith("Ġ") for piece in pieces])
+        keep = np.array([piece.strip("Ġ") != "" for piece in pieces])  # lone spaces
+        expected = [by_token[(groups == g) & keep].mean(axis=0) for g in np.unique(groups[keep])]
+        assert len(by_word) == len(text.split())
+        np.testing.assert_allclose(by_word, expected, rtol=1e-4, atol=1e-5)
+    shown = words.tokens[words.tokens["trial"] == 0]["token"].str.strip()
+    assert shown.tolist() == words.rendered[0].split()
+
+
+def test_a_whole_stimulus_is_the_mean_or_the_last_of_its_tokens(tiny_model):
+    design = small_design()
+    tokens = scan(tiny_model, design, mode="read", frames="token")
+    for frames, reduce in [("trial", lambda v: v.mean(axis=0)), ("last", lambda v: v[-1])]:
+        whole = scan(tiny_model, design, mode="read", frames=frames)
+        expected = [reduce(v) for v in tokens.trials()]
+        np.testing.assert_allclose(whole.values, expected, rtol=1e-3, atol=1e-5)
+        assert whole.paradigm.n_frames == 1
+        assert (whole.paradigm.events["duration"] == 1).all()
+
+
+def test_surprise_of_read_tokens_equals_that_of_the_logits(tiny_model):
+    result = scan(tiny_model, small_design(), mode="read", frames="token")
+    ids = tiny_model.tokenizer([result.rendered[1]], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        log_p = tiny_model.module(input_ids=ids).logits[0].double().log_softmax(-1)
+    rows = result.tokens[result.tokens["trial"] == 1]
+    assert rows["token_id"].tolist() == ids[0].tolist()
+    assert np.isnan(rows["log_probability"].iloc[0])
+    expected = log_p[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    np.testing.assert_allclose(rows["log_probability"].iloc[1:], expected, atol=1e-4)
+    entropy = -(log_p.exp() * log_p).sum(-1)[:-1]
+    np.testing.assert_allclose(rows["entropy"].iloc[1:], entropy, atol=1e-4)
+
+
+def test_template_and_special_tokens_are_not_stimulus(real_model, tiny_folders):
+    design = small_design()
+    result = scan(real_model, design, mode="read", frames="word")
+    first = result.tokens[result.tokens["trial"] == 0]["token"].str.strip()
+    assert first.tolist() == design.trials["prompt"].iloc[0].split()
+    assert "<|im_start|>" in result.rendered[0]
+    model = models.load(str(tiny_folders["bert"]))
+    from tokenizers.processors import TemplateProcessing
+
+    wrap = TemplateProcessing(single="<end> $A <end>", special_tokens=[("<end>", 0)])
+    model.tokenizer.backend_tokenizer.post_processor = wrap
+    tokens = scan(model, design, mode="read", frames="token").tokens
+    assert 0 not in set(tokens["token_id"])
+
+
+def test_generated_trials_reduce_to_their_means(tiny_model):
+    design = small_design()
+    whole, reduced = scan(tiny_model, design), scan(tiny_model, design, frames="trial")
+    np.testing.assert_allclose(reduced.values, whole.trial_means(), rtol=1e-4, atol=1e-5)
+    assert reduced.t_r == 4 * whole.t_r
+    assert len(reduced.values) == design.n_trials
+    assert reduced.tokens.equals(whole.tokens)
+    tokens = [list(t) for _, t in whole.tokens.groupby("trial")["token_id"]]
+    settings = scanner.Settings(frames="trial")
+    again = scanner.scan(
+        tiny_model, design, settings=settings, replay=tokens, on_trials=lambda _n: None
+    )
+    np.testing.assert_allclose(again.values, reduced.values, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_and_their_order_do_not_change_what_is_read(tiny_model):
+    design = small_design()
+    for frames in ("word", "trial"):
+        a = scan(tiny_model, design, mode="read", frames=frames, batch_size=64)
+        b = scan(tiny_model, design, mode="read", frames=frames, batch_size=3)
+        np.testing.assert_allclose(b.values, a.values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("bert", {"mode": "generate"}, "generates nothing; use --mode read"),
+        ("vit", {}, "reads images only"),
+        ("llama", {"mode": "dream"}, "mode is 'dream'"),
+        ("llama", {"frames": "word", "mode": "generate"}, "frames is 'word'; in mode generate"),
+        ("llama", {"frames": "word"}, "frames is 'word'"),
+    ],
+)
+def test_what_cannot_be_shown_so_is_refused(tiny_folders, kind, settings, message):
+    with pytest.raises(scanner.ScanError, match=message):
+        scan(models.load(str(tiny_folders[kind])), small_design(), **settings)
+
+
+def test_images_are_refused_by_models_that_read_none(tiny_model, tmp_path):
+    table = stimuli.load(tiny.draw_images(tmp_path, n=8))
+    design = paradigm.blocks("discs", table=table, n_blocks=1, trials_per_block=2)
+    with pytest.raises(scanner.ScanError, match="reads no images"):
+        scan(tiny_model, design)
+
+
+def test_patches_of_an_image_can_be_frames(tiny_folders, tmp_path):
+    model = models.load(str(tiny_folders["vit"]))
+    table = stimuli.load(tiny.draw_images(tmp_path, n=8))
+    design = paradigm.blocks("discs", table=table, n_blocks=1, trials_per_block=2)
+    tokens, whole = scan(model, design, frames="token"), scan(model, design)
+    assert (tokens.counts == 17).all()  # 16 patches and one class token
+    np.testing.assert_allclose(tokens.trial_means(), whole.values, rtol=1e-4, atol=1e-5)
+    with pytest.raises(scanner.ScanError, match="images have no words"):
+        scan(model, design, frames="word")
+
+
+def test_image_tables_are_checked(tmp_path):
+    folder = tiny.draw_images(tmp_path / "images", n=4)
+    table = stimuli.load(folder)
+    assert set(table["task"]) == {"discs", "control"}
+    assert (table["prompt"] == "").all()
+    rows = pd.read_csv(folder / "stimuli.tsv", sep="\t")
+    rows.loc[1, "image"] = "nowhere.png"
+    rows.to_csv(folder / "stimuli.tsv", sep="\t", index=False)
+    with pytest.raises(stimuli.StimulusError, match=r"row 3: no such image file .*nowhere.png"):
+        stimuli.load(folder)
+    rows[rows["task"] == "discs"].to_csv(folder / "stimuli.tsv", sep="\t", index=False)
+    with pytest.raises(stimuli.StimulusError):
+        stimuli.load(folder)
+
+
+def test_empty_prompt_has_nothing_to_read(tiny_model):
+    design = small_design()
+    trials = design.trials.copy()
+    trials.loc[2, "prompt"] = "\u2003"
+    with pytest.raises(scanner.ScanError, match="has no word to read"):
+        scan(tiny_model, dataclasses.replace(design, trials=trials), mode="read", frames="word")

@@ -1,0 +1,250 @@
+"""A study of several models and sessions from one file: whole, resumable, extensible."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests_support import contents
+
+from llm2nifti import bids, cli, study
+from llm2nifti.study import StudyError, plans
+from llm2nifti.study.plans import Design, ModelChoice, Plan
+from llm2nifti.study.studyfile import read_study
+
+DESIGN = """
+dataset = "ds"
+n_null = 3
+[design]
+tasks = ["pathology", "archeology"]
+n_runs = 2
+n_blocks = 2
+trials_per_block = 4
+n_frames = 2
+[recording]
+batch_size = 6
+"""
+TWO_SEEDS = """
+[[model]]
+name = "tiny-llama"
+subject = "small llama"
+seed = [0, 1]
+temperature = 0.9
+"""
+PLAIN = """
+[[model]]
+name = "tiny-gpt2"
+untrained = false
+"""
+WHO = ["sub-smallllama_ses-seed0", "sub-smallllama_ses-seed1", "sub-tinygpt2"]
+
+
+def write_study(folder: Path, tiny_folders, *models: str) -> Path:
+    """Study file beside links to the models, which it names relative to itself."""
+    folder.mkdir(exist_ok=True)
+    for kind in ("llama", "gpt2"):
+        link = folder / f"tiny-{kind}"
+        if not link.exists():
+            link.symlink_to(tiny_folders[kind])
+    path = folder / "study.toml"
+    path.write_text(DESIGN + "".join(models))
+    return path
+
+
+def command(path: Path, name: str = "run") -> list[str]:
+    options = ["--quiet", "--threads", "1"]
+    return [sys.executable, "-m", "llm2nifti.cli", name, str(path), *options]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folders, tmp_path_factory):
+    """A finished `llm2nifti run study.toml`, made by a process of its own; and what it printed."""
+    path = write_study(tmp_path_factory.mktemp("study") / "a", tiny_folders, TWO_SEEDS, PLAIN)
+    done = subprocess.run(command(path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return path.parent / "ds", done.stdout
+
+
+def test_one_valid_dataset_with_a_subject_a_model_and_a_session_a_seed(whole, validate):
+    root, printed = whole
+    validate(root)
+    table = bids.runs(root)
+    found = set(zip(table["subject"], table["session"], table["untrained"], strict=True))
+    assert found == {
+        ("smallllama", "seed0", False),
+        ("smallllama", "seed1", False),
+        ("smallllamauntrained", "seed0", True),
+        ("smallllamauntrained", "seed1", True),
+        ("tinygpt2", "", False),
+    }
+    assert len(table) == 5 * 4
+    sessions = bids.read_tsv(root / "sub-smallllama" / "sub-smallllama_sessions.tsv")
+    assert list(sessions["seed"]) == [0, 1]
+    assert set(sessions["temperature"]) == {0.9}
+    for who in ("smallllama", "seed1", "tinygpt2", "maps between sessions"):
+        assert who in printed
+    assert str(root / bids.DERIVATIVES / "report.html") in printed
+
+
+def test_sessions_sample_differently_and_their_untrained_copies_replay_them(whole):
+    root, _ = whole
+    tokens = {}
+    for session in ("seed0", "seed1"):
+        of_session = {"task": "pathology", "run": 2, "session": session}
+        trained = bids.read(root, subject="small llama", **of_session)
+        copy = bids.read(root, subject="small llama-untrained", **of_session)
+        assert trained.sidecar["Model"]["Session"] == session
+        tokens[session] = list(trained.tokens["token_id"])
+        assert list(copy.tokens["token_id"]) == tokens[session]
+        assert not np.allclose(copy.values(), trained.values())
+    assert tokens["seed0"] != tokens["seed1"]
+
+
+def test_every_session_and_the_whole_are_reported(whole):
+    root, _ = whole
+    summary = study.read_summary(root)
+    assert [bids.folder_of(s["subject"], s["session"]).as_posix() for s in summary["sessions"]] == [
+        "sub-smallllama/ses-seed0",
+        "sub-smallllama/ses-seed1",
+        "sub-tinygpt2",
+    ]
+    assert [pair["sessions"] for pair in summary["between_sessions"]] == [WHO[:2]]
+    for row in summary["sessions"]:
+        page = root / bids.DERIVATIVES / row["folder"] / "report.html"
+        assert row["model"] in page.read_text("utf-8")
+
+
+def stages(root: Path) -> list[Path]:
+    """Files whose appearance marks how far the study is, in order."""
+    derived = root / bids.DERIVATIVES / "sub-smallllama" / "ses-seed1"
+    return [root / "sub-smallllama" / "ses-seed1" / "func", derived / "summary.json"]
+
+
+@pytest.mark.parametrize("stage", range(2))
+def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
+    stage, whole, tiny_folders, tmp_path
+):
+    path = write_study(tmp_path / "a", tiny_folders, TWO_SEEDS, PLAIN)
+    process = subprocess.Popen(
+        command(path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    marker = stages(path.parent / "ds")[stage]
+    while process.poll() is None and not marker.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL if stage % 2 else signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == (-signal.SIGKILL if stage % 2 else 1), err  # not finished
+    again = subprocess.run(command(path), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    expected, found = contents(whole[0]), contents(path.parent / "ds")
+    assert [name for name in expected if found.get(name) != expected[name]] == []
+    assert set(found) == set(expected)
+
+
+def test_a_model_is_added_without_scanning_the_others_again(whole, tiny_folders, tmp_path):
+    path = write_study(tmp_path / "a", tiny_folders, PLAIN)
+    root = path.parent / "ds"
+    assert cli.main(["scan", str(path), "--quiet", "--threads", "1"]) == 0
+    times = {p: p.stat().st_mtime_ns for p in root.rglob("*_bold.*")}
+    write_study(tmp_path / "a", tiny_folders, TWO_SEEDS, PLAIN)
+    assert cli.main(["scan", str(path), "--quiet", "--threads", "1"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    expected, found = contents(whole[0]), contents(root)
+    images = [name for name in expected if name.endswith("_bold.nii")]
+    assert len(images) == 2 * 5 * 4
+    assert [name for name in images if found[name] != expected[name]] == []
+    assert found[str(plans.PLAN_FILE)] == expected[str(plans.PLAN_FILE)]
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([PLAIN], "sub-smallllama_ses-seed0 was scanned, now it is not asked for"),
+        ([TWO_SEEDS.replace("0.9", "0.8"), PLAIN], "settings.temperature was 0.9, now 0.8"),
+        ([TWO_SEEDS, PLAIN.replace("false", "true")], "tinygpt2.model.untrained was False"),
+    ],
+)
+def test_a_changed_study_is_refused(models, message, whole, tiny_folders, tmp_path, capsys):
+    path = write_study(tmp_path / "a", tiny_folders, *models)
+    shutil.copytree(whole[0], path.parent / "ds")
+    assert cli.main(["run", str(path), "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_the_plan_names_no_path_of_this_machine(whole):
+    kept = json.loads((whole[0] / plans.PLAN_FILE).read_text())
+    assert list(kept["scans"]) == WHO
+    assert {scan["model"]["name"] for scan in kept["scans"].values()} == {
+        "tiny-llama",
+        "tiny-gpt2",
+    }
+
+
+def small_plan(tiny_folders) -> Plan:
+    """One run of a tiny model."""
+    design = Design(("pathology",), n_runs=1, n_blocks=2, trials_per_block=4, n_frames=1)
+    return Plan(ModelChoice(str(tiny_folders["llama"]), untrained=False), design)
+
+
+def test_a_dataset_of_one_model_from_before_is_resumed(tiny_folders, tmp_path):
+    plan = small_plan(tiny_folders)
+    study.scan(tmp_path / "ds", plan, quiet=True)
+    path = tmp_path / "ds" / plans.PLAN_FILE
+    kept = json.loads(path.read_text())
+    (scan,) = kept.pop("scans").values()
+    del scan["model"]["revision"]
+    path.write_text(json.dumps({**kept, **scan}))
+    study.scan(tmp_path / "ds", plan, quiet=True)
+    assert list(json.loads(path.read_text())["scans"]) == ["sub-tinyllama"]
+
+
+def test_labels_that_clash_are_refused_before_anything_is_written(tiny_folders, tmp_path):
+    name = str(tiny_folders["llama"])
+    choices = [ModelChoice(name, session="a"), ModelChoice(name)]
+    with pytest.raises(StudyError, match="with sessions and without"):
+        study.scan(tmp_path / "ds", [Plan(choice) for choice in choices])
+    assert not (tmp_path / "ds").exists()
+
+
+def test_the_last_models_mistake_is_said_before_the_first_is_scanned(tiny_folders, tmp_path):
+    wrong = '\n[[model]]\nname = "nowhere/model"\n'
+    path = write_study(tmp_path / "a", tiny_folders, PLAIN, wrong)
+    assert cli.main(["scan", str(path), "--quiet"]) == 2
+    assert not (path.parent / "ds").exists()
+    assert read_study(path).plans[1].model.name == "nowhere/model"
+
+
+def test_threads_are_put_back(tiny_folders, tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    plan = small_plan(tiny_folders)
+    study.scan(tmp_path / "ds", plan, quiet=True, threads=before + 1)
+    assert torch.get_num_threads() == before
+    run = bids.read(tmp_path / "ds", task="pathology")
+    assert run.sidecar["Threads"] == before + 1
+    with pytest.raises(StudyError, match="threads is 0"):
+        study.scan(tmp_path / "ds", plan, quiet=True, threads=0)
+
+
+def test_a_half_made_recording_of_other_threads_is_begun_again(tiny_folders, tmp_path):
+    import torch
+
+    plan = small_plan(tiny_folders)
+    folder = tmp_path / "ds" / bids.WORK / "sub-tinyllama_task-pathology_run-1"
+    study.scan(tmp_path / "ds", plan, quiet=True, threads=1)
+    next((tmp_path / "ds").rglob("*desc-trial_bold.json")).unlink()
+    folder.mkdir(parents=True)
+    half = {"info": {"Threads": torch.get_num_threads() + 1}}
+    (folder / "plan.json").write_text(json.dumps(half))
+    study.scan(tmp_path / "ds", plan, quiet=True, threads=1)
+    assert len(bids.runs(tmp_path / "ds")) == 1

@@ -1,0 +1,176 @@
+"""Tiny random models of every family that has to record, built from transformers' configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm2nifti import stimuli
+
+COMMON = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+SHARED = {**COMMON, "num_key_value_heads": 2}
+WINDOWED = {"sliding_window": 8, "head_dim": 8}
+TEXT = {**SHARED, "model_type": "llama"}
+VISION = {**COMMON, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8}
+IMAGE = "<image>"  # where a model of images and text puts an image
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**SHARED, "num_hidden_layers": 3},
+    "gpt2": {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 128},
+    "opt": {
+        "hidden_size": 24,
+        "word_embed_proj_dim": 24,
+        "ffn_dim": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "max_position_embeddings": 128,
+    },
+    "gpt_neox": COMMON,
+    "qwen3": {**SHARED, "head_dim": 8},
+    "gemma3_text": {
+        **SHARED,
+        **WINDOWED,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mistral": {**SHARED, "sliding_window": 8},
+    "mixtral": {**SHARED, "num_local_experts": 4},
+    "phi": {**COMMON, "num_attention_heads": 3},
+    "falcon": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
+    "bloom": {"hidden_size": 24, "n_layer": 2, "n_head": 3},
+    "mamba": {"hidden_size": 24, "num_hidden_layers": 2, "state_size": 4},
+    "t5": {
+        "d_model": 24,
+        "d_kv": 8,
+        "d_ff": 40,
+        "num_layers": 2,
+        "num_heads": 3,
+        "decoder_start_token_id": 0,
+    },
+    "bert": COMMON,
+    "vit": {**COMMON, "image_size": 32, "patch_size": 8},
+    "llava": {"text_config": TEXT, "vision_config": VISION},
+}
+NAMES = {
+    "llama": "Llama, SmolLM2",
+    "gpt2": "GPT-2",
+    "opt": "OPT, Galactica",
+    "gpt_neox": "GPT-NeoX, Pythia",
+    "qwen3": "Qwen3",
+    "gemma3_text": "Gemma 3",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "phi": "Phi",
+    "falcon": "Falcon",
+    "bloom": "BLOOM",
+    "mamba": "Mamba",
+    "t5": "T5",
+    "bert": "BERT",
+    "vit": "ViT",
+    "llava": "LLaVA (CLIP and Llama)",
+}
+
+
+def save(folder: Path, kind: str = "llama", *, dtype: str = "float32", **changes: object) -> Path:
+    """Save a tiny random model with all it reads by; the weights follow from a seed."""
+    import torch
+    import transformers
+
+    from llm2nifti.models.loading import KINDS, kind_of
+
+    settings = {**CONFIGS[kind], **changes}
+    if kind != "vit":
+        tokenizer = _save_tokenizer(folder, kind)
+        ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+        if kind == "llava":
+            settings["text_config"] = {**TEXT, **ids}
+            settings["image_token_index"] = tokenizer.convert_tokens_to_ids(IMAGE)
+        else:
+            settings = {**settings, "pad_token_id": 0, **ids, **changes}
+    _save_processor(folder, kind)
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = getattr(transformers, KINDS[kind_of(config)]).from_config(config)
+        for parameter in model.parameters():  # larger than the initial .02: distinct activations
+            parameter.data += 0.2 * torch.randn_like(parameter)
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def _save_tokenizer(folder: Path, kind: str) -> Any:
+    """Byte-level tokenizer of a few hundred tokens."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers import models as tokenizer_models
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(tokenizer_models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<end>", IMAGE] if kind == "llava" else ["<end>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    core.train_from_iterator(stimuli.load()["prompt"].head(500), trainer)
+    extra = {"pad_token": "<end>", "additional_special_tokens": [IMAGE]} if kind == "llava" else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", **extra)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _save_processor(folder: Path, kind: str) -> None:
+    """Image processor of a model that sees, and what joins it to a tokenizer."""
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessorPil,
+        LlavaProcessor,
+        ViTImageProcessorPil,
+    )
+
+    if kind == "vit":
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    if kind == "llava":
+        square = {"height": 32, "width": 32}
+        images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+        LlavaProcessor(
+            image_processor=images,
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            image_token=IMAGE,
+        ).save_pretrained(folder)
+
+
+def draw_images(folder: Path, n: int = 60, seed: int = 0) -> Path:
+    """Draw discs (task), bars (control) of random place, size and shade; write their TSV."""
+    import numpy as np
+    import pandas as pd
+    from PIL import Image, ImageDraw
+
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(2 * n + n // 2):
+        is_disc = i % 5 in (0, 1)
+        image = Image.new("RGB", (48, 48), tuple(int(v) for v in rng.integers(0, 60, 3)))
+        shade = tuple(int(v) for v in rng.integers(150, 255, 3))
+        x, y, size = (int(v) for v in rng.integers([4, 4, 12], [20, 20, 24]))
+        draw = ImageDraw.Draw(image)
+        if is_disc:
+            draw.ellipse((x, y, x + size, y + size), fill=shade)
+        else:
+            for offset in range(0, size, 6):
+                draw.rectangle((x, y + offset, x + size, y + offset + 2), fill=shade)
+        name = f"{'disc' if is_disc else 'bars'}-{i:03d}.png"
+        image.save(folder / name)
+        rows.append(("discs" if is_disc else "control", name))
+    table = pd.DataFrame(rows, columns=["task", "image"])
+    table.to_csv(folder / "stimuli.tsv", sep="\t", index=False)
+    return folder
