@@ -37,7 +37,8 @@ class Work:
 def linear_weights(model):
     """Weight matrices of the blocks, one after the other, and that of the head."""
     head = model.module.get_output_embeddings().weight.detach()
-    blocks = [model.module.get_submodule(block.name) for block in model.anatomy.blocks]
+    stack = model.stacks("generate")[-1]
+    blocks = [model.module.get_submodule(block.name) for block in stack.blocks]
     weights = [w.detach() for block in blocks for w in block.parameters() if w.ndim == 2]
     return weights, [head]
 

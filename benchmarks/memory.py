@@ -41,7 +41,7 @@ INTERVAL = 0.005  # s between samples of RssAnon
 WIDE = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
-    "num_hidden_layers": 11,
+    "num_hidden_layers": 9,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "tie_word_embeddings": True,

@@ -21,7 +21,6 @@ from scipy.stats import quantile_test
 
 from llm2nifti import paradigm
 from llm2nifti.defaults import N_BLOCKS
-from llm2nifti.recording import Recording
 
 TASK = "pathology"
 N_PAIRS = 20
@@ -46,11 +45,6 @@ def by_trial(recording):
     if hasattr(recording, "by_trial"):
         return recording.by_trial()
     return recording.values
-
-
-def as_kept(values):
-    """Values (n_trials, n_frames, n_units) in the shape in which a recording keeps them."""
-    return values.reshape(-1, values.shape[-1]) if hasattr(Recording, "by_trial") else values
 
 
 def tokens_of(recording):

@@ -20,7 +20,6 @@ import nibabel as nib
 import numpy as np
 from timing import (
     N_PAIRS,
-    as_kept,
     check_positive,
     describe_machine,
     describe_ratio,
@@ -32,6 +31,7 @@ from timing import (
 from llm2nifti import geometry
 from llm2nifti.bids.files import write_frames
 from llm2nifti.geometry import Site
+from llm2nifti.recording import windows
 
 TARGET = 0.8
 PIECE = 16 << 20  # bytes of a plain write's call
@@ -48,14 +48,15 @@ def make_brain(n_layers, width):
     return geometry.layout([*sites, Site("norm", n_layers + 1, "norm", width)])
 
 
-def make_values(path, shape):
-    """(n_trials, n_frames, n_units) random values in a memory map that is on disk."""
-    values = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+def make_values(path, n_volumes, n_units):
+    """(n_volumes, n_units) random values in a memory map that is on disk, as a recording's."""
+    shape = (n_volumes, n_units)
+    values = np.memmap(path, np.float32, "w+", shape=shape)
     rng = np.random.default_rng(0)
-    for trial in values:
-        rng.standard_normal(dtype=np.float32, out=trial)
+    for volume in values:
+        rng.standard_normal(dtype=np.float32, out=volume)
     values.flush()
-    return values
+    return np.memmap(path, np.float32, "r", shape=shape)
 
 
 def flush(path):
@@ -76,20 +77,20 @@ def check_image(path, brain, values):
     """Leave unless the image holds the values, unit by unit."""
     x, y, z = brain.voxels.T
     data = np.asanyarray(nib.load(path).dataobj)
-    for trial, expected in enumerate(values):
-        start = trial * values.shape[1]
-        found = data[x, y, z, start : start + values.shape[1]]
-        if not np.array_equal(found.T, expected):
-            sys.exit(f"the image of write_frames does not hold the values of trial {trial}")
+    for volume, expected in enumerate(values):
+        if not np.array_equal(data[x, y, z, volume], expected):
+            sys.exit(f"the image of write_frames does not hold the values of volume {volume}")
 
 
-def measure(folder, brain, shape, n_pairs):
+def measure(folder, brain, counts, n_pairs):
     """Paragraph and table."""
-    values = make_values(folder / "values.npy", shape)
+    n_volumes = sum(counts)
+    values = make_values(folder / "values.f32", n_volumes, brain.n_units)
     paths = folder / "ours.nii", folder / "plain.nii"
 
     def ours(_pair):
-        write_frames(paths[0], folder, brain, as_kept(values), t_r=1.0)
+        parts = windows(values, counts)
+        write_frames(paths[0], folder, brain, parts, n_volumes=n_volumes, t_r=1.0)
         flush(paths[0])
         return megabytes, None
 
@@ -103,7 +104,7 @@ def measure(folder, brain, shape, n_pairs):
             path.unlink(missing_ok=True)
         os.sync()
 
-    megabytes = brain_bytes(brain, values) / 1e6
+    megabytes = brain_bytes(brain, n_volumes) / 1e6
     ours(0)
     check_image(paths[0], brain, values)
     content = paths[0].read_bytes()
@@ -114,10 +115,10 @@ def measure(folder, brain, shape, n_pairs):
     ratios = seconds[:, 1] / seconds[:, 0]
     speeds = np.median(1 / seconds, axis=0)
     _, low, high = median_interval(ratios)
-    share = values.shape[-1] / np.prod(brain.shape)
+    share = brain.n_units / np.prod(brain.shape)
     return [
-        f"{len(content) / 1e6:.0f} MB: {values.shape[0]} trials x {values.shape[1]} frames x "
-        f"{values.shape[2]:,} units in {' x '.join(map(str, brain.shape))} voxels ({share:.0%} of "
+        f"{len(content) / 1e6:.0f} MB: {len(counts)} trials x {counts[0]} frames x "
+        f"{brain.n_units:,} units in {' x '.join(map(str, brain.shape))} voxels ({share:.0%} of "
         "them hold a unit), checked unit by unit before timing. Both ways end with fsync; pairs in "
         "turn, the order swapped every other pair, disk synchronised and old file deleted before "
         "each.",
@@ -128,9 +129,9 @@ def measure(folder, brain, shape, n_pairs):
     ]
 
 
-def brain_bytes(brain, values):
+def brain_bytes(brain, n_volumes):
     """Size of the 4D image: header and one float32 volume a frame."""
-    return 352 + 4 * values.shape[0] * values.shape[1] * int(np.prod(brain.shape))
+    return 352 + 4 * n_volumes * int(np.prod(brain.shape))
 
 
 def main():
@@ -146,9 +147,9 @@ def main():
     check_positive(parser, arguments)
     load = os.getloadavg()[0]
     brain = make_brain(arguments.layers, arguments.width)
-    shape = (arguments.trials, arguments.frames, brain.n_units)
+    counts = [arguments.frames] * arguments.trials
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="llm2nifti-writing-") as folder:
-        paragraphs = measure(Path(folder), brain, shape, arguments.pairs)
+        paragraphs = measure(Path(folder), brain, counts, arguments.pairs)
     print("\n\n".join(["## Writing speed", *paragraphs, describe_machine(load)]))
 
 
