@@ -59,6 +59,7 @@ class LargeRun:
     n_units: int
     n_volumes: int
     task = TASK
+    frames = "token"
     n_frames = 1
     t_r = 1.0
 
@@ -72,6 +73,11 @@ class LargeRun:
             for i, ((name, side), size) in enumerate(zip(kinds, sizes, strict=True))
         ]
         return geometry.layout(sites)
+
+    @property
+    def volume_counts(self):
+        """Volumes of each trial."""
+        return np.ones(self.n_volumes, np.int64)
 
     @property
     def events(self):
@@ -183,7 +189,7 @@ def check_agreement(run, noise_model):
 
 def describe(label, unit, measures, *, ratios, target, at_least):
     """Row of the table."""
-    from recording import judge, median_interval
+    from timing import judge, median_interval
 
     middle, low, high = median_interval(ratios)
     ours, theirs = np.median(measures, axis=0)
@@ -211,12 +217,11 @@ def describe_setting(run, noise_model):
 
 def make_section(run, noise_model, n_pairs):
     """Markdown paragraphs."""
-    from recording import describe_machine
+    from timing import describe_machine
 
     load = os.getloadavg()[0]
-    write_frames(
-        run.path, run.path.parent, run.brain, RandomTrials(run.n_volumes, run.n_units), t_r=1
-    )
+    trials, n_volumes = RandomTrials(run.n_volumes, run.n_units), run.n_volumes
+    write_frames(run.path, run.path.parent, run.brain, trials, n_volumes=n_volumes, t_r=run.t_r)
     agreement = check_agreement(run, noise_model)
     print(agreement, file=sys.stderr)
     measures = race(run, noise_model, n_pairs)

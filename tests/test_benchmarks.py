@@ -1,0 +1,173 @@
+"""Do the benchmarks measure what they say? Their arithmetic, and each script once, tiny."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="benchmarks are not in the package")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Import a module of the benchmarks as the scripts do."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+def run(script, *options):
+    command = [sys.executable, str(FOLDER / script), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=FOLDER.parent)
+
+
+@pytest.mark.parametrize("n", [6, 20, 33])
+def test_the_interval_covers_the_median_as_often_as_it_says(bench, n):
+    values = np.random.default_rng(n).normal(size=n)
+    middle, low, high = bench("timing").median_interval(values)
+    ordered = np.sort(values)
+    below, above = np.searchsorted(ordered, low), n - 1 - np.searchsorted(ordered, high)
+    outside = [binom.cdf(k, n, 0.5) for k in (below, above)]
+    assert middle == np.median(values)
+    assert max(outside) <= 0.025 < binom.cdf(below + 1, n, 0.5)
+
+
+def test_few_pairs_give_no_verdict(bench):
+    timing = bench("timing")
+    _, low, high = timing.median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert timing.judge(low, high, 1, True) == "too few pairs"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at_least", "verdict"),
+    [
+        (1.0, 2.0, True, "met by the whole interval"),
+        (0.9, 1.1, True, "met: not excluded"),
+        (0.8, 0.9, True, "not met"),
+        (0.8, 1.0, False, "met by the whole interval"),
+        (1.1, 1.2, False, "not met"),
+    ],
+)
+def test_a_target_is_missed_when_the_interval_excludes_it(bench, low, high, at_least, verdict):
+    assert bench("timing").judge(low, high, 1.0, at_least) == verdict
+
+
+def test_every_other_pair_is_run_in_reverse(bench):
+    calls = []
+
+    def way(name):
+        return lambda pair: (calls.append(name + str(pair)) or 1, None)
+
+    seconds = bench("timing").race("x", way("a"), way("b"), 3, before=lambda: calls.append("-"))
+    assert calls == ["-", "a0", "-", "b0", "-", "b1", "-", "a1", "-", "a2", "-", "b2"]
+    assert seconds.shape == (3, 2)
+    assert (seconds > 0).all()
+
+
+def test_values_are_found_in_either_shape(bench):
+    cube = np.zeros((2, 3, 4))
+    flat = SimpleNamespace(values=cube.reshape(6, 4), by_trial=lambda: cube)
+    for recording in (SimpleNamespace(values=cube), flat):
+        assert bench("timing").by_trial(recording) is cube
+
+
+@pytest.mark.parametrize(("growth", "verdict"), [(0.06, "not flat"), (0.04, "flat")])
+def test_memory_that_grows_by_a_frame_a_frame_is_not_flat(bench, growth, verdict):
+    sizes = {"units": 1 << 18, "written": 0, "before": 0, "seconds": 0}  # a frame has 1 MiB
+    results = [{**sizes, "frames": n, "anonymous": n * growth, "peak": 0} for n in (10, 20, 40)]
+    _, (told,) = bench("memory").describe("x", results)
+    assert told.startswith(f"x: RssAnon {verdict}")
+    assert "VmHWM flat (+0.0 KiB" in told
+
+
+def test_the_recorders_agree_with_a_scan_and_an_error_is_found(bench, tiny_model):
+    recorders, timing, peers = bench("recorders"), bench("timing"), bench("peers")
+    design = timing.draw_design(5, 3)
+    recording = recorders.scan(tiny_model, design, sites=peers.SITES)[1]
+    (rival,) = peers.rivals("naive", tiny_model, design, [2])
+    tokens, values = rival.read(rival.run(list(design.trials["prompt"]))[1])
+    assert tokens == timing.tokens_of(recording)
+    assert timing.worst_error(recording, values, recording.brain.sites) < 1e-5
+    values[recording.brain.sites[-1].module][7] *= 1.001
+    with pytest.raises(SystemExit, match="disagree"):
+        timing.worst_error(recording, values, recording.brain.sites)
+
+
+def test_needed_work_is_that_of_the_prompts_and_the_tokens_that_are_read(bench, tiny_model):
+    design = bench("timing").draw_design(4, 3)
+    texts = tiny_model.render(list(design.trials["prompt"]))
+    encoded = [tiny_model.tokenizer(text)["input_ids"] for text in texts]
+    whole = bench("limit").needed(tiny_model, design, shared=False)
+    once = bench("limit").needed(tiny_model, design, shared=True)
+    assert (whole.prompt, whole.decoded, whole.heads) == (sum(map(len, encoded)), 8, 12)
+    branches: dict = {}  # a tree of tokens: as many nodes as tokens are read once
+    n_nodes = 0
+    for ids in encoded:
+        node = branches
+        for token in ids:
+            n_nodes += token not in node
+            node = node.setdefault(token, {})
+    assert once.prompt == n_nodes
+    assert once.tokens == n_nodes + 8
+
+
+def test_linear_layers_are_what_torch_counts(bench, tiny_model):
+    limit = bench("limit")
+    blocks, head = limit.linear_weights(tiny_model)
+    n = 6
+    with torch.no_grad():
+        counted = limit.count_operations(
+            lambda: tiny_model.module(input_ids=torch.arange(n)[None], use_cache=False)
+        )
+    assert counted == limit.operations(blocks, n) + limit.operations(head, n)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "expected"),
+    [
+        ("writing.py", "--pairs 1 --trials 2 --frames 2 --layers 2 --width 16", "| 1 |"),
+        (
+            "gpu.py",
+            "--device cpu --tiny --models 7b --pairs 1 --trials 2 --frames 2",
+            "`tiny-7b` | 256 |",
+        ),
+        ("memory.py", "--tiny --lengths 20", "| every frame | 20 | "),
+    ],
+)
+def test_a_script_prints_its_section(script, options, expected):
+    if script == "memory.py" and not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    done = run(script, *options.split())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("## ")
+    assert expected in done.stdout
+
+
+def test_peers_compares_every_way_that_is_installed(tiny_folders):
+    options = "--pairs 1 --trials 3 --frames 2 --batches 2 --ways naive,hidden,bare,limit --model"
+    done = run("peers.py", *options.split(), str(tiny_folders["llama"]))
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    titles = [row.split("|")[1].strip() for row in rows]
+    assert titles[1:4] == [
+        "naive hooks",
+        "`output_hidden_states=True`",
+        "bare `generate`, nothing recorded",
+    ]
+    assert "counted in a scan" in titles
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_device_gpu_says_so():
+    done = run("gpu.py")
+    assert done.returncode == 0
+    assert done.stdout.startswith("No CUDA device here")
