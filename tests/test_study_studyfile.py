@@ -165,6 +165,7 @@ def test_a_bundled_name_is_not_taken_for_a_folder(tmp_path):
         (SMALL + '[design]\ntasks = ["astrology"]\n', "no task 'astrology'"),
         (SMALL + '[design]\nstimuli = "none.tsv"\n', "none.tsv"),
         (SMALL + "[recording]\nbatch_size = 0\n", "batch_size is 0"),
+        (SMALL.replace('"a"', '"."') + 'revision = ["a", "b"]\n', "is not read from a hub"),
         ("dataset = ds\n", "line 1"),
     ],
 )

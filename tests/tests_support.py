@@ -54,3 +54,10 @@ def make_dataset(root: Path, *, seed=0, **model) -> Path:
 def contents(root: Path) -> dict[str, bytes]:
     """Every file of a folder, by its relative path."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def assert_same(root: Path, expected: dict[str, bytes]) -> None:
+    """A folder holds these files, byte by byte, and no other."""
+    found = contents(root)
+    assert [name for name in expected if found.get(name) != expected[name]] == []
+    assert set(found) == set(expected)

@@ -12,7 +12,7 @@ from llm2nifti.cli.command import add_command, show
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.study.studyfile import StudyFile
 
-_WITH_STUDY_FILE = {"dataset", "overwrite", "threads", "json", "quiet"}
+_WITH_STUDY_FILE = {"dataset", "overwrite", "threads", "dask", "json", "quiet"}
 
 
 def add_commands(commands: Any) -> None:
@@ -60,7 +60,7 @@ def _scan(args: argparse.Namespace) -> None:
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     """Options that do not change what is recorded."""
-    return {"overwrite": args.overwrite, "quiet": args.quiet, "threads": args.threads}
+    return {name: getattr(args, name) for name in ("overwrite", "quiet", "threads", "dask")}
 
 
 def _add_scan_options(parser: Any) -> None:
@@ -102,6 +102,7 @@ def _add_scan_options(parser: Any) -> None:
     add("--compress", action="store_true", help="write .nii.gz: slower, hardly smaller")
     add("--overwrite", action="store_true", help="delete the dataset's old content first")
     add("--threads", type=int, help="threads that torch computes with (default: its own choice)")
+    add("--dask", help="workers that do the work: local:N, or the address of a Dask scheduler")
 
 
 def _what(args: argparse.Namespace) -> StudyFile:

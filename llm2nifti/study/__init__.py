@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from llm2nifti.study.summary import (
 )
 
 if TYPE_CHECKING:  # scanning needs torch, which the analysis commands do not load
-    from llm2nifti.study.scanning import Plan
+    from llm2nifti.study.scanning import Crew, Plan
 
 __all__ = [
     "StudyError",
@@ -63,6 +64,7 @@ def scan(
     overwrite: bool = False,
     quiet: bool = False,
     threads: int | None = None,
+    dask: str | None = None,
 ) -> None:
     """Record every run of some plans, alone in the dataset.
 
@@ -78,12 +80,15 @@ def scan(
         Show no progress bars.
     threads : int, optional
         Number of threads that torch computes with; part of what decides the last digits.
+    dask : str, optional
+        Address of a Dask scheduler whose workers do the work, or ``local:N`` for N new processes;
+        see `llm2nifti.study.cluster.connected`. By default this process does it.
     """
     from llm2nifti.study import scanning
 
     scanning.check(root, plans)
-    with locked(root), scanning.torch_threads(threads):
-        scanning.scan(root, plans, overwrite=overwrite, quiet=quiet)
+    with locked(root), _crew(dask, threads) as crew:
+        scanning.scan(root, plans, overwrite=overwrite, quiet=quiet, crew=crew)
         bids.clear_work(root)
 
 
@@ -95,12 +100,13 @@ def run(
     n_null: int = N_RELABELLINGS,
     quiet: bool = False,
     threads: int | None = None,
+    dask: str | None = None,
 ) -> Path:
     """Scan, analyse and report, alone in the dataset from beginning to end.
 
     Parameters
     ----------
-    root, plans, overwrite, quiet, threads
+    root, plans, overwrite, quiet, threads, dask
         See `scan`.
     n_null : int, default=200
         Relabellings of the null experiments.
@@ -114,9 +120,23 @@ def run(
 
     glm.check_count(n_null)
     scanning.check(root, plans)
-    with locked(root):
-        with scanning.torch_threads(threads):
-            scanning.scan(root, plans, overwrite=overwrite, quiet=quiet)
-        path = analyse_all(root, n_null=n_null, quiet=quiet)
+    with locked(root), _crew(dask, threads) as crew:
+        scanning.scan(root, plans, overwrite=overwrite, quiet=quiet, crew=crew)
+        path = analyse_all(root, n_null=n_null, quiet=quiet, mapper=crew.map)
         bids.clear_work(root)
     return path
+
+
+@contextmanager
+def _crew(dask: str | None, threads: int | None) -> Iterator[Crew]:
+    """Workers of a cluster, or this process."""
+    from llm2nifti.study import scanning
+
+    if dask is None:
+        with scanning.torch_threads(threads):
+            yield scanning.ThisProcess()
+        return
+    from llm2nifti.study import cluster
+
+    with cluster.connected(dask, threads=threads) as workers:
+        yield workers

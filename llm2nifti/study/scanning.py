@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
@@ -82,6 +82,10 @@ class Crew(Protocol):
 
     def record(self, root: Path, jobs: Sequence[Job], *, quiet: bool) -> None:
         """Do all jobs; those of untrained copies come after those they replay."""
+
+    @property
+    def map(self) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]:
+        """Do a function for each of some items, in any order: parts of the analysis."""
 
 
 def scan(
@@ -171,6 +175,8 @@ def torch_threads(number: int | None) -> Iterator[None]:
 
 class ThisProcess:
     """Does all jobs here, one after the other, and keeps one model loaded."""
+
+    map = map  # of the analysis
 
     def __init__(self) -> None:
         self._key: tuple[ModelChoice, bool] | None = None

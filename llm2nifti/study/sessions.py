@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from llm2nifti.study.analysis import (
 from llm2nifti.study.overview import compare_sessions
 from llm2nifti.study.summary import Who, describe_dataset, read_summary, update_summary, versions
 
+Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
 
 def analyse(
     root: Path,
@@ -32,6 +35,7 @@ def analyse(
     session: str | None = None,
     n_null: int = N_RELABELLINGS,
     quiet: bool = False,
+    mapper: Mapper = map,
 ) -> dict[str, Any]:
     """Do the whole analysis of one session and write its summary.
 
@@ -45,6 +49,8 @@ def analyse(
         Relabellings of the null experiments.
     quiet : bool, default=False
         Show no progress bars.
+    mapper : callable, default=map
+        Does a function for each of some items, in any order; here the maps of each task.
 
     Returns
     -------
@@ -54,7 +60,7 @@ def analyse(
     runs = bids.read_all(root, subject=subject, session=session)
     who = (runs[0].subject, runs[0].session)
     parts: dict[str, Any] = describe_dataset(runs)
-    parts["tasks"] = analyse_maps(runs, quiet=quiet)
+    parts["tasks"] = _all_maps(runs, mapper, quiet=quiet)
     repeated = _is_repeated(runs)
     if repeated:
         parts["similarity"] = analyse_similarity(runs, quiet=quiet)
@@ -67,7 +73,24 @@ def analyse(
     return update_summary(root, who, **{**missing, **parts})
 
 
-def analyse_all(root: Path, *, n_null: int = N_RELABELLINGS, quiet: bool = False) -> Path:
+def _all_maps(runs: Sequence[Run], mapper: Mapper, *, quiet: bool) -> dict[str, Any]:
+    """Maps of all tasks: here with one bar for all fits, or task by task where the mapper says."""
+    if mapper is map:
+        return analyse_maps(runs, quiet=quiet)
+    tasks = by_task(runs)
+    parts = mapper(partial(analyse_maps, quiet=True), list(tasks.values()))
+    bar = tqdm(parts, total=len(tasks), desc="glm", unit="task", disable=quiet or None)
+    found = {task: numbers for part in bar for task, numbers in part.items()}
+    return {task: found[task] for task in tasks}
+
+
+def analyse_all(
+    root: Path,
+    *,
+    n_null: int = N_RELABELLINGS,
+    quiet: bool = False,
+    mapper: Mapper = map,
+) -> Path:
     """Analyse and report every session; where there are several, compare them on one more page.
 
     Parameters
@@ -78,6 +101,8 @@ def analyse_all(root: Path, *, n_null: int = N_RELABELLINGS, quiet: bool = False
         Relabellings of the null experiments.
     quiet : bool, default=False
         Show no progress bars.
+    mapper : callable, default=map
+        Does a function for each of some items, in any order: the sessions, or the tasks of one.
 
     Returns
     -------
@@ -92,37 +117,33 @@ def analyse_all(root: Path, *, n_null: int = N_RELABELLINGS, quiet: bool = False
 
     sessions = bids.analysed(root)
     if bids.analysis_folder(root, *sessions[0]) == Path(root) / bids.DERIVATIVES:
-        return analyse_session(root, sessions[0], n_null=n_null, quiet=quiet)
+        analyse(root, n_null=n_null, quiet=quiet, mapper=mapper)
+        return report.write(root, quiet=quiet)
     todo = [who for who in sessions if not is_analysed(root, who, n_null=n_null)]
-    for who in tqdm(todo, desc="analyse", unit="session", disable=quiet or None):
-        analyse_session(root, who, n_null=n_null, quiet=True)
+    done = mapper(partial(analyse_session, root=Path(root).resolve(), n_null=n_null), todo)
+    for _ in tqdm(done, total=len(todo), desc="analyse", unit="session", disable=quiet or None):
+        pass
     compare_sessions(root)
     return report.write_overview(root)
 
 
-def analyse_session(root: Path, who: Who, *, n_null: int, quiet: bool) -> Path:
-    """Analyse and report one session; return its report.
+def analyse_session(who: Who, *, root: Path, n_null: int) -> None:
+    """Analyse and report one session, quietly.
 
     Parameters
     ----------
-    root : Path
-        Root of the dataset.
     who : (str, str)
         Labels of the model and of the session.
+    root : Path
+        Root of the dataset.
     n_null : int
         Relabellings of the null experiments.
-    quiet : bool
-        Show no progress bars.
-
-    Returns
-    -------
-    Path
     """
     from llm2nifti import report
 
     subject, session = who
-    analyse(root, subject=subject, session=session, n_null=n_null, quiet=quiet)
-    return report.write(root, subject=subject, session=session, quiet=quiet)
+    analyse(root, subject=subject, session=session, n_null=n_null, quiet=True)
+    report.write(root, subject=subject, session=session, quiet=True)
 
 
 def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:

@@ -132,6 +132,7 @@ def _read(path: Path) -> StudyFile:
         place = f"[[model]] {number} "
         _check_model(table, place)
         table["name"] = [_found(name, path.parent) for name in _values(table, "name")]
+        _check_revisions(table, place)
         plans += [
             Plan(
                 _choice(one),
@@ -178,6 +179,16 @@ def _check_model(table: Table, place: str) -> None:
         raise StudyError(
             f"{place}seed is a list, but temperature 0 is greedy and uses no seed; give a "
             "temperature above 0, or one seed"
+        )
+
+
+def _check_revisions(table: Table, place: str) -> None:
+    """Raise StudyError if files of this machine are asked for in several revisions."""
+    here = [name for name in table["name"] if name in models.BUNDLED or Path(name).exists()]
+    if here and len(_values(table, "revision")) > 1:
+        raise StudyError(
+            f"{place}revision is a list, but {here[0]} is not read from a hub and has no "
+            "revisions; give the folder of each as a list of names"
         )
 
 

@@ -1,0 +1,229 @@
+"""A real Dask cluster: the same bytes, also when a worker is killed or the user interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import Client, LocalCluster
+from tests_support import assert_same, contents
+
+from llm2nifti import bids, cli, study
+from llm2nifti.study import StudyError, cluster
+from llm2nifti.study.plans import Design, ModelChoice, Plan
+
+STUDY = """
+dataset = "ds"
+[design]
+tasks = ["pathology", "archeology"]
+n_runs = 2
+n_blocks = 2
+trials_per_block = 6
+n_frames = 6
+[recording]
+batch_size = 2
+[[model]]
+name = "{llama}"
+subject = "llama"
+seed = [0, 1]
+temperature = 0.9
+[[model]]
+name = "{gpt2}"
+"""
+N_RUNS = 2 * 2 * (2 + 1) * 2  # tasks, runs, sessions, trained and untrained
+
+
+def write_study(folder: Path, tiny_folders) -> Path:
+    folder.mkdir()
+    path = folder / "study.toml"
+    path.write_text(STUDY.format(**tiny_folders))
+    return path
+
+
+def command(path: Path, *options: str) -> list[str]:
+    start = [sys.executable, "-m", "llm2nifti.cli", "scan", str(path), "--quiet"]
+    return [*start, "--threads", "1", *options]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_folders, tmp_path_factory):
+    """Files of the dataset that one process makes."""
+    path = write_study(tmp_path_factory.mktemp("alone") / "a", tiny_folders)
+    done = subprocess.run(command(path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return contents(path.parent / "ds")
+
+
+def n_finished(root: Path) -> int:
+    """Runs that the dataset has by now; the work folder changes too fast to be listed."""
+    return len(list((root / bids.DERIVATIVES).rglob("*_desc-trial_bold.json")))
+
+
+@pytest.fixture
+def two_workers():
+    """A scheduler with two worker processes, which its nannies start again when they die."""
+    with (
+        LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=60) as running,
+        Client(running, set_as_default=False) as client,
+    ):
+        yield running, client
+
+
+def worker_that_records(client: Client, running: LocalCluster, root: Path) -> tuple[str, int]:
+    """Name of a run that has begun and not ended, and the process that is at it."""
+    while True:
+        for journal in root.glob(f"{bids.WORK}/sub-*/batches.jsonl"):
+            name = journal.parent.name
+            for nanny in running.workers.values():
+                keys = client.processing().get(nanny.worker_address, ())
+                if any(name in str(key) for key in keys) and journal.exists():
+                    return name, nanny.pid
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    two_workers, alone, tiny_folders, tmp_path, validate
+):
+    running, client = two_workers
+    path = write_study(tmp_path / "a", tiny_folders)
+    root = path.parent / "ds"
+    process = subprocess.Popen(
+        command(path, "--dask", running.scheduler_address), stderr=subprocess.PIPE, text=True
+    )
+    name, pid = worker_that_records(client, running, root)
+    os.kill(pid, signal.SIGKILL)
+    assert (root / bids.WORK / name).exists()  # it was in the middle of this run
+    n_before = n_finished(root)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert pid not in [nanny.pid for nanny in running.workers.values()]
+    assert n_before < N_RUNS == len(bids.runs(root))
+    validate(root)
+    assert_same(root, alone)
+
+
+def test_interrupted_and_run_again_gives_the_same_bytes(alone, tiny_folders, tmp_path):
+    path = write_study(tmp_path / "a", tiny_folders)
+    root = path.parent / "ds"
+    process = subprocess.Popen(
+        command(path, "--dask", "local:2"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not n_finished(root):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: the workers get it too
+    _, err = process.communicate()
+    assert (process.returncode, err) == (1, "interrupted; the same command resumes\n")
+    assert len(bids.runs(root)) < N_RUNS
+    again = subprocess.run(
+        command(path, "--dask", "local:2"), capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert_same(root, alone)
+
+
+def small_plan(tiny_folders, **changes) -> Plan:
+    """One run of a tiny model."""
+    design = Design(("pathology",), n_runs=1, n_blocks=2, trials_per_block=4, n_frames=1)
+    return Plan(ModelChoice(**{"name": str(tiny_folders["llama"]), **changes}), design)
+
+
+def test_workers_share_the_cores_and_put_their_threads_back(two_workers, tiny_folders, tmp_path):
+    running, client = two_workers
+    before = client.run(torch.get_num_threads)
+    study.scan(
+        tmp_path / "ds", small_plan(tiny_folders), quiet=True, dask=running.scheduler_address
+    )
+    run = bids.read(tmp_path / "ds", task="pathology")
+    assert run.sidecar["Threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    study.scan(
+        tmp_path / "other",
+        small_plan(tiny_folders),
+        quiet=True,
+        threads=3,
+        dask=running.scheduler_address,
+    )
+    assert bids.read(tmp_path / "other", task="pathology").sidecar["Threads"] == 3
+    assert client.run(torch.get_num_threads) == before
+    assert not (tmp_path / "ds" / bids.WORK).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"gpt2": "nowhere/model"}, [], "nowhere/model"),
+        ({}, ["--dask", "local:0"], "local:N with N of 1 or more"),
+        ({}, ["--dask", "nonsense"], "address of a scheduler"),
+    ],
+)
+def test_mistakes_are_the_same_one_line_as_without_a_cluster(
+    changes, options, message, tiny_folders, tmp_path, capfd
+):
+    path = write_study(tmp_path / "a", {**tiny_folders, **changes})
+    options = options or ["--dask", "local:1"]
+    assert cli.main(["scan", str(path), "--quiet", *options]) == 2
+    err = capfd.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (path.parent / "ds").exists()
+
+
+def test_a_scheduler_that_does_not_answer_is_said_in_one_line(
+    monkeypatch, tiny_folders, tmp_path, capfd
+):
+    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    path = write_study(tmp_path / "a", tiny_folders)
+    assert cli.main(["scan", str(path), "--dask", "tcp://127.0.0.1:9", "--quiet"]) == 1
+    err = capfd.readouterr().err
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (path.parent / "ds").exists()
+
+
+def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch, tiny_folders, tmp_path):
+    monkeypatch.setattr(cluster, "_PATIENCE", 3)
+    with (
+        LocalCluster(n_workers=0, dashboard_address=None) as running,
+        pytest.raises(cluster.ClusterError, match="has no worker"),
+    ):
+        study.scan(tmp_path / "ds", small_plan(tiny_folders), dask=running.scheduler_address)
+
+
+def test_a_lost_scheduler_is_said_in_one_line(monkeypatch, tiny_folders, tmp_path):
+    monkeypatch.setattr(cluster, "_PATIENCE", 3)
+    code = (
+        "import os, sys, time\nfrom distributed import LocalCluster\n"
+        "if __name__ == '__main__':\n"
+        "    c = LocalCluster(1, threads_per_worker=1, dashboard_address=None)\n"
+        "    print(c.scheduler_address, flush=True)\n"
+        "    while not os.path.exists(sys.argv[1]): time.sleep(.01)\n"
+        "    os._exit(1)\n"
+    )
+    script = tmp_path / "scheduler.py"
+    script.write_text(code)
+    marker = tmp_path / "ds" / bids.WORK / "locks"  # a worker has begun
+    process = subprocess.Popen(
+        [sys.executable, script, marker],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    address = process.stdout.readline().strip()
+    with pytest.raises(cluster.ClusterError, match="the same command resumes"):
+        study.scan(tmp_path / "ds", small_plan(tiny_folders), quiet=True, dask=address)
+    process.communicate()
+
+
+def test_without_distributed_the_extra_is_named(monkeypatch, tiny_folders, tmp_path):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(StudyError, match=r"pip install 'llm2nifti\[cluster\]'"):
+        study.scan(tmp_path / "ds", small_plan(tiny_folders), dask="local:2")
+    assert not (tmp_path / "ds").exists()
