@@ -135,6 +135,7 @@ def test_linear_layers_are_what_torch_counts(bench, tiny_model):
     ("script", "options", "expected"),
     [
         ("writing.py", "--pairs 1 --trials 2 --frames 2 --layers 2 --width 16", "| 1 |"),
+        ("glm.py", "--pairs 1 --units 300 --frames 80", "| speed, FirstLevelModel"),
         (
             "gpu.py",
             "--device cpu --tiny --models 7b --pairs 1 --trials 2 --frames 2",
