@@ -151,7 +151,12 @@ def describe(label, results):
     return rows, [f"{label}: {'; '.join(told)}."]
 
 
-def measure(lengths, scratch, **options):
+def largest(results):
+    """One of equal runs, with the largest peaks of all."""
+    return {**results[0], **{key: max(r[key] for r in results) for key in ("peak", "anonymous")}}
+
+
+def measure(lengths, scratch, *, repeats, **options):
     """Paragraphs: table, verdicts, what was left out."""
     kinds = [("every frame", {})]
     notes = []
@@ -168,7 +173,8 @@ def measure(lengths, scratch, **options):
     for label, settings in kinds:
         results = []
         for n_frames in lengths:
-            result = in_fresh_process({"n_frames": n_frames, **options, **settings}, scratch)
+            task = {"n_frames": n_frames, **options, **settings}
+            result = largest([in_fresh_process(task, scratch) for _ in range(repeats)])
             print(f"{label}, {n_frames} frames: {result}", file=sys.stderr)
             results.append(result)
         more_rows, more_told = describe(label, results)
@@ -183,6 +189,7 @@ def main():
     default = ",".join(map(str, LENGTHS))
     parser.add_argument("--lengths", default=default, help="frames of the runs (%(default)s)")
     parser.add_argument("--batch", type=int, default=BATCH, help="trials a batch (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of a length (%(default)s)")
     parser.add_argument("--scratch", type=Path, help="where to write (the temporary folder)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try this out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -198,10 +205,12 @@ def main():
     lengths = sorted({int(n) for n in arguments.lengths.split(",")})
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="llm2nifti-memory-") as scratch:
-        paragraphs = measure(lengths, Path(scratch), tiny=arguments.tiny, batch=arguments.batch)
+        options = {"tiny": arguments.tiny, "batch": arguments.batch}
+        paragraphs = measure(lengths, Path(scratch), repeats=arguments.repeats, **options)
     setting = (
         f"A Llama with random weights, `--sites all`, {FRAMES_A_TRIAL} frames a trial, batch "
-        f"{arguments.batch}; `scanner.scan` and `bids.write`, each length in a fresh process. "
+        f"{arguments.batch}; `scanner.scan` and `bids.write`, each length in a fresh process, "
+        f"the largest peak of {arguments.repeats}. "
         f"RssAnon is sampled every {1000 * INTERVAL:.0f} ms. VmHWM counts pages of mapped files "
         "too, which the system may take back. "
         f"Flat: at most {100 * FLAT:.0f} % of a frame's size a frame "
