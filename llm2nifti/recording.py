@@ -89,7 +89,7 @@ class Recording:
     def trials(self) -> Iterator[NDArray[np.float32]]:
         """(n_volumes, n_units) of one trial after another.
 
-        Of a memory map only one trial is mapped at a time: memory stays flat, however long the run.
+        Of a memory map only one trial is read at a time: memory stays flat, however long the run.
         """
         return windows(self.values, self.counts)
 
@@ -132,13 +132,13 @@ def volume_counts(paradigm: Paradigm, frames: str) -> NDArray[np.int64]:
 def windows(
     values: NDArray[np.float32], counts: Sequence[int] | NDArray[np.int64]
 ) -> Iterator[NDArray[np.float32]]:
-    """Rows of an array, `counts` at a time; of a memory map only these are mapped."""
+    """Rows of an array, `counts` at a time; those of a memory map are read from its file."""
     start = 0
     for count in counts:
         if isinstance(values, np.memmap) and values.filename is not None:
-            offset = values.offset + start * values.strides[0]
-            shape = (int(count), values.shape[1])
-            yield np.memmap(values.filename, np.float32, "r", offset=int(offset), shape=shape)
+            offset, size = values.offset + start * values.strides[0], count * values.shape[1]
+            rows = np.fromfile(values.filename, np.float32, int(size), offset=int(offset))
+            yield rows.reshape(count, -1)
         else:
             yield values[start : start + count]
         start += count

@@ -88,5 +88,5 @@ def write_norms(model: nn.Module, point: Point, n_units: int) -> torch.Tensor:
     axis = 0 if isinstance(module, nn.Linear) else 1
     axis = axis if point.where == "output" else 1 - axis
     others = [i for i in range(weight.ndim) if i != axis]
-    norms = weight.pow(2).sum(dim=others).sqrt()
+    norms = torch.linalg.vector_norm(weight, dim=others)
     return norms if len(norms) == n_units else torch.zeros(n_units)
