@@ -44,6 +44,7 @@ def dataset(tmp_path_factory):
         add_model(root, seed=10 * i, name="one", Name=EVIL, **session)
         add_model(root, seed=10 * i + 5, name="one-untrained", **random, **session)
     add_model(root, seed=40, name="two")
+    add_model(root, seed=50, name="three-untrained", **random)  # of no model that is here
     study.analyse_all(root, n_null=3, quiet=True)
     bids.clear_work(root)
     return root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +126,24 @@ def test_several_files_of_one_model_are_its_sessions(tmp_path):
     assert [plan.model.name for plan in study.plans] == [
         str(tmp_path / "tiny.Q4.gguf"),
         str(tmp_path / "tiny.Q8.gguf"),
+    ]
+
+
+def test_the_example_of_the_readme_is_a_study(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", readme, re.S)
+    rows = [f"{t}\tWhat is {t} {i}?\n" for t in ("pathology", "archeology") for i in range(80)]
+    (tmp_path / "mine.tsv").write_text("task\tprompt\n" + "".join(rows))
+    (tmp_path / "quant").mkdir()
+    for name in ("m.Q4.gguf", "m.Q8.gguf"):
+        (tmp_path / "quant" / name).write_bytes(b"x")
+    assert labels(read(tmp_path, text)) == [
+        "sub-smollm2135m_ses-seed0temp0p7",
+        "sub-smollm2135m_ses-seed0temp1",
+        "sub-smollm2135m_ses-seed1temp0p7",
+        "sub-smollm2135m_ses-seed1temp1",
+        "sub-mymodel_ses-mQ4",
+        "sub-mymodel_ses-mQ8",
     ]
 
 

@@ -23,7 +23,8 @@ def add_commands(commands: Any) -> None:
 
 def _add_run(commands: Any) -> None:
     text = "scan, analyse and report: the whole experiment"
-    parser = add_command(commands, "run", _run, text, "llm2nifti run study.toml")
+    example = "llm2nifti run ds; or: llm2nifti run study.toml --dask local:4"
+    parser = add_command(commands, "run", _run, text, example)
     _add_scan_options(parser)
     parser.add_argument(
         "--n-null", type=int, default=defaults.N_RELABELLINGS, help="relabellings of the null"
