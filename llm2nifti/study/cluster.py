@@ -15,7 +15,7 @@ import socket
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -189,10 +189,10 @@ class Workers:
             self._finish("scan", quiet=quiet, n_done=len(jobs) - len(begun))
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Results of a function for each item, in the order in which they are ready."""
+        """Results of a function for each item, in order, as the builtin gives them."""
         for item in items:
             self._submit(_apply, function, item, name="analyse")
-        yield from self._results()
+        yield from self._results(lambda futures, **_: futures)
 
     def _submit(self, function: Callable, *args: Any, name: str) -> Any:
         """Give a task to the cluster; earlier ones are more urgent."""
@@ -204,19 +204,21 @@ class Workers:
 
     def _finish(self, what: str, *, quiet: bool, n_done: int = 0) -> None:
         """Wait for all tasks, with a progress bar."""
+        from distributed import as_completed
+
         total = len(self._futures) + n_done
         with tqdm(total=total, initial=n_done, desc=what, unit="run", disable=quiet or None) as bar:
-            for _ in self._results():
+            for _ in self._results(as_completed):
                 bar.update()
 
-    def _results(self) -> Iterator[Any]:
-        """Results as they are ready; the first error cancels what is left."""
+    def _results(self, order: Callable[..., Iterable[Any]]) -> Iterator[Any]:
+        """Results of all tasks in some order; the first error cancels what is left."""
         from concurrent.futures import CancelledError
 
-        from distributed import KilledWorker, as_completed
+        from distributed import KilledWorker
 
         try:
-            for future in as_completed(self._futures, loop=self._client.loop):
+            for future in order(self._futures, loop=self._client.loop):
                 yield future.result()
             self._futures = []
         except KilledWorker as error:

@@ -85,7 +85,7 @@ class Crew(Protocol):
 
     @property
     def map(self) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]:
-        """Do a function for each of some items, in any order: parts of the analysis."""
+        """Do a function for each of some items, as the builtin does: parts of the analysis."""
 
 
 def scan(

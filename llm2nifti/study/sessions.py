@@ -50,7 +50,7 @@ def analyse(
     quiet : bool, default=False
         Show no progress bars.
     mapper : callable, default=map
-        Does a function for each of some items, in any order; here the maps of each task.
+        Does a function for each of some items; here the maps of each task.
 
     Returns
     -------
@@ -80,8 +80,7 @@ def _all_maps(runs: Sequence[Run], mapper: Mapper, *, quiet: bool) -> dict[str, 
     tasks = by_task(runs)
     parts = mapper(partial(analyse_maps, quiet=True), list(tasks.values()))
     bar = tqdm(parts, total=len(tasks), desc="glm", unit="task", disable=quiet or None)
-    found = {task: numbers for part in bar for task, numbers in part.items()}
-    return {task: found[task] for task in tasks}
+    return {task: numbers for part in bar for task, numbers in part.items()}
 
 
 def analyse_all(
@@ -102,7 +101,7 @@ def analyse_all(
     quiet : bool, default=False
         Show no progress bars.
     mapper : callable, default=map
-        Does a function for each of some items, in any order: the sessions, or the tasks of one.
+        Does a function for each of some items: the sessions, or the tasks of one.
 
     Returns
     -------
