@@ -25,6 +25,7 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, volume_counts
 from llm2nifti.scanner.generating import Generator
+from llm2nifti.scanner.kernels import fast_linear, name_for
 from llm2nifti.scanner.reading import Reader
 from llm2nifti.scanner.settings import ScanError, Settings
 from llm2nifti.scanner.stimulus import Stimuli, prepare
@@ -97,7 +98,7 @@ def scan(
     operator: Generator | Reader = Reader(model, brain, settings, stimuli)
     if settings.mode == "generate":
         operator = Generator(model, brain, settings, stimuli, replay=replay)
-    with _progress(paradigm, on_trials) as advance:
+    with _progress(paradigm, on_trials) as advance, fast_linear(model.module):
         _run_batches(operator, journal, paradigm.n_trials, settings.batch_size, advance)
     rows = journal.rows()
     return Recording(
@@ -193,6 +194,7 @@ def _provenance(
         "ChatTemplate": is_chat,
         "Decoding": _decoding(settings, replayed=replayed),
         "Threads": torch.get_num_threads(),
+        "LinearLayers": name_for(model.module),
         "Versions": {
             "llm2nifti": __version__,
             "torch": torch.__version__,
