@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import Client, LocalCluster
-from tests_support import assert_same, contents
+from tests_support import assert_same, contents, make_dataset
 
 from llm2nifti import bids, cli, study
+from llm2nifti.glm import fitting
 from llm2nifti.study import StudyError, cluster
 from llm2nifti.study.plans import Design, ModelChoice, Plan
 
@@ -227,3 +228,21 @@ def test_without_distributed_the_extra_is_named(monkeypatch, tiny_folders, tmp_p
     with pytest.raises(StudyError, match=r"pip install 'llm2nifti\[cluster\]'"):
         study.scan(tmp_path / "ds", small_plan(tiny_folders), dask="local:2")
     assert not (tmp_path / "ds").exists()
+
+
+def test_slabs_of_large_runs_are_fitted_by_the_workers(two_workers, tmp_path, monkeypatch):
+    root = make_dataset(tmp_path / "ds")
+    runs = bids.read_all(root)
+    whole = study.analyse_maps(runs, quiet=True)
+    running, client = two_workers
+    monkeypatch.setattr(fitting, "LARGE_RUN", 0)
+    with study.mapped(running.scheduler_address) as mapper:
+        spread = study.analyse_maps(runs, quiet=True, mapper=mapper)
+    assert spread.keys() == whole.keys()
+    for task, numbers in spread.items():
+        assert numbers["n_active"] == whole[task]["n_active"]
+        assert numbers["max_t"] == pytest.approx(whole[task]["max_t"], rel=1e-5)
+    seen = client.run_on_scheduler(
+        lambda dask_scheduler: [str(entry[0]) for entry in dask_scheduler.transition_log]
+    )
+    assert any(key.startswith("llm2nifti-analyse") for key in seen)

@@ -52,15 +52,19 @@ def _add_glm(commands: Any) -> None:
     parser.add_argument(
         "--frames", default="trial", help="trial, or token (AR(1), as in the paper)"
     )
+    parser.add_argument(
+        "--dask", help="workers that fit the slabs of large runs: local:N, or a scheduler's address"
+    )
 
 
 def _glm(args: argparse.Namespace) -> None:
     from llm2nifti import bids, glm, study
 
     runs = _runs(args)
-    with study.locked(args.dataset):
+    with study.locked(args.dataset), study.mapped(args.dask) as mapper:
         numbers = study.analyse_maps(
             runs,
+            mapper=mapper,
             alpha=args.alpha,
             height_control=args.height_control,
             top=args.top,

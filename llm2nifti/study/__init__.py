@@ -45,6 +45,7 @@ __all__ = [
     "compare_sessions",
     "describe_dataset",
     "locked",
+    "mapped",
     "networks_table",
     "null_table",
     "overview_table",
@@ -125,6 +126,22 @@ def run(
         path = analyse_all(root, n_null=n_null, quiet=quiet, mapper=crew.map)
         bids.clear_work(root)
     return path
+
+
+@contextmanager
+def mapped(dask: str | None) -> Iterator[glm.Mapper]:
+    """Map of a cluster, which does a function for many items, or the builtin one for None.
+
+    Parameters
+    ----------
+    dask : str or None
+        See `scan`.
+    """
+    if dask is None:
+        yield map
+        return
+    with _crew(dask, threads=1) as crew:
+        yield crew.map
 
 
 @contextmanager

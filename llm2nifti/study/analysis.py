@@ -18,7 +18,7 @@ from tqdm import tqdm
 from llm2nifti import bids, glm, networks
 from llm2nifti.bids import Run
 
-ALPHA = 0.05
+THRESHOLD = {"alpha": 0.05, "height_control": "fdr", "top": 0.01, "two_sided": True}
 N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
 
 Maps = dict[tuple[str, int], NDArray[np.float64]]
@@ -45,12 +45,10 @@ def check_repeated(runs: Sequence[Run]) -> None:
 def analyse_maps(
     runs: Sequence[Run],
     *,
-    alpha: float = ALPHA,
-    height_control: str = "fdr",
-    top: float = 0.01,
-    two_sided: bool = True,
     frames: glm.Frames = "trial",
     quiet: bool = False,
+    mapper: glm.Mapper = map,
+    **threshold: Any,
 ) -> dict[str, Any]:
     """Fit every task, threshold, and write maps and networks, a task and a run.
 
@@ -58,13 +56,15 @@ def analyse_maps(
     ----------
     runs : sequence of Run
         Runs of one model.
-    alpha, height_control, top, two_sided
-        See `llm2nifti.networks.threshold`; ``permutation`` is
-        `llm2nifti.networks.threshold_by_permutation`.
     frames : {"trial", "token"}
         See `llm2nifti.glm.fit`.
     quiet : bool, default=False
         Show no progress bar.
+    mapper : callable, default=map
+        Fits the slabs of large runs; see `llm2nifti.glm.fit`.
+    **threshold : dict
+        ``alpha, height_control, top, two_sided`` of `llm2nifti.networks.threshold`; the height
+        control ``permutation`` is `llm2nifti.networks.threshold_by_permutation`.
 
     Returns
     -------
@@ -72,18 +72,18 @@ def analyse_maps(
         One entry a task: active units, shares, profile over layers and sites.
     """
     out = {}
+    threshold = {**THRESHOLD, **threshold}
+    how: dict[str, Any] = {"frames": frames, "quiet": quiet, "mapper": mapper}
     tasks = by_task(runs)
     n_fits = len(tasks) + len(runs)
     with tqdm(total=n_fits, desc="glm", unit="fit", disable=quiet or None) as bar:
         for task, task_runs in tasks.items():
             bar.set_description(f"glm {task}")
-            options = {"alpha": alpha, "height_control": height_control, "top": top}
-            options["two_sided"] = two_sided
-            single = [_fit(task, [run], frames, options, quiet=quiet) for run in task_runs]
+            single = [_fit(task, [run], threshold, how) for run in task_runs]
             for run, (maps, network) in zip(task_runs, single, strict=True):
                 _write_maps(run, maps, network, only_run=True, frames=frames)
                 bar.update()
-            maps, network = _fit(task, task_runs, frames, options, quiet=quiet)
+            maps, network = _fit(task, task_runs, threshold, how)
             _write_maps(task_runs[0], maps, network, only_run=False, frames=frames)
             bar.update()
             out[task] = _task_numbers(task_runs, maps, network, [s for s, _ in single])
@@ -91,13 +91,13 @@ def analyse_maps(
 
 
 def _fit(
-    task: str, runs: list[Run], frames: glm.Frames, options: dict[str, Any], *, quiet: bool
+    task: str, runs: list[Run], threshold: dict[str, Any], how: dict[str, Any]
 ) -> tuple[glm.StatMaps, networks.Network]:
     """Contrast of a task against its controls, and its network."""
-    maps = glm.fit(runs, frames=frames, quiet=quiet).contrast(f"{task} - {glm.CONTROL}")
-    if options["height_control"] != "permutation":
-        return maps, networks.threshold(maps, **options)
-    if frames == "token":
+    maps = glm.fit(runs, **how).contrast(f"{task} - {glm.CONTROL}")
+    if threshold["height_control"] != "permutation":
+        return maps, networks.threshold(maps, **threshold)
+    if how["frames"] == "token":
         raise glm.DesignError("permutation tests prompts, not tokens: use --frames trial")
     events = pd.concat([run.events for run in runs], ignore_index=True)
     # Trials of different runs may differ in their mean, which permutation does not know.
@@ -107,8 +107,8 @@ def _fit(
         np.concatenate([run.values() for run in runs]),
         (events["trial_type"] != glm.CONTROL).to_numpy(),
         np.column_stack([run_columns, glm.nuisance(events).to_numpy()]),
-        alpha=options["alpha"],
-        two_sided=options["two_sided"],
+        alpha=threshold["alpha"],
+        two_sided=threshold["two_sided"],
     )
     return maps, replace(network, name=maps.name)
 

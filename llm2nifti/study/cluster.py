@@ -188,7 +188,7 @@ class Workers:
                     )
             self._finish("scan", quiet=quiet, n_done=len(jobs) - len(begun))
 
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Results of a function for each item, in order, as the builtin gives them."""
         for item in items:
             self._submit(_apply, function, item, name="analyse")

@@ -84,7 +84,7 @@ class Crew(Protocol):
         """Do all jobs; those of untrained copies come after those they replay."""
 
     @property
-    def map(self) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]:
+    def map(self) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]:
         """Do a function for each of some items, as the builtin does: parts of the analysis."""
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from llm2nifti.study.analysis import (
 from llm2nifti.study.overview import compare_sessions
 from llm2nifti.study.summary import Who, describe_dataset, read_summary, update_summary, versions
 
-Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+Mapper = glm.Mapper
 
 
 def analyse(
