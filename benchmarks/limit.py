@@ -1,9 +1,9 @@
 """How far is a scan from what this machine's matrix products allow?
 
 The work of a forward pass is its linear layers: 2 x weights x tokens floating-point operations.
-How fast the machine does them is measured with the model's own weights, one layer after the other,
-at the rows that decoding has (a batch) and at those of a long prompt pass. The limit is work over
-rate: no attention, no norms, no Python, no recording.
+How fast the machine does them, by the same library as in a scan, is measured with the model's own
+weights, one layer after the other, at the rows that decoding has (a batch) and at those of a long
+prompt pass. The limit is work over rate: no attention, no norms, no Python, no recording.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from recorders import scan
 from torch.utils.flop_counter import FlopCounterMode
+
+from llm2nifti.scanner.kernels import fast_linear, name_for
 
 ROWS = (64, 1024)  # decoding, reading prompts
 N_REPEATS = 5
@@ -46,10 +48,13 @@ def linear_weights(model):
 def seconds_of_products(weights, n_rows):
     """Wall time of one linear layer after the other on `n_rows` rows."""
     inputs = {w.shape[1]: torch.randn(n_rows, w.shape[1]).to(w) for w in weights}
-    with torch.inference_mode():
+    layers = [torch.nn.Linear(*reversed(w.shape), bias=False, device="meta") for w in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with torch.inference_mode(), fast_linear(torch.nn.ModuleList(layers)):
         start = time.perf_counter()
-        for weight in weights:
-            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        for layer in layers:
+            layer(inputs[layer.in_features])
         return time.perf_counter() - start
 
 
@@ -71,12 +76,19 @@ def needed(model, design, *, shared):
     return Work(n_prompt, n_trials * (n_frames - 1), n_trials * n_frames)
 
 
+def count_linear(x_shape, weight_shape, *_args, **_kwargs):
+    """Floating-point operations of oneDNN's linear layer, which torch does not count."""
+    return 2 * int(np.prod(x_shape)) * weight_shape[0]
+
+
 def count_operations(run):
     """Floating-point operations of a call, as torch counts them.
 
     They are those of matrix products; torch 2.13 does not count its attention kernel for CPUs.
     """
-    with FlopCounterMode(display=False) as counter:
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    known = {onednn: count_linear} if onednn is not None else {}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         run()
     return counter.get_total_flops()
 
@@ -129,7 +141,8 @@ def describe_limit(model, design, **settings):
     return [
         f"Limit: {sum(w.numel() for w in blocks):,} weights in the blocks' matrices and "
         f"{heads[0].numel():,} in the head's, 2 operations a weight and token. `linear` with them "
-        f"does {decoding / 1e9:.1f} GFLOP/s at {ROWS[0]} rows (the head {head / 1e9:.1f}) and "
+        f"({name_for(model.module)}) does "
+        f"{decoding / 1e9:.1f} GFLOP/s at {ROWS[0]} rows (the head {head / 1e9:.1f}) and "
         f"{reading / 1e9:.1f} at {ROWS[1]}; prompts count at the latter, decoded tokens and logits "
         f"at the former. A scan took {seconds:.2f} s; medians of {N_REPEATS}, in turn. Counted: "
         "by torch's FlopCounterMode, with padding; what is not decoding counts as prompt.",

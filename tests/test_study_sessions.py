@@ -26,7 +26,7 @@ def planted(task, run, *, seed, **model):
     is_task = (recording.paradigm.trials["trial_type"] == task).to_numpy()
     values = recording.values.copy()
     pattern = np.random.default_rng(list(task.encode())).normal(size=recording.brain.n_units)
-    values[is_task] += pattern.astype(np.float32)
+    values[np.repeat(is_task, recording.counts)] += pattern.astype(np.float32)
     return replace(recording, values=values)
 
 
