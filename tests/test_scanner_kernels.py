@@ -64,3 +64,10 @@ def test_without_the_kernel_torch_does_it(monkeypatch):
     with kernels.fast_linear(layer):
         assert "forward" not in vars(layer)
     assert kernels.name_for(layer) == "torch's default"
+
+
+def test_looking_for_the_kernel_draws_no_random_numbers():
+    kernels.has_onednn.cache_clear()
+    before = torch.random.get_rng_state()
+    assert isinstance(kernels.has_onednn(), bool)
+    assert torch.equal(before, torch.random.get_rng_state())
