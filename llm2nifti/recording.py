@@ -105,12 +105,14 @@ class Recording:
             raise RecordingError("trials have different numbers of frames; use trials()")
         return self.values.reshape(len(self.counts), -1, self.values.shape[1])
 
+    def means(self) -> Iterator[NDArray[np.float32]]:
+        """(1, n_units) mean of the volumes of one trial after another."""
+        for trial in self.trials():
+            yield trial.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+
     def trial_means(self) -> NDArray[np.float32]:
         """(n_trials, n_units) mean of each trial's volumes."""
-        means = np.empty((len(self.counts), self.values.shape[1]), np.float32)
-        for i, trial in enumerate(self.trials()):
-            means[i] = trial.mean(axis=0, dtype=np.float64)
-        return means
+        return np.concatenate(list(self.means()))
 
     def __repr__(self) -> str:
         """Say the sizes."""

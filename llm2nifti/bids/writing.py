@@ -201,8 +201,8 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
     if recording.frames in REDUCED:
         _link(paths.trial_bold, paths.bold, root)
     else:
-        means = recording.trial_means()
-        write_frames(paths.trial_bold, root, brain, [means], n_volumes=len(means), t_r=t_r)
+        n_trials = len(recording.counts)
+        write_frames(paths.trial_bold, root, brain, recording.means(), n_volumes=n_trials, t_r=t_r)
     if recording.paradigm.frame_counts is not None:
         _write_trial_events(paths, recording, t_r)
     sidecar = {
