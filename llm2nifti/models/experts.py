@@ -49,6 +49,8 @@ def opened(model: nn.Module, points: list[str]) -> Iterator[None]:
             _register()
         for name in owners:
             module: Any = model.get_submodule(name)
+            if hasattr(module, CHILD):  # someone looks already
+                continue
             before = module.config._experts_implementation
             module.add_module(CHILD, nn.Identity())
             stack.callback(delattr, module, CHILD)

@@ -8,6 +8,7 @@ from llm2nifti.networks.identification import (
     name_runs,
     name_trials,
 )
+from llm2nifti.networks.matched import matched
 from llm2nifti.networks.network import (
     Network,
     ThresholdError,
@@ -49,6 +50,7 @@ __all__ = [
     "jaccard",
     "jackknife",
     "largest",
+    "matched",
     "matrix",
     "name_prompts",
     "name_runs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import nibabel as nib
@@ -51,12 +51,15 @@ class Network:
         1 for units that respond more, -1 for less, 0 for units outside the network.
     how : str
         How it was found.
+    weights : (n_units,) float array, optional
+        How much each unit counts, 0 to 1, where the network came from a map that says so.
     """
 
     name: str
     brain: ModelBrain
     signs: NDArray[np.int8]
     how: str = "mask image"
+    weights: NDArray[np.float64] | None = None
 
     @property
     def units(self) -> NDArray[np.bool_]:
@@ -67,6 +70,31 @@ class Network:
     def n_units(self) -> int:
         """Units in the network."""
         return int(self.units.sum())
+
+    @property
+    def strengths(self) -> NDArray[np.float64]:
+        """(n_units,) how much each unit counts: its weight, or 1; 0 outside the network."""
+        return self.units.astype(float) if self.weights is None else self.weights * self.units
+
+    def at(self, *sites: str) -> Network:
+        """Keep the units at sites of these names, such as ``attn`` and ``mlp``.
+
+        Raises
+        ------
+        ThresholdError
+            If a site was not recorded.
+        """
+        recorded = list(dict.fromkeys(site.name for site in self.brain.sites))
+        unknown = [name for name in sites if name not in recorded]
+        if unknown:
+            raise ThresholdError(
+                f"network {self.name!r} has no site {unknown[0]!r}; its dataset was scanned with "
+                f"{', '.join(recorded)}"
+            )
+        inside = np.repeat(
+            [site.name in sites for site in self.brain.sites], np.diff(self.brain.offsets)
+        )
+        return replace(self, signs=np.where(inside, self.signs, 0).astype(np.int8))
 
     def mask_img(self) -> nib.Nifti1Image:
         """Binary NIfTI image of the network."""
@@ -235,16 +263,38 @@ def threshold_by_permutation(
 
 
 def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") -> Network:
-    """Make a network of any mask image in the model's space; non-zero voxels belong to it.
+    """Make a network of any image in the model's space; non-zero voxels belong to it.
+
+    Parameters
+    ----------
+    brain : ModelBrain
+        Geometry.
+    img : Nifti1Image
+        A binary mask, also one drawn by hand; an atlas of whole numbers; or a map, such as a
+        thresholded t map, whose magnitudes weight the units (the largest counts 1).
+    name : str, default="mask"
+        What to call the network.
+
+    Returns
+    -------
+    Network
 
     Raises
     ------
     llm2nifti.geometry.SpaceError
         If the image has another shape or affine.
+    ThresholdError
+        If the image has several volumes, or no voxel of the model is non-zero.
     """
-    return Network(
-        name, brain, np.sign(np.nan_to_num(geometry.from_img(brain, img))).astype(np.int8)
-    )
+    values = np.nan_to_num(np.asarray(geometry.from_img(brain, img), float))
+    if values.ndim != 1:
+        raise ThresholdError(f"mask {name!r} has {len(values)} volumes; give a 3D image")
+    if not values.any():
+        raise ThresholdError(f"mask {name!r} marks no unit of space {brain.space}")
+    sizes = np.abs(values)
+    is_map = bool((values % 1).any()) and len(np.unique(sizes[sizes > 0])) > 1
+    weights = sizes / sizes.max() if is_map else None
+    return Network(name, brain, np.sign(values).astype(np.int8), "mask image", weights)
 
 
 def largest(scores: NDArray, share: float) -> NDArray[np.bool_]:

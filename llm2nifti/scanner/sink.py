@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.hooks import Callback, Point, tap
-from llm2nifti.models import LoadedModel, experts, fused
+from llm2nifti.hooks import Callback, Point
+from llm2nifti.models import LoadedModel
+from llm2nifti.models.points import parts, tapped
 
 
 class Sink:
@@ -58,29 +59,11 @@ class Sink:
             self._out[:] = self.values.cpu().numpy()
 
 
-def parts(
-    model: LoadedModel, brain: ModelBrain
-) -> dict[Point, list[tuple[slice, torch.Tensor | None]]]:
-    """Units of the recording that each point fills, with the part of its tensor, None for all."""
-    found: dict[Point, list[tuple[slice, torch.Tensor | None]]] = {}
-    for site in brain.sites:
-        index = None
-        if site.part:
-            which, layout = site.part.split(":")
-            weight = model.module.get_parameter(f"{site.module}.weight")
-            index = fused.indices(model.module.config, layout, which, max(weight.shape))
-        point = Point(site.module, site.where)
-        found.setdefault(point, []).append((brain.slice_of(site), index))
-    return found
-
-
 @contextmanager
 def listening(
     model: LoadedModel, brain: ModelBrain, stream: Point, callback: Callback
 ) -> Iterator[None]:
     """Call back with the tensors of all sites, and with the stream's end."""
     points = list(dict.fromkeys([*(Point(s.module, s.where) for s in brain.sites), stream]))
-    with ExitStack() as stack:
-        stack.enter_context(experts.opened(model.module, [point.module for point in points]))
-        stack.enter_context(tap(model.module, points, callback))
+    with tapped(model, points, callback):
         yield

@@ -1,0 +1,245 @@
+"""The interventions: lesion, scale, steer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm2nifti import geometry
+from llm2nifti.geometry import ModelBrain
+from llm2nifti.interventions.controls import Controls
+from llm2nifti.interventions.editing import Edit, Edited, InterventionError, edited
+from llm2nifti.models import LoadedModel
+from llm2nifti.networks import Network
+
+LesionMode = Literal["zero", "mean", "resample"]
+
+
+class EffectMaps(Protocol):
+    """What `steer` needs of a contrast; `llm2nifti.glm.StatMaps` has it."""
+
+    @property
+    def effect_img(self) -> nib.Nifti1Image: ...  # noqa: D102
+    @property
+    def brain(self) -> ModelBrain: ...  # noqa: D102
+
+
+@contextmanager
+def lesion(
+    model: LoadedModel,
+    network: Network,
+    mode: LesionMode = "zero",
+    *,
+    controls: Controls | None = None,
+    seed: int = 0,
+) -> Iterator[None]:
+    """Take the units of a network out of action.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model, of the network's space.
+    network : Network
+        Its units are lesioned at every position, also while the prompt is read. A unit is lesioned
+        or not: weights do not count.
+    mode : {"zero", "mean", "resample"}, default="zero"
+        Put in their place 0; their mean over control trials; or, at every token, their values in a
+        control trial drawn at random.
+    controls : Controls, optional
+        From `control_trials`; ``mean`` and ``resample`` need them.
+    seed : int, default=0
+        Seed of ``resample``.
+
+    Raises
+    ------
+    InterventionError
+        If the network is of another space, or the control trials are missing.
+
+    Notes
+    -----
+    ``attn`` and ``mlp`` units are added to the stream, and ``heads`` and ``mlp_hidden`` are read by
+    the layers that compute these. ``resid`` units are the stream itself: later layers write to it
+    again, so a unit that is zeroed in one layer does not stay at zero.
+
+    Examples
+    --------
+    >>> with lesion(model, network, "mean", controls=controls):  # doctest: +SKIP
+    ...     model.module.generate(**inputs)
+    """
+    if mode not in ("zero", "mean", "resample"):
+        raise InterventionError(f"mode is {mode!r}; use zero, mean or resample")
+    if mode == "zero":
+        make = _zero
+    elif controls is None:
+        raise InterventionError(f"mode {mode!r} needs control trials: controls=control_trials(...)")
+    elif controls.brain.space != network.brain.space:
+        raise InterventionError(
+            f"the control trials are in space {controls.brain.space}, the network is in "
+            f"{network.brain.space}"
+        )
+    else:
+        make = _Mean(controls.mean) if mode == "mean" else _Resample(controls.trials, seed)
+    with edited(model, network.brain, network.units, make):
+        yield
+
+
+@contextmanager
+def scale(model: LoadedModel, network: Network, factor: float) -> Iterator[None]:
+    """Multiply the units of a network.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model, of the network's space.
+    network : Network
+        Its units; one of weight w is multiplied by ``1 + w * (factor - 1)``.
+    factor : float
+        0 silences, 1 changes nothing, 2 doubles.
+
+    Raises
+    ------
+    InterventionError
+        If the network is of another space or the factor is not a finite number.
+    """
+    _check_finite("factor", factor)
+    values = 1 + network.strengths * (factor - 1)
+    with edited(model, network.brain, network.units, _Affine(values, None)):
+        yield
+
+
+@contextmanager
+def steer(
+    model: LoadedModel,
+    stat_map: EffectMaps | nib.Nifti1Image,
+    strength: float = 1.0,
+    *,
+    network: Network | None = None,
+    brain: ModelBrain | None = None,
+) -> Iterator[None]:
+    """Push the model along a contrast: add its effect to its own units.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model, of the map's space.
+    stat_map : StatMaps or Nifti1Image
+        A contrast, or an image of what to add, in the activations' own units.
+    strength : float, default=1.0
+        1 adds the difference between task and control once; negative values push away.
+    network : Network, optional
+        Steer these units only, each by its weight. By default all units of the map.
+    brain : ModelBrain, optional
+        Geometry; needed for an image where no network is given.
+
+    Raises
+    ------
+    InterventionError
+        If map and network are of different spaces, or no geometry is known.
+
+    Notes
+    -----
+    What is added to ``attn`` and ``mlp`` units stays in the stream. What is added to ``resid``
+    units is added once more in every layer, so steer by the one or the other:
+    ``network=network.at("attn", "mlp")``.
+    """
+    _check_finite("strength", strength)
+    values, brain = _effects(stat_map, network, brain)
+    values = values * strength
+    with edited(model, brain, values != 0, _Affine(None, values)):
+        yield
+
+
+def _effects(
+    stat_map: EffectMaps | nib.Nifti1Image, network: Network | None, brain: ModelBrain | None
+) -> tuple[NDArray[np.float64], ModelBrain]:
+    """What to add to each unit, and where the units are."""
+    img = getattr(stat_map, "effect_img", stat_map)
+    own = getattr(stat_map, "brain", None)
+    given = [b for b in (own, brain, None if network is None else network.brain) if b is not None]
+    if not given:
+        raise InterventionError("an image needs brain= or network= to say where its units are")
+    spaces = list(dict.fromkeys(b.space for b in given))
+    if len(spaces) > 1:
+        raise InterventionError(f"map and network are in different spaces: {', '.join(spaces)}")
+    values = np.nan_to_num(np.asarray(geometry.from_img(given[0], img), float))
+    if values.ndim != 1:
+        raise InterventionError(f"the map has {len(values)} volumes; give a 3D image")
+    return (values if network is None else values * network.strengths), given[0]
+
+
+def _check_finite(name: str, value: float) -> None:
+    """Raise unless a parameter is a finite number."""
+    if not np.isfinite(value):
+        raise InterventionError(f"{name} is {value}; it must be a finite number")
+
+
+def _zero(where: Edited) -> Edit:
+    """Edit that puts zeros in the place of units."""
+    index = torch.from_numpy(where.positions)
+    return lambda x: x.index_fill(-1, index.to(x.device), 0)
+
+
+class _Mean:
+    """Edits that put fixed values in the place of units."""
+
+    def __init__(self, values: NDArray) -> None:
+        self.values = values
+
+    def __call__(self, where: Edited) -> Edit:
+        index = torch.from_numpy(where.positions)
+        values = torch.from_numpy(np.asarray(self.values[where.units], np.float32))
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            new = values.to(x).expand(*x.shape[:-1], -1)
+            return x.index_copy(-1, index.to(x.device), new)
+
+        return edit
+
+
+class _Resample:
+    """Edits that put values of random control trials in the place of units."""
+
+    def __init__(self, trials: NDArray, seed: int) -> None:
+        self.trials = trials
+        self.rng = np.random.default_rng([seed, 20231110])
+
+    def __call__(self, where: Edited) -> Edit:
+        index = torch.from_numpy(where.positions)
+        trials = torch.from_numpy(np.asarray(self.trials[:, where.units], np.float32))
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            drawn = torch.from_numpy(self.rng.integers(len(trials), size=x.shape[:-1]))
+            return x.index_copy(-1, index.to(x.device), trials[drawn].to(x))
+
+        return edit
+
+
+class _Affine:
+    """Edits that multiply units, then add to them; both by vectors as wide as the tensor."""
+
+    def __init__(self, factors: NDArray | None, offsets: NDArray | None) -> None:
+        self.factors = factors
+        self.offsets = offsets
+
+    def __call__(self, where: Edited) -> Edit:
+        made: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
+        neutral, values = (1.0, self.factors) if self.offsets is None else (0.0, self.offsets)
+        assert values is not None
+
+        def vector(x: torch.Tensor) -> torch.Tensor:
+            key = (x.shape[-1], x.dtype, x.device)
+            if key not in made:
+                whole = np.full(x.shape[-1], neutral)
+                whole[where.positions] = values[where.units]
+                made[key] = torch.from_numpy(whole).to(x)
+            return made[key]
+
+        if self.offsets is None:
+            return lambda x: x * vector(x)
+        return lambda x: x + vector(x)

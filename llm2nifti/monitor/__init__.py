@@ -1,0 +1,1 @@
+"""Which networks are active while the model speaks?"""

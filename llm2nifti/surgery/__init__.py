@@ -1,0 +1,1 @@
+"""Which weights are they? Prune, export, targets for training."""
