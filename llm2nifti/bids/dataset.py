@@ -63,6 +63,8 @@ neighbours in an arbitrary order: smoothing and cluster statistics mean nothing.
 IGNORED = [
     "*.html",
     "summary.json",
+    "lesion.json",
+    "*_evaluations.jsonl",
     "figures",
     "figures/",
     "*_statmap.*",
