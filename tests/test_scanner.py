@@ -86,7 +86,7 @@ def test_recording_equals_naive_recorder(tiny_folders, kind, sites, batch_size):
     check_against_naive(model, result, is_chat=False)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "mistral", "gemma3_text"])
 def test_shared_beginning_is_read_once_and_changes_nothing(tiny_folders, kind):
     model = models.load(str(tiny_folders[kind]))
     design = small_design()

@@ -97,7 +97,7 @@ class Generator:
         else:
             prompts, extra = prefill.pad(encoded, fill), {}
         if self.model.kind == "seq2seq":
-            prompts = prefill.pad(encoded, fill, at=None)
+            prompts = prefill.pad(encoded, fill, at_end=True)
         device = self.model.device
         ids, mask = prompts.ids.to(device), prompts.mask.to(device)
         if self.model.kind == "seq2seq":  # ahead of the hooks: the encoder's pass is no frame

@@ -96,7 +96,7 @@ class Reader:
         order = np.argsort([len(tokens) for tokens in encoded], kind="stable")
         rows: dict[int, dict[str, Any]] = {}
         for chunk in np.array_split(order, min(prefill.N_CHUNKS, len(order))):
-            prompts = prefill.pad([encoded[i] for i in chunk], self.stimuli.fill, at=None)
+            prompts = prefill.pad([encoded[i] for i in chunk], self.stimuli.fill, at_end=True)
             pool = Pool([frames[i] for i in chunk], prompts.ids.shape[1], self.model.device)
             into = torch.cat([torch.arange(first[i], first[i + 1]) for i in chunk])
             norms, logits = self._pass(prompts, pool, into, sink)
