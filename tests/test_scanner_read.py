@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from llm2nifti import models, paradigm, scanner, stimuli
+from llm2nifti import geometry, models, paradigm, scanner, stimuli
 
 
 def small_design(n_frames=4):
@@ -160,3 +160,35 @@ def test_empty_prompt_has_nothing_to_read(tiny_model):
     trials.loc[2, "prompt"] = "\u2003"
     with pytest.raises(scanner.ScanError, match="has no word to read"):
         scan(tiny_model, dataclasses.replace(design, trials=trials), mode="read", frames="word")
+
+
+def test_the_head_is_read_where_it_is_asked_for(tiny_model):
+    design = small_design()
+    tokens = scan(tiny_model, design, mode="read", frames="token", sites="regex:lm_head")
+    whole = scan(tiny_model, design, mode="read", frames="trial", sites="regex:lm_head")
+    np.testing.assert_allclose(whole.values, tokens.trial_means(), rtol=1e-4, atol=1e-5)
+    assert np.abs(whole.values).max() > 0
+
+
+def test_a_site_that_is_not_called_is_an_error_and_not_zeros(tiny_model):
+    out = np.zeros((1, 24), np.float32)
+    site = geometry.Site("resid", 1, "model.layers.0", 24)
+    sink = scanner.sink.Sink(tiny_model, geometry.layout([site]), out)
+    with pytest.raises(scanner.ScanError, match=r"'model.layers.0' was not called"):
+        sink.finish()
+
+
+@pytest.mark.parametrize("prompt", ["ant", "a", "user", " a dog "])
+def test_a_prompt_is_found_where_the_template_puts_it(tiny_model, monkeypatch, prompt):
+    template = "user: {{ messages[0]['content'] | trim }} <a>assistant"
+    monkeypatch.setattr(tiny_model.tokenizer, "chat_template", template)
+    design = small_design()
+    design = dataclasses.replace(design, trials=design.trials.assign(prompt=prompt))
+    stimulus = scanner.prepare(tiny_model, design, scanner.Settings(mode="read", frames="token"))
+    encoded = tiny_model.tokenizer(stimulus.rendered[0], return_offsets_mapping=True)
+    start = len("user: ")
+    shown = range(start, start + len(prompt.strip()))
+    expected = [
+        [i] for i, (a, b) in enumerate(encoded["offset_mapping"]) if set(range(a, b)) & set(shown)
+    ]
+    assert stimulus.frames[0] == expected

@@ -131,13 +131,15 @@ class Reader:
         return norms, logits
 
     def _trunk(self) -> Any:
-        """What is run: without the head, where its logits are not needed."""
+        """What is run: without the head, where neither its logits nor its units are needed."""
         module = self.model.module
         if self.model.kind == "seq2seq":
             return module.get_encoder()
         if self.model.kind == "encoder" or self.has_logits:
             return module
-        return module.get_decoder()
+        trunk = module.get_decoder()
+        inside = next((f"{name}." for name, part in module.named_modules() if part is trunk), "")
+        return trunk if all(s.module.startswith(inside) for s in self.brain.sites) else module
 
     def _measure(
         self,

@@ -82,8 +82,11 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     frames: list[list[Positions]] = []
     if settings.mode == "read":
         frames = _image_frames(model, settings, len(images)) if images else []
+        n_after = 0 if images or rendered == prompts else _n_after(model, settings)
         for i, prompt in enumerate(prompts if not images else []):
-            frames.append(_text_frames(model, rendered[i], prompt, encoded[i], settings.frames))
+            start, shown = _find(rendered[i], prompt, n_after)
+            spans = _spans(model, rendered[i], rendered=rendered != prompts)
+            frames.append(_text_frames(rendered[i], shown, start, spans, settings.frames))
     _check_frames(paradigm, settings, frames)
     return Stimuli(
         n_frames=paradigm.n_frames,
@@ -167,14 +170,33 @@ def _image_frames(model: LoadedModel, settings: Settings, n_trials: int) -> list
     return [[[-1] if settings.frames == "last" else list(range(n_tokens))]] * n_trials
 
 
+def _n_after(model: LoadedModel, settings: Settings) -> int:
+    """Characters that the chat template puts after a prompt."""
+    mark = "\N{SNOWMAN}"
+    return len(model.render([mark], settings.template)[0].rpartition(mark)[2])
+
+
+def _find(text: str, prompt: str, n_after: int) -> tuple[int, str]:
+    """Where in the rendered text a prompt starts, and how it is shown there.
+
+    It is the last thing before what the template adds: "ant" also stands in "assistant".
+    """
+    for shown in (prompt, prompt.strip()):  # some templates trim
+        start = text.rfind(shown, 0, len(text) - n_after)
+        if start >= 0:
+            return start, shown
+    raise ScanError(
+        f"the chat template changes the prompt {prompt!r}, so its tokens cannot be found; "
+        "use --template none"
+    )
+
+
 def _text_frames(
-    model: LoadedModel, text: str, prompt: str, ids: list[int], frames: str
+    text: str, prompt: str, start: int, spans: Sequence[tuple[int, int]], frames: str
 ) -> list[Positions]:
     """Positions of each frame of one prompt: template and special tokens are not stimulus."""
-    spans = _spans(model, text, rendered=text != prompt)
-    start = text.rfind(prompt)
     stop = start + len(prompt)
-    inside = [i for i, (a, b) in enumerate(spans[: len(ids)]) if a < stop and b > start]
+    inside = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
     if frames == "trial":
         return [inside]
     if frames == "last":
