@@ -153,6 +153,14 @@ def test_half_precision_is_recordable(tiny_folders):
     assert len(model.anatomy.stacks[0].blocks) == 3
 
 
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama", "phi"])
+def test_parts_are_found_under_the_rounding_of_a_large_stream(tiny_folders, kind):
+    expected = models.load(str(tiny_folders[kind])).anatomy.stacks[0].blocks
+    model = models.load(str(tiny_folders[kind]), dtype="bfloat16")
+    model.module.get_input_embeddings().weight.data *= 300
+    assert [b.parts for b in model.anatomy.stacks[0].blocks] == [b.parts for b in expected]
+
+
 def test_templates(tiny_model, real_model):
     assert tiny_model.render(["a"], "auto") == ["a"]
     assert real_model.render(["a"], "none") == ["a"]
