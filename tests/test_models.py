@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from llm2nifti import models, paradigm, scanner
 from llm2nifti.hooks import Point
-from llm2nifti.models import anatomy, cache, loading, weights
+from llm2nifti.models import anatomy, cache, loading, sites, weights
 
 
 def outputs_by_hand(model, names):
@@ -99,6 +100,19 @@ def test_fused_projections_are_refused_by_role(tiny_folders):
     model = models.load(str(tiny_folders["gpt2"]))
     with pytest.raises(models.NoSuchSiteError, match="c_attn"):
         model.sites("q")
+
+
+def test_fused_projection_may_be_narrower_than_the_stream():
+    config = transformers.Phi3Config(
+        vocab_size=60, hidden_size=24, intermediate_size=40, num_hidden_layers=1, pad_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    module = transformers.Phi3ForCausalLM(config).eval()
+    stacks = anatomy.dissect(module).stacks
+    (site,) = sites.find_sites(module, stacks, "k", fused_qkv="contiguous")
+    found = weights.weight_norms(module, stacks, (site,))
+    rows = module.model.layers[0].self_attn.qkv_proj.weight.detach()[8:12]
+    np.testing.assert_allclose(found, rows.norm(dim=1), rtol=1e-5)
 
 
 def test_model_without_blocks_lists_its_parts():

@@ -125,6 +125,20 @@ def can_continue(model: LoadedModel) -> bool:
     return grows and len(layers) == len(model.anatomy.stacks[-1].blocks)
 
 
+@torch.no_grad()
+def leaves_padding_out(model: LoadedModel) -> bool:
+    """Whether padding before a prompt changes nothing; RWKV reads it whatever the mask says."""
+    ids, mask = torch.tensor([[1, 0, 2, 3]]), torch.tensor([[0, 1, 1, 1]])
+    logits = []
+    for first in (0, 1):
+        inputs = {"input_ids": ids[:, first:], "attention_mask": mask[:, first:]}
+        if "position_ids" in signature(model.module.forward).parameters:
+            inputs["position_ids"] = positions(inputs["attention_mask"])
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        logits.append(model.module(**inputs).logits[0, -1].float())
+    return bool((logits[0] - logits[1]).norm() < 0.05 * logits[1].norm())
+
+
 def select(cache: Any, rows: Sequence[int] | np.ndarray) -> Any:
     """Copy of a cache with these rows of its batch; None stays None."""
     from transformers import DynamicCache
