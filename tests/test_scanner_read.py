@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import transformers
 
 from llm2nifti import geometry, models, paradigm, scanner, stimuli
 
@@ -137,6 +138,20 @@ def test_patches_of_an_image_can_be_frames(tiny_folders, tmp_path):
     np.testing.assert_allclose(tokens.trial_means(), whole.values, rtol=1e-4, atol=1e-5)
     with pytest.raises(scanner.ScanError, match="images have no words"):
         scan(model, design, frames="word")
+
+
+def test_an_image_has_as_many_patches_as_its_processor_leaves(tmp_path):
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=56, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "model")
+    crop = {"height": 28, "width": 28}
+    processor = transformers.BitImageProcessorPil(size={"shortest_edge": 28}, crop_size=crop)
+    processor.save_pretrained(tmp_path / "model")
+    table = stimuli.load(tiny.draw_images(tmp_path / "images", n=8))
+    design = paradigm.blocks("discs", table=table, n_blocks=1, trials_per_block=2)
+    result = scan(models.load(str(tmp_path / "model")), design, frames="token")
+    assert (result.counts == 5).all()  # 4 patches and one class token
 
 
 def test_image_tables_are_checked(tmp_path):

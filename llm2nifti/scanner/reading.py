@@ -18,7 +18,7 @@ from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.generating import measure
-from llm2nifti.scanner.settings import Settings
+from llm2nifti.scanner.settings import ScanError, Settings
 from llm2nifti.scanner.sink import Sink, listening
 from llm2nifti.scanner.stimulus import Stimuli
 
@@ -80,6 +80,11 @@ class Reader:
     ) -> torch.Tensor:
         """(n_frames, n_units) of a batch; stacks of one model differ in their numbers of tokens."""
         if len(frames[0]) > 1:
+            if values.shape[1] != len(frames[0]):
+                raise ScanError(
+                    f"an image has {values.shape[1]} tokens where {len(frames[0])} were expected; "
+                    "use --frames trial or last"
+                )
             return values.flatten(0, 1)
         if frames[0] == [[-1]]:
             return values[:, -1]
