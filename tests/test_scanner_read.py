@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from PIL import Image
 
 from llm2nifti import geometry, models, paradigm, scanner, stimuli
 
@@ -152,6 +153,41 @@ def test_an_image_has_as_many_patches_as_its_processor_leaves(tmp_path):
     design = paradigm.blocks("discs", table=table, n_blocks=1, trials_per_block=2)
     result = scan(models.load(str(tmp_path / "model")), design, frames="token")
     assert (result.counts == 5).all()  # 4 patches and one class token
+
+
+@pytest.fixture
+def tiling_model(tiny_folders, tmp_path):
+    """LLaVA-NeXT, which cuts an image into as many tiles as its shape asks for."""
+    llava = transformers.LlavaConfig.from_pretrained(tiny_folders["llava"])
+    grid = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+    parts = {"text_config": llava.text_config, "vision_config": llava.vision_config}
+    config = transformers.LlavaNextConfig(
+        **parts, image_token_index=llava.image_token_index, **grid
+    )
+    transformers.LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    crop = {"height": 32, "width": 32}
+    images = transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size=crop, **grid
+    )
+    transformers.LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tiny_folders["llava"]),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=tiny.IMAGE,
+    ).save_pretrained(tmp_path / "model")
+    return models.load(str(tmp_path / "model"))
+
+
+def test_images_of_different_shapes_are_not_mixed_in_a_batch(tiling_model, tmp_path):
+    table = stimuli.load(tiny.draw_images(tmp_path / "images", n=8))
+    for i, image in enumerate(table["image"]):
+        Image.open(image).resize([(60, 60), (60, 30), (30, 60)][i % 3]).save(image)
+    design = paradigm.blocks("discs", table=table, n_blocks=1, trials_per_block=4)
+    alone = scan(tiling_model, design, mode="read", batch_size=1)
+    together = scan(tiling_model, design, mode="read")
+    np.testing.assert_allclose(together.values, alone.values, rtol=1e-3, atol=1e-5)
 
 
 def test_image_tables_are_checked(tmp_path):

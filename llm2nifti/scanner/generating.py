@@ -104,7 +104,8 @@ class Generator:
         """Inputs of a batch; what can be read ahead of generation is read here."""
         stim_ids = self.stimuli.stim_ids[trials]
         if self.stimuli.images:
-            inputs = self.stimuli.image_inputs(self.model, trials)
+            rows = range(*trials.indices(len(self.stimuli.images)))
+            inputs = self.stimuli.image_inputs(self.model, rows)
             return _Batch(inputs.pop("input_ids"), inputs.pop("attention_mask"), inputs, stim_ids)
         encoded, fill = self.stimuli.encoded[trials], self.stimuli.fill
         if self.reads_ahead:

@@ -62,17 +62,30 @@ class Reader:
 
     def _read_images(self, trials: slice, sink: Sink) -> Rows:
         """Read images, with their text where the model reads text."""
-        frames = self.stimuli.frames[trials]
+        batch = range(*trials.indices(len(self.stimuli.images)))
+        # Some models cut large images into tiles; a batch has to have as many of each image.
+        groups = [list(batch)]
+        if self.model.kind == "imagetext":
+            groups = self.stimuli.by_image_size(batch)
+        for group in groups:
+            whole = len(group) == len(batch)  # only then may a trial have several frames
+            into = slice(None) if whole else torch.tensor(group) - batch.start
+            self._read_alike(group, into, sink)
+        return [_empty_row() for _ in batch]
+
+    def _read_alike(self, trials: list[int], into: slice | torch.Tensor, sink: Sink) -> None:
+        """Read images of one size into rows of the batch."""
+        frames = [self.stimuli.frames[trial] for trial in trials]
         inputs = self.stimuli.image_inputs(self.model, trials)
         mask = inputs.get("attention_mask")
 
         def store(point: Point, tensor: torch.Tensor) -> None:
             values = tensor.reshape(len(frames), -1, tensor.shape[-1])
-            sink.put(point, slice(None), self._of_images(values, mask, frames))
+            rows = into if isinstance(into, slice) else into.to(values.device)
+            sink.put(point, rows, self._of_images(values, mask, frames))
 
         with listening(self.model, self.brain, self.stream, store):
             self.model.module(**inputs)
-        return [_empty_row() for _ in frames]
 
     @staticmethod
     def _of_images(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,26 @@ class Stimuli:
     images: list[Path]
     frames: list[list[Positions]]
 
-    def image_inputs(self, model: LoadedModel, trials: slice) -> dict[str, Any]:
+    def image_inputs(self, model: LoadedModel, trials: Iterable[int]) -> dict[str, Any]:
         """Inputs of a batch of images with their text."""
         from PIL import Image
 
-        images = []
-        for path in self.images[trials]:
-            with Image.open(path) as image:
+        images, texts = [], []
+        for trial in trials:
+            texts.append(self.rendered[trial])
+            with Image.open(self.images[trial]) as image:
                 images.append(image.convert("RGB"))
-        return model.image_inputs(images, self.rendered[trials])
+        return model.image_inputs(images, texts)
+
+    def by_image_size(self, trials: Iterable[int]) -> list[list[int]]:
+        """Trials in groups whose images have one size."""
+        from PIL import Image
+
+        groups: dict[tuple[int, int], list[int]] = {}
+        for trial in trials:
+            with Image.open(self.images[trial]) as image:
+                groups.setdefault(image.size, []).append(trial)
+        return list(groups.values())
 
 
 def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimuli:
