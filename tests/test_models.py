@@ -115,6 +115,18 @@ def test_fused_projection_may_be_narrower_than_the_stream():
     np.testing.assert_allclose(found, rows.norm(dim=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("spec", ["default", "resid", "mlp"])
+def test_a_block_that_is_called_again_is_refused(spec):
+    config = transformers.AlbertConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, pad_token_id=0
+    )
+    module = transformers.AlbertModel(config).eval()
+    stacks = anatomy.dissect(module).stacks
+    with pytest.raises(models.UnknownArchitectureError, match="called 3 times in one pass"):
+        sites.find_sites(module, stacks, spec)
+    assert sites.find_sites(module, stacks, "embed")[0].module == "embeddings.word_embeddings"
+
+
 def test_model_without_blocks_lists_its_parts():
     class Flat(torch.nn.Module):
         def __init__(self):

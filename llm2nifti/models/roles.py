@@ -37,16 +37,24 @@ class Block:
     problem : str
         Why the parts could not be established, or empty. The block can still be recorded by
         module names.
+    n_calls : int
+        Calls in one pass; those of a block that is called again (ALBERT shares its weights) cannot
+        be told apart.
     """
 
     name: str
     parts: Mapping[str, str] = field(default_factory=dict)
     projections: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    n_calls: int = 1
 
 
 def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
     """Establish the parts of one block from a probe pass."""
+    n_calls = probe.calls[name]
+    if n_calls > 1:
+        problem = f"block {name!r} is called {n_calls} times in one pass: layers share its weights"
+        return Block(name, problem=problem, n_calls=n_calls)
     candidates = _candidates(model, name, probe)
     parts = _pre_norm(name, candidates, probe) or _post_norm(model, name, candidates, probe)
     if not parts:
