@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from llm2nifti import bids, glm, models, paradigm, scanner, stimuli
 
@@ -80,6 +81,18 @@ def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):
     for name, image in zip(run.events["stim_file"], design.trials["image"], strict=True):
         kept = tmp_path / "ds" / "stimuli" / name
         assert kept.read_bytes() == Path(image).read_bytes()
+
+
+def test_an_image_that_changed_is_not_shown_by_its_old_copy(tiny_folders, tmp_path):
+    table = stimuli.load(tiny.draw_images(tmp_path / "images", n=40))
+    design = paradigm.blocks("discs", table=table, **SIZES)
+    model = models.load(str(tiny_folders["vit"]))
+    bids.write(scan(model, design), tmp_path / "ds")
+    image = Path(design.trials["image"].iloc[0])
+    Image.new("RGB", (48, 48), "white").save(image)
+    bids.write(scan(model, design), tmp_path / "ds", overwrite=True)
+    name = bids.read(tmp_path / "ds", task="discs").events["stim_file"].iloc[0]
+    assert (tmp_path / "ds" / "stimuli" / name).read_bytes() == image.read_bytes()
 
 
 def test_parts_of_fused_projections_are_rebuilt_from_the_dataset(tiny_folders, tmp_path, validate):

@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from llm2nifti import models, paradigm, scanner
 from llm2nifti.hooks import Point
-from llm2nifti.models import anatomy, cache, loading, weights
+from llm2nifti.models import anatomy, cache, loading, sites, weights
 
 
 def outputs_by_hand(model, names):
@@ -101,6 +102,31 @@ def test_fused_projections_are_refused_by_role(tiny_folders):
         model.sites("q")
 
 
+def test_fused_projection_may_be_narrower_than_the_stream():
+    config = transformers.Phi3Config(
+        vocab_size=60, hidden_size=24, intermediate_size=40, num_hidden_layers=1, pad_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    module = transformers.Phi3ForCausalLM(config).eval()
+    stacks = anatomy.dissect(module).stacks
+    (site,) = sites.find_sites(module, stacks, "k", fused_qkv="contiguous")
+    found = weights.weight_norms(module, stacks, (site,))
+    rows = module.model.layers[0].self_attn.qkv_proj.weight.detach()[8:12]
+    np.testing.assert_allclose(found, rows.norm(dim=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["default", "resid", "mlp"])
+def test_a_block_that_is_called_again_is_refused(spec):
+    config = transformers.AlbertConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, pad_token_id=0
+    )
+    module = transformers.AlbertModel(config).eval()
+    stacks = anatomy.dissect(module).stacks
+    with pytest.raises(models.UnknownArchitectureError, match="called 3 times in one pass"):
+        sites.find_sites(module, stacks, spec)
+    assert sites.find_sites(module, stacks, "embed")[0].module == "embeddings.word_embeddings"
+
+
 def test_model_without_blocks_lists_its_parts():
     class Flat(torch.nn.Module):
         def __init__(self):
@@ -151,6 +177,14 @@ def test_impossible_type_and_device_are_named(tiny_folders, options, message):
 def test_half_precision_is_recordable(tiny_folders):
     model = models.load(str(tiny_folders["llama"]), dtype="bfloat16")
     assert len(model.anatomy.stacks[0].blocks) == 3
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama", "phi"])
+def test_parts_are_found_under_the_rounding_of_a_large_stream(tiny_folders, kind):
+    expected = models.load(str(tiny_folders[kind])).anatomy.stacks[0].blocks
+    model = models.load(str(tiny_folders[kind]), dtype="bfloat16")
+    model.module.get_input_embeddings().weight.data *= 300
+    assert [b.parts for b in model.anatomy.stacks[0].blocks] == [b.parts for b in expected]
 
 
 def test_templates(tiny_model, real_model):

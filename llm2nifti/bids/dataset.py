@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def remove_dataset(root: Path) -> None:
     if not _is_ours(root):
         return
     people = root / "participants.tsv"
-    ours = list(read_tsv(people)["participant_id"]) if people.exists() else []
+    named = list(read_tsv(people)["participant_id"]) if people.exists() else []
+    # A table that was edited by hand must not lead out of the dataset, or to all of it.
+    ours = [name for name in named if re.fullmatch(r"sub-[0-9A-Za-z]+", str(name))]
     for path in [*(root / name for name in ours), root / DERIVATIVES]:
         if path.exists():
             shutil.rmtree(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -126,8 +127,9 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
 
 
 def _stimulus_name(stim_id: str, image: str) -> str:
-    """Name of an image under ``stimuli/``: unique and safe."""
-    return f"{label(stim_id)}{Path(image).suffix.lower()}"
+    """Name of an image under ``stimuli/``: safe, and another one for another content."""
+    digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()[:8]
+    return f"{label(stim_id)}-{digest}{Path(image).suffix.lower()}"
 
 
 def _copy_images(root: Path, trials: pd.DataFrame) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from llm2nifti.models.cache import ModelError
 
@@ -64,6 +65,12 @@ def indices(config: Any, layout: str, which: str, n_units: int) -> torch.Tensor:
     group = torch.arange(n_units).reshape(n_groups, -1)
     start = sum(per_group[name] for name in "qkv"[: "qkv".index(which)]) * size
     return group[:, start : start + per_group[which] * size].flatten()
+
+
+def n_outputs(module: nn.Module) -> int:
+    """Units that a projection puts out: torch's Linear stores (out, in), Conv1D (in, out)."""
+    weight: Any = module.weight
+    return int(weight.shape[0 if isinstance(module, nn.Linear) else 1])
 
 
 def _heads(config: Any) -> tuple[int, int]:
