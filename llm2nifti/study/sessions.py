@@ -57,6 +57,7 @@ def analyse(
     dict
         The content of ``summary.json`` in the session's `llm2nifti.bids.analysis_folder`.
     """
+    root = Path(root).resolve()  # the mapper may work in another folder
     runs = bids.read_all(root, subject=subject, session=session)
     who = (runs[0].subject, runs[0].session)
     parts: dict[str, Any] = describe_dataset(runs)
