@@ -128,17 +128,25 @@ def remove_dataset(root: Path) -> None:
         return
     people = root / "participants.tsv"
     ours = list(read_tsv(people)["participant_id"]) if people.exists() else []
+    shown = [name for subject in ours for name in _images_of(root / subject)]
     for path in [*(root / name for name in ours), root / DERIVATIVES]:
         if path.exists():
             shutil.rmtree(path)
     single = ["README.md", "participants.tsv", "participants.json", ".bidsignore"]
     # The description stays: it says that the folder is ours to write to.
     single += [VALIDATOR_CONFIG, "code/llm2nifti_plan.json"]
+    single += [f"stimuli/{name}" for name in shown]
     for path in [*root.glob("task-*_events.json"), *(root / name for name in single)]:
         path.unlink(missing_ok=True)
     for work in (root / WORK).glob("*"):
         if work.is_dir():
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _images_of(folder: Path) -> set[str]:
+    """Images under ``stimuli/`` that a model was shown."""
+    tables = [read_tsv(path) for path in folder.glob("**/func/*_events.tsv")]
+    return {name for table in tables if "stim_file" in table for name in table["stim_file"]}
 
 
 def _is_ours(root: Path) -> bool:

@@ -70,6 +70,8 @@ class Design:
                     f"tasks {labels[bids.label(task)]!r} and {task!r} have the same BIDS label "
                     f"{bids.label(task)!r}; rename one"
                 )
+        if stimuli.IMAGE in table:
+            bids.stimulus_names(table)  # for its checks
         return paradigm.experiment(
             self.tasks or found,
             n_runs=self.n_runs,
