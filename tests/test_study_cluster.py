@@ -242,7 +242,7 @@ def test_workers_in_another_folder_find_the_dataset(
 def test_a_file_that_is_missing_is_not_called_a_lost_scheduler(two_workers, tmp_path):
     with (
         study.mapped(two_workers[0].scheduler_address) as mapper,
-        pytest.raises(FileNotFoundError, match="nowhere.nii"),  # nibabel's has no errno
+        pytest.raises(FileNotFoundError, match=r"nowhere\.nii"),  # nibabel's has no errno
     ):
         list(mapper(nib.load, [tmp_path / "nowhere.nii"]))
 

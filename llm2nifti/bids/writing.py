@@ -144,7 +144,8 @@ def stimulus_names(trials: pd.DataFrame) -> list[str]:
     LabelError
         If an identifier has no ASCII letter or digit, or two would give the same name.
     """
-    names, owners = [], {}
+    names: list[str] = []
+    owners: dict[str, str] = {}
     for stim_id, image in zip(trials["stim_id"], trials["image"], strict=True):
         names.append(f"{label(stim_id)}{Path(image).suffix.lower()}")
         other = owners.setdefault(names[-1].lower(), stim_id)
