@@ -165,6 +165,18 @@ class Plan:
         return "_".join(bids.folder_of(self.model.label(), self.model.session).parts)
 
 
+def check_shared(plans: Sequence[Plan]) -> None:
+    """Raise StudyError unless all plans show the same and compress alike: a dataset has one way."""
+    for plan in plans:
+        for name in ("design", "compress"):
+            first, other = getattr(plans[0], name), getattr(plan, name)
+            if other != first:
+                raise StudyError(
+                    f"all plans of a dataset have one {name}; {plans[0].who} has {first}, "
+                    f"{plan.who} {other}"
+                )
+
+
 def check_labels(plans: Sequence[Plan]) -> None:
     """Raise StudyError unless every model and session, and every untrained copy, is named apart."""
     seen: dict[str, Plan] = {}
