@@ -204,7 +204,16 @@ def test_a_missing_file_is_named(tmp_path):
         read_study(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("option", [["--seed", "1"], ["--n-null", "3"], ["--no-untrained"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--seed", "1"],
+        ["--n-null", "3"],
+        ["--no-untrained"],
+        ["--n-runs", str(paradigm.N_RUNS)],  # the default, but perhaps not what the file says
+        ["--task", "pathology"],
+    ],
+)
 def test_options_of_the_scan_do_not_go_with_a_study_file(tmp_path, option, capsys):
     path = tmp_path / "study.toml"
     path.write_text(SMALL)

@@ -25,7 +25,15 @@ from llm2nifti.scanner import ScanError, Settings
 from llm2nifti.scanner import check as check_prompts
 from llm2nifti.scanner import scan as scan_run
 from llm2nifti.study.lock import StudyError
-from llm2nifti.study.plans import PLAN_FILE, Design, ModelChoice, Plan, check_labels, keep_plans
+from llm2nifti.study.plans import (
+    PLAN_FILE,
+    Design,
+    ModelChoice,
+    Plan,
+    check_labels,
+    check_shared,
+    keep_plans,
+)
 
 __all__ = [
     "PLAN_FILE",
@@ -142,6 +150,7 @@ def check(root: Path, plans: Plan | Sequence[Plan]) -> list[Paradigm]:
     plans = _as_list(plans)
     bids.check_folder(root)
     check_labels(plans)
+    check_shared(plans)
     return plans[0].design.paradigms()
 
 
