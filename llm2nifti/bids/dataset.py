@@ -65,6 +65,7 @@ IGNORED = [
     "*.html",
     "summary.json",
     "lesion.json",
+    "lesion_masks.json",
     "*_evaluations.jsonl",
     "figures",
     "figures/",

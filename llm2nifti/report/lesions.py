@@ -152,7 +152,8 @@ def _selectivity_sentence(condition: Mapping[str, Any], who: str) -> str:
     pairs = condition["double_dissociations"]
     held = sum(pair["holds"] for pair in pairs)
     return (
-        f"{who}: lesions change their own task's text by {_with_interval(s['value'], s['interval'])}"
+        f"{who}: lesions change their own task's text by "
+        f"{_with_interval(s['value'], s['interval'])}"
         " nats a token more than other tasks' text, after taking out how fragile each task is; "
         f"matched random units by {number(min(s['random']), 3)} to {number(max(s['random']), 3)}. "
         f"{held} of {plural(len(pairs), 'pair')} of tasks show a double dissociation."

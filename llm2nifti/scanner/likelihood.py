@@ -15,7 +15,7 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.kernels import fast_linear
 from llm2nifti.scanner.settings import ScanError
-from llm2nifti.scanner.stimulus import fill_token, stimulus_positions
+from llm2nifti.scanner.stimulus import fill_token, read_frames
 
 BATCH_SIZE = 32  # texts; each has a row of the vocabulary a token
 
@@ -66,16 +66,19 @@ def dialogues(
     rendered = model.render(list(prompts), template)
     encoded = model.encode(rendered, rendered=rendered != list(prompts))
     texts = []
-    for text, prompt, ids, answer in zip(rendered, prompts, encoded, answers, strict=True):
+    asked: list[list[list[int]]] = [[[]]] * len(encoded)
+    if model.kind != "seq2seq":
+        asked = read_frames(model, prompts, rendered, template)
+    for ids, answer, inside in zip(encoded, answers, asked, strict=True):
         written = tuple(int(token) for token in answer)
         if model.kind == "seq2seq":
             start = int(model.module.generation_config.decoder_start_token_id or 0)
             after = tuple(range(1, len(written) + 1))
             texts.append(Text((start, *written), after, tuple(ids)))
             continue
-        asked = [i for i in stimulus_positions(model, text, prompt, ids) if i > 0]
+        before = tuple(i for i in inside[0] if i > 0)
         after = tuple(range(len(ids), len(ids) + len(written)))
-        texts.append(Text((*ids, *written), (*asked, *after)))
+        texts.append(Text((*ids, *written), (*before, *after)))
     return texts
 
 
@@ -136,11 +139,11 @@ def _shared(model: LoadedModel, texts: Sequence[Text]) -> Any:
 def _batch(model: LoadedModel, texts: Sequence[Text], shared: Any) -> NDArray[np.float64]:
     """Mean log probabilities of one batch."""
     n_before = 0 if shared is None else shared.get_seq_length()
-    padded = prefill.pad([text.ids[n_before:] for text in texts], fill_token(model), at=None)
+    padded = prefill.pad([text.ids[n_before:] for text in texts], fill_token(model), at_end=True)
     device = model.device
     ids = padded.ids.to(device)
     if model.kind == "seq2seq":
-        read = prefill.pad([text.source for text in texts], fill_token(model), at=None)
+        read = prefill.pad([text.source for text in texts], fill_token(model), at_end=True)
         inputs = {"input_ids": read.ids.to(device), "attention_mask": read.mask.to(device)}
         inputs["decoder_input_ids"] = ids
     else:

@@ -86,23 +86,23 @@ def read_ahead(
         With a cache, unless every prompt has a single token.
     """
     heads = [tokens[:-1] for tokens in encoded]
-    n_common = _common_length(heads)
+    n_common = common_length(heads)
     n_shared = n_common + _group_length([tokens[n_common:] for tokens in heads])
     prompts = pad(encoded, fill)
     if prompts.ids.shape[1] == 1:
         return prompts
     device = model.device
-    cache = _continue(model, None, torch.tensor([heads[0][:n_common]]))
+    cache = extend(model, None, torch.tensor([heads[0][:n_common]]))
     starts = sorted({tuple(tokens[n_common:n_shared]) for tokens in heads})
     group = np.array([starts.index(tuple(tokens[n_common:n_shared])) for tokens in heads])
-    cache = _continue(model, select(cache, [0] * len(starts)), torch.tensor(starts))
+    cache = extend(model, select(cache, [0] * len(starts)), torch.tensor(starts))
     order = np.argsort([len(tokens) for tokens in heads], kind="stable")
     chunks = [rows for rows in np.array_split(order, min(N_CHUNKS, len(order))) if len(rows)]
     read = []
     for rows in chunks:
         rest = pad([heads[row][n_shared:] for row in rows], fill, at_end=True)
         start = select(cache, group[rows])
-        read.append(_continue(model, start, rest.ids, rest.mask))
+        read.append(extend(model, start, rest.ids, rest.mask))
     merged = _merge(read, chunks, [len(tokens) for tokens in heads], room)
     return Prompts(prompts.ids.to(device), prompts.mask.to(device), merged)
 
@@ -115,7 +115,7 @@ def can_continue(model: LoadedModel) -> bool:
     if model.kind != "causal":
         return False
     try:
-        cache = _continue(model, None, torch.zeros((1, 2), dtype=torch.int64))
+        cache = extend(model, None, torch.zeros((1, 2), dtype=torch.int64))
         layers = cache.layers
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
         return False  # its forward takes no such cache
@@ -153,7 +153,7 @@ def select(cache: Any, rows: Sequence[int] | np.ndarray) -> Any:
 
 
 @torch.no_grad()
-def _continue(
+def extend(
     model: LoadedModel, cache: Any, ids: torch.Tensor, mask: torch.Tensor | None = None
 ) -> Any:
     """Cache after reading more tokens, without the head."""
@@ -179,7 +179,7 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _common_length(heads: Sequence[Sequence[int]]) -> int:
+def common_length(heads: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with."""
     columns = zip(*heads, strict=False)
     return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))

@@ -93,11 +93,8 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     frames: list[list[Positions]] = []
     if settings.mode == "read":
         frames = _image_frames(model, settings, len(images)) if images else []
-        n_after = 0 if images or rendered == prompts else _n_after(model, settings)
-        for i, prompt in enumerate(prompts if not images else []):
-            start, shown = _find(rendered[i], prompt, n_after)
-            spans = _spans(model, rendered[i], rendered=rendered != prompts)
-            frames.append(_text_frames(rendered[i], shown, start, spans, settings.frames))
+        if not images:
+            frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
     _check_frames(paradigm, settings, frames)
     return Stimuli(
         n_frames=paradigm.n_frames,
@@ -105,14 +102,14 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         prompts=prompts,
         rendered=rendered,
         encoded=encoded,
-        fill=_fill(model),
+        fill=fill_token(model),
         is_chat=rendered != prompts and model.kind != "vision",
         images=images,
         frames=frames,
     )
 
 
-def _fill(model: LoadedModel) -> int:
+def fill_token(model: LoadedModel) -> int:
     """Padding token; its embedding is never attended to."""
     if model.tokenizer is None:
         return 0
@@ -181,10 +178,40 @@ def _image_frames(model: LoadedModel, settings: Settings, n_trials: int) -> list
     return [[[-1] if settings.frames == "last" else list(range(n_tokens))]] * n_trials
 
 
-def _n_after(model: LoadedModel, settings: Settings) -> int:
+def read_frames(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    rendered: Sequence[str],
+    template: str,
+    frames: str = "trial",
+) -> list[list[Positions]]:
+    """Positions of the tokens that make up each frame of each prompt, without the template's.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model.
+    prompts, rendered : sequence of str
+        Bare prompts, and with the chat template applied.
+    template : str
+        Which template that was; see `llm2nifti.models.LoadedModel.render`.
+    frames : {"trial", "token", "word", "last"}, default="trial"
+        What a frame is; of ``trial`` and ``last`` every prompt has one.
+    """
+    is_rendered = list(rendered) != list(prompts)
+    n_after = _n_after(model, template) if is_rendered else 0
+    found = []
+    for text, prompt in zip(rendered, prompts, strict=True):
+        start, shown = _find(text, prompt, n_after)
+        spans = _spans(model, text, rendered=is_rendered)
+        found.append(_text_frames(text, shown, start, spans, frames))
+    return found
+
+
+def _n_after(model: LoadedModel, template: str) -> int:
     """Characters that the chat template puts after a prompt."""
     mark = "\N{SNOWMAN}"
-    return len(model.render([mark], settings.template)[0].rpartition(mark)[2])
+    return len(model.render([mark], template)[0].rpartition(mark)[2])
 
 
 def _find(text: str, prompt: str, n_after: int) -> tuple[int, str]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llm2nifti import bids, glm, networks
+from llm2nifti import glm, networks
 from llm2nifti.bids import Run
 from llm2nifti.interventions import Controls, control_trials, lesion
 from llm2nifti.models import LoadedModel
@@ -28,12 +28,15 @@ from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods
 from llm2nifti.study.evaluations import Evaluations
 from llm2nifti.study.lock import StudyError
 
+MODES = ("mean", "zero", "resample")
 STREAM = ("embed", "resid", "norm")  # carry the stream; what is lesioned here, layers write again
 
 
 @dataclass(frozen=True)
 class Condition:
     """One way to lesion.
+
+    Raises StudyError where a value makes no sense.
 
     Attributes
     ----------
@@ -49,10 +52,19 @@ class Condition:
     mode: str = "mean"
     share: float | None = 0.01
 
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.mode not in MODES:
+            raise StudyError(f"mode is {self.mode!r}; use mean, zero or resample")
+        if self.share is not None and not 0 < self.share <= 0.5:
+            raise StudyError(f"share is {self.share:g}; it must lie above 0 and be at most 0.5")
+
 
 @dataclass(frozen=True)
 class Sizes:
     """How much is measured.
+
+    Raises StudyError where a value makes no sense.
 
     Attributes
     ----------
@@ -67,6 +79,14 @@ class Sizes:
     n_random: int = 5
     n_prompts: int = 8
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("n_random", "n_prompts"):
+            if getattr(self, name) < 1:
+                raise StudyError(
+                    f"{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more"
+                )
 
 
 FULL = tuple(
@@ -88,8 +108,10 @@ class Bench:
         At least 2 runs of every task.
     sizes : Sizes
         How much is measured.
+    tasks : sequence of str
+        Tasks whose networks, made from the runs, are lesioned; by default all.
     given : sequence of Network
-        Networks to lesion; by default those of the tasks, made from the runs.
+        Networks to lesion instead.
     """
 
     def __init__(
@@ -98,6 +120,7 @@ class Bench:
         runs: Sequence[Run],
         sizes: Sizes,
         *,
+        tasks: Sequence[str] = (),
         given: Sequence[Network] = (),
     ) -> None:
         self.model = model
@@ -105,14 +128,13 @@ class Bench:
         self.sizes = sizes
         self.given = {network.name: network for network in given}
         self.brain = self.runs[0].brain
-        self.tasks = list(dict.fromkeys(run.task for run in self.runs))
         self.folds = sorted({run.run for run in self.runs})
         if len(self.folds) < 2:
             raise StudyError(
                 "lesions are measured on runs that made no network: they need 2 or more runs of "
                 "each task"
             )
-        self.names = list(self.given or self.tasks)
+        self.names = list(self.given or tasks or dict.fromkeys(run.task for run in self.runs))
         self._intact: dict[int, NDArray[np.float64]] = {}
         self._controls: dict[int, Controls] = {}
 
@@ -170,18 +192,20 @@ class Bench:
     def _made(self, condition: Condition, task: str, fold: int, kind: str) -> Network:
         """Units that respond most, or least, to a task in the other runs."""
         assert condition.share is not None
-        t = glm.t_map([c for (name, run), c in self.contrasts.items() if name == task and run != fold])
-        names = condition.sites or default_sites(self.runs[0])
-        inside = np.concatenate(
-            [np.full(s.n_units, s.name in names) for s in self.brain.sites]
+        t = glm.t_map(
+            [c for (name, run), c in self.contrasts.items() if name == task and run != fold]
         )
+        names = condition.sites or default_sites(self.runs[0])
+        inside = np.concatenate([np.full(s.n_units, s.name in names) for s in self.brain.sites])
         size = np.abs(t)
         scores = np.where(inside, -size if kind == "bottom" else size, -np.inf)
         chosen = networks.largest(scores, condition.share * inside.mean())
         signs = np.where(chosen, np.where(t < 0, -1, 1), 0).astype(np.int8)
         return Network(task, self.brain, signs, f"{kind} {condition.share:.1%} by |t|")
 
-    def change(self, condition: Condition, name: str, fold: int, kind: str) -> dict[str, list[float]]:
+    def change(
+        self, condition: Condition, name: str, fold: int, kind: str
+    ) -> dict[str, list[float]]:
         """Change of every text's mean log probability under one lesion, by task."""
         by_task = self.texts[fold]
         texts = [text for some in by_task.values() for text in some]
@@ -311,7 +335,7 @@ def evaluations_of(folder: Path, bench: Bench, *, overwrite: bool) -> Evaluation
     first = bench.runs[0]
     settings = {
         "sizes": asdict(bench.sizes),
-        "networks": {name: _digest(bench, name) for name in bench.names},
+        "given": {name: _digest(network) for name, network in bench.given.items()},
         "weights": first.sidecar["Model"]["WeightsHash"],
         "runs": [[run.task, run.run] for run in bench.runs],
         "space": bench.brain.space,
@@ -321,8 +345,6 @@ def evaluations_of(folder: Path, bench: Bench, *, overwrite: bool) -> Evaluation
     return Evaluations(path, settings, overwrite=overwrite)
 
 
-def _digest(bench: Bench, name: str) -> str:
-    """What tells a network that was given from another of the same name; empty for a task's own."""
-    if name not in bench.given:
-        return ""
-    return hashlib.sha256(bench.given[name].signs.tobytes()).hexdigest()
+def _digest(network: Network) -> str:
+    """What tells a network from another of the same name."""
+    return hashlib.sha256(network.signs.tobytes()).hexdigest()

@@ -29,6 +29,7 @@ from llm2nifti.study.reloading import reload
 __all__ = ["FULL", "RESULT", "Condition", "Sizes", "lesion_dataset", "read_networks"]
 
 RESULT = "lesion.json"
+MASKS = "lesion_masks.json"  # the same of masks that were given
 
 
 def lesion_dataset(
@@ -66,13 +67,14 @@ def lesion_dataset(
     Returns
     -------
     dict
-        The content of ``lesion.json`` in the session's `llm2nifti.bids.analysis_folder`:
-        ``effects[network][task]`` of the first condition, the same of the untrained model, and all
-        ``conditions``.
+        The content of ``lesion.json``, or of ``lesion_masks.json`` where masks were given, in the
+        session's `llm2nifti.bids.analysis_folder`: ``effects[network][task]`` of the first
+        condition, the same of the untrained model, and all ``conditions``.
     """
     sizes = sizes or Sizes()
+    root = Path(root)
     runs = bids.read_all(root, subject=subject, session=session)
-    runs, given = read_networks(runs, which)
+    tasks, given = read_networks(runs, which)
     folder = bids.analysis_folder(root, runs[0].subject, runs[0].session)
     groups = [runs]
     copy = untrained_runs(root, runs) if untrained and not given else []
@@ -83,7 +85,7 @@ def lesion_dataset(
     for group in groups:
         name = options.get("model_name")
         model = reload(group[0], name=name, device=options.get("device", "cpu"))
-        bench = Bench(model, group, sizes, given=given)
+        bench = Bench(model, group, sizes, tasks=tasks, given=given)
         kept = evaluations_of(folder, bench, overwrite=options.get("overwrite", False))
         sweep(bench, conditions, kept, quiet=options.get("quiet", False))
         found.append([results(bench, condition, kept) for condition in conditions])
@@ -97,12 +99,12 @@ def lesion_dataset(
     }
     if len(found) > 1:
         content["untrained"]["conditions"] = found[1]
-    bids.write_json(folder / RESULT, Path(root), content)
+    bids.write_json(folder / (MASKS if given else RESULT), root, content)
     return content
 
 
-def read_networks(runs: Sequence[Run], which: str) -> tuple[list[Run], list[Network]]:
-    """Runs and given networks that a user's words mean.
+def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Network]]:
+    """Tasks or given networks that a user's words mean.
 
     Parameters
     ----------
@@ -113,10 +115,10 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[Run], list[Netw
 
     Returns
     -------
-    list of Run
-        Those of the tasks; all of them for images.
+    list of str
+        Tasks whose networks come from the runs; none for images.
     list of Network
-        Networks of the images; empty for tasks, whose networks come from the runs.
+        Networks of the images; none for tasks.
 
     Raises
     ------
@@ -126,7 +128,7 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[Run], list[Netw
     tasks = list(dict.fromkeys(run.task for run in runs))
     words = tasks if which == "all" else [word.strip() for word in which.split(",")]
     if all(word in tasks for word in words):
-        return [run for run in runs if run.task in words], []
+        return words, []
     given = []
     for word in words:
         if not Path(word).is_file():
@@ -135,7 +137,7 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[Run], list[Netw
             )
         name = Path(word).name.removesuffix(".gz").removesuffix(".nii")
         given.append(networks.from_mask(runs[0].brain, nib.load(word), name=name))
-    return list(runs), given
+    return [], given
 
 
 def untrained_runs(root: Path, runs: Sequence[Run]) -> list[Run]:
