@@ -127,6 +127,14 @@ def test_a_block_that_is_called_again_is_refused(spec):
     assert sites.find_sites(module, stacks, "embed")[0].module == "embeddings.word_embeddings"
 
 
+def test_a_stream_with_the_tokens_first_is_refused():
+    config = transformers.XLNetConfig(vocab_size=60, d_model=24, n_layer=1, n_head=3, d_inner=40)
+    model = models.LoadedModel("xlnet", transformers.XLNetLMHeadModel(config), None, {})
+    assert model.context is None
+    with pytest.raises(models.UnknownArchitectureError, match=r"\(5, 2, 24\), not \(trials"):
+        _ = model.anatomy
+
+
 def test_model_without_blocks_lists_its_parts():
     class Flat(torch.nn.Module):
         def __init__(self):
