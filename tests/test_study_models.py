@@ -235,6 +235,17 @@ def test_labels_that_clash_are_refused_before_anything_is_written(tiny_folders, 
     assert not (tmp_path / "ds").exists()
 
 
+@pytest.mark.parametrize("other", [{"design": Design(("archeology",))}, {"compress": True}])
+def test_plans_that_differ_in_what_they_share_are_refused(tiny_folders, tmp_path, other):
+    plans = [
+        Plan(ModelChoice(str(tiny_folders["llama"])), Design(("pathology",))),
+        Plan(ModelChoice(str(tiny_folders["gpt2"])), **{"design": Design(("pathology",)), **other}),
+    ]
+    with pytest.raises(StudyError, match=f"one {next(iter(other))}; sub-tinyllama has"):
+        study.scan(tmp_path / "ds", plans)
+    assert not (tmp_path / "ds").exists()
+
+
 def test_the_last_models_mistake_is_said_before_the_first_is_scanned(tiny_folders, tmp_path):
     wrong = '\n[[model]]\nname = "nowhere/model"\n'
     path = write_study(tmp_path / "a", tiny_folders, PLAIN, wrong)

@@ -17,7 +17,8 @@ from llm2nifti.cli import analysis, lookup, scanning
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
         args.handler(args)
     except KeyboardInterrupt:

@@ -70,6 +70,8 @@ class Design:
                     f"tasks {labels[bids.label(task)]!r} and {task!r} have the same BIDS label "
                     f"{bids.label(task)!r}; rename one"
                 )
+        if stimuli.IMAGE in table:
+            bids.stimulus_names(table)  # for its checks
         return paradigm.experiment(
             self.tasks or found,
             n_runs=self.n_runs,
@@ -161,6 +163,18 @@ class Plan:
     def who(self) -> str:
         """Model and session as in file names."""
         return "_".join(bids.folder_of(self.model.label(), self.model.session).parts)
+
+
+def check_shared(plans: Sequence[Plan]) -> None:
+    """Raise StudyError unless all plans show the same and compress alike: a dataset has one way."""
+    for plan in plans:
+        for name in ("design", "compress"):
+            first, other = getattr(plans[0], name), getattr(plan, name)
+            if other != first:
+                raise StudyError(
+                    f"all plans of a dataset have one {name}; {plans[0].who} has {first}, "
+                    f"{plan.who} {other}"
+                )
 
 
 def check_labels(plans: Sequence[Plan]) -> None:
