@@ -127,6 +127,14 @@ def test_a_block_that_is_called_again_is_refused(spec):
     assert sites.find_sites(module, stacks, "embed")[0].module == "embeddings.word_embeddings"
 
 
+def test_a_stream_with_the_tokens_first_is_refused():
+    config = transformers.XLNetConfig(vocab_size=60, d_model=24, n_layer=1, n_head=3, d_inner=40)
+    model = models.LoadedModel("xlnet", transformers.XLNetLMHeadModel(config), None, {})
+    assert model.context is None
+    with pytest.raises(models.UnknownArchitectureError, match=r"\(5, 2, 24\), not \(trials"):
+        _ = model.anatomy
+
+
 def test_model_without_blocks_lists_its_parts():
     class Flat(torch.nn.Module):
         def __init__(self):
@@ -156,6 +164,15 @@ def test_pickled_weights_are_refused(tiny_folders, tmp_path):
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(models.ModelError, match=r"safetensors or \.gguf"):
         models.load(str(folder))
+
+
+def test_weights_that_do_not_fit_their_config_are_one_line(tiny_folders, tmp_path):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 44}))
+    with pytest.raises(models.ModelError, match="cannot load a model") as info:
+        models.load(str(folder))
+    assert "\n" not in str(info.value)
 
 
 def test_unknown_name_says_what_to_do():

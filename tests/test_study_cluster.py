@@ -165,12 +165,14 @@ def test_workers_share_the_cores_and_put_their_threads_back(two_workers, tiny_fo
         ({"gpt2": "nowhere/model"}, [], "nowhere/model"),
         ({}, ["--dask", "local:0"], "local:N with N of 1 or more"),
         ({}, ["--dask", "nonsense"], "address of a scheduler"),
+        ({}, ["--dask", "local:1", "--threads", "0"], "threads is 0; it must be at least 1"),
     ],
 )
 def test_mistakes_are_the_same_one_line_as_without_a_cluster(
     changes, options, message, tiny_folders, tmp_path, capfd
 ):
     path = write_study(tmp_path / "a", tiny_folders, **changes)
+    capfd.readouterr()  # what saving the models printed
     options = options or ["--dask", "local:1"]
     assert cli.main(["scan", str(path), "--quiet", *options]) == 2
     err = capfd.readouterr().err

@@ -221,7 +221,7 @@ def test_a_dataset_of_one_model_from_before_is_resumed(tiny_folders, tmp_path):
     path = tmp_path / "ds" / plans.PLAN_FILE
     kept = json.loads(path.read_text())
     (scan,) = kept.pop("scans").values()
-    del scan["model"]["revision"]
+    del scan["model"]["revision"], scan["settings"]["mode"], scan["settings"]["frames"]
     path.write_text(json.dumps({**kept, **scan}))
     study.scan(tmp_path / "ds", plan, quiet=True)
     assert list(json.loads(path.read_text())["scans"]) == ["sub-tinyllama"]

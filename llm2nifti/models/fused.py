@@ -75,6 +75,7 @@ def n_outputs(module: nn.Module) -> int:
 
 def _heads(config: Any) -> tuple[int, int]:
     """Numbers of query heads and of key-value heads."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("num_attention_heads", "n_head", "num_heads")
     n_q = next((getattr(config, n) for n in names if getattr(config, n, None)), 0)
     if not n_q:

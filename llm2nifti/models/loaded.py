@@ -68,8 +68,9 @@ class LoadedModel:
         config = self.module.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-            if self.kind != "vision" and getattr(config, name, None):
-                return int(getattr(config, name))
+            length = getattr(config, name, None) or 0
+            if self.kind != "vision" and length > 0:  # XLNet's -1 is no limit
+                return int(length)
         return None
 
     def modes(self) -> tuple[Mode, ...]:

@@ -258,14 +258,24 @@ def _content(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """Content as `_content` makes it, also of a file from before a study had several models."""
-    if "scans" in content:
-        return content
-    design, name = content["design"], models.short_name(content["model"]["name"])
+    """Content as `_content` makes it, also of a file that an older version wrote.
+
+    What did not exist then had the value that is now the default. Once there was one model only.
+    """
+    design = {**asdict(Design()), **content["design"]}
     if design["stimuli_path"]:
-        design = {**design, "stimuli_path": Path(design["stimuli_path"]).name}
-    model = {"revision": None, **content["model"], "name": name}
-    scans = {f"sub-{bids.label(name)}": {"model": model, "settings": content["settings"]}}
+        design["stimuli_path"] = Path(design["stimuli_path"]).name
+    scans = content.get("scans")
+    if scans is None:
+        name = models.short_name(content["model"]["name"])
+        kept = {"model": {**content["model"], "name": name}, "settings": content["settings"]}
+        scans = {f"sub-{bids.label(name)}": kept}
+    model, settings = asdict(ModelChoice()), asdict(Settings())
+    del model["subject"], model["session"]
+    scans = {
+        who: {"model": {**model, **kept["model"]}, "settings": {**settings, **kept["settings"]}}
+        for who, kept in scans.items()
+    }
     return {**content, "design": design, "scans": scans}
 
 

@@ -160,6 +160,12 @@ def _jobs(plan: Plan, designs: Sequence[Paradigm]) -> list[Job]:
     return [Job(plan, design, untrained) for untrained in copies for design in designs]
 
 
+def check_threads(number: int | None) -> None:
+    """Raise StudyError if a number of threads is below 1."""
+    if number is not None and number < 1:
+        raise StudyError(f"threads is {number}; it must be at least 1")
+
+
 @contextmanager
 def torch_threads(number: int | None) -> Iterator[None]:
     """Set the number of threads that torch computes with, and put it back; None changes nothing.
@@ -169,11 +175,10 @@ def torch_threads(number: int | None) -> Iterator[None]:
     StudyError
         If the number is below 1.
     """
+    check_threads(number)
     if number is None:
         yield
         return
-    if number < 1:
-        raise StudyError(f"threads is {number}; it must be at least 1")
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
