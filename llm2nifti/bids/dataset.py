@@ -66,6 +66,7 @@ IGNORED = [
     "summary.json",
     "lesion.json",
     "lesion_masks.json",
+    "steer.json",
     "*_evaluations.jsonl",
     "figures",
     "figures/",

@@ -47,14 +47,14 @@ def _add_lesion(commands: Any) -> None:
 
 def _lesion(args: argparse.Namespace) -> None:
     from llm2nifti import bids, study
-    from llm2nifti.study import lesions
+    from llm2nifti.study import intervening
 
     sites = tuple(name.strip() for name in args.sites.split(",") if name.strip())
-    first = lesions.Condition(sites, args.mode, args.share)
-    conditions = [first, *(c for c in lesions.FULL if c != first)] if args.full else [first]
-    sizes = lesions.Sizes(args.n_random, args.n_prompts, args.seed)
+    first = intervening.Condition(sites, args.mode, args.share)
+    conditions = [first, *(c for c in intervening.FULL if c != first)] if args.full else [first]
+    sizes = intervening.Sizes(args.n_random, args.n_prompts, args.seed)
     with study.locked(args.dataset):
-        content = lesions.lesion_dataset(
+        content = intervening.intervene(
             args.dataset,
             conditions,
             sizes=sizes,
@@ -68,4 +68,4 @@ def _lesion(args: argparse.Namespace) -> None:
             quiet=args.quiet,
         )
         bids.clear_work(args.dataset)
-    show(args, content, lesions.table(content))
+    show(args, content, intervening.table(content))

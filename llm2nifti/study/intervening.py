@@ -1,9 +1,9 @@
-"""The whole lesion experiment on a dataset: networks, matched controls, the untrained model."""
+"""The whole experiment of lesions, or of steering: networks, matched controls, untrained copy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from llm2nifti import bids, networks
 from llm2nifti.bids import Run
 from llm2nifti.networks import Network
-from llm2nifti.study.lesion_bench import (
+from llm2nifti.study.bench import (
     FULL,
     Bench,
     Condition,
@@ -26,13 +26,12 @@ from llm2nifti.study.lesion_bench import (
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.reloading import reload
 
-__all__ = ["FULL", "RESULT", "Condition", "Sizes", "lesion_dataset", "read_networks"]
+__all__ = ["FULL", "RESULTS", "Condition", "Sizes", "intervene", "read_networks"]
 
-RESULT = "lesion.json"
-MASKS = "lesion_masks.json"  # the same of masks that were given
+RESULTS = {"tasks": "lesion.json", "masks": "lesion_masks.json", "steer": "steer.json"}
 
 
-def lesion_dataset(
+def intervene(
     root: Path,
     conditions: Sequence[Condition] = (Condition(),),
     *,
@@ -43,15 +42,14 @@ def lesion_dataset(
     untrained: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    """Lesion networks of a dataset's model and write what that does to ``lesion.json``.
+    """Lesion or steer networks of a dataset's model and write what that does to text.
 
     Parameters
     ----------
     root : Path
         Root of the dataset.
     conditions : sequence of Condition
-        How to lesion; the first is the one that the summary shows. Others that were measured before
-        are kept.
+        How to intervene; the first is the one that the table and the report show.
     sizes : Sizes, optional
         How much to measure.
     which : str, default="all"
@@ -67,9 +65,10 @@ def lesion_dataset(
     Returns
     -------
     dict
-        The content of ``lesion.json``, or of ``lesion_masks.json`` where masks were given, in the
-        session's `llm2nifti.bids.analysis_folder`: ``effects[network][task]`` of the first
-        condition, the same of the untrained model, and all ``conditions``.
+        The content of ``lesion.json``, of ``lesion_masks.json`` where masks were given, or of
+        ``steer.json``, in the session's `llm2nifti.bids.analysis_folder`: the
+        ``effects[network][task]`` of the first condition, the same of the untrained model, and all
+        ``conditions``.
     """
     sizes = sizes or Sizes()
     root = Path(root)
@@ -99,7 +98,8 @@ def lesion_dataset(
     }
     if len(found) > 1:
         content["untrained"]["conditions"] = found[1]
-    bids.write_json(folder / (MASKS if given else RESULT), root, content)
+    kind = "masks" if given else "steer" if conditions[0].mode == "steer" else "tasks"
+    bids.write_json(folder / RESULTS[kind], root, content)
     return content
 
 
@@ -154,6 +154,8 @@ def untrained_runs(root: Path, runs: Sequence[Run]) -> list[Run]:
 
 def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condition:
     """Condition with its sites named; given networks are lesioned as they are."""
+    if given and condition.mode == "steer":
+        raise StudyError("a mask has no effect to steer along; steer networks of tasks")
     if given:
         return Condition(mode=condition.mode, share=None)
     names = condition.sites or default_sites(run)
@@ -163,7 +165,7 @@ def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condi
         raise StudyError(
             f"the dataset has no site {unknown[0]!r}; it was scanned with {', '.join(recorded)}"
         )
-    return Condition(names, condition.mode, condition.share)
+    return replace(condition, sites=names)
 
 
 def table(content: dict[str, Any]) -> str:

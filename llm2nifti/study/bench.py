@@ -1,7 +1,7 @@
-"""Lesion every network, and measure what that does to held-out text of every task.
+"""Lesion or steer every network, and measure what that does to held-out text of every task.
 
-A network that is lesioned is made from all runs but one, and its effect is measured on prompts and
-answers of the run that was left out. Every evaluation is kept in a file as soon as it is done, so
+A network is made from all runs but one, and what its lesion does is measured on prompts and answers
+of the run that was left out. Every evaluation is kept in a file as soon as it is done, so
 an interrupted sweep resumes.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,22 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llm2nifti import glm, networks
+from llm2nifti import geometry, glm, networks
 from llm2nifti.bids import Run
-from llm2nifti.interventions import Controls, control_trials, lesion
+from llm2nifti.interventions import Controls, control_trials, lesion, steer
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
 from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods
 from llm2nifti.study.evaluations import Evaluations
 from llm2nifti.study.lock import StudyError
 
-MODES = ("mean", "zero", "resample")
+LESIONS = ("mean", "zero", "resample")
+MODES = (*LESIONS, "steer")
 STREAM = ("embed", "resid", "norm")  # carry the stream; what is lesioned here, layers write again
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to lesion.
+    """One way to intervene.
 
     Raises StudyError where a value makes no sense.
 
@@ -42,20 +44,23 @@ class Condition:
     ----------
     sites : tuple of str
         Where the units are; empty for all sites but those of the stream.
-    mode : {"mean", "zero", "resample"}
-        See `llm2nifti.interventions.lesion`.
+    mode : {"mean", "zero", "resample", "steer"}
+        See `llm2nifti.interventions.lesion`; ``steer`` adds the task's effect to its own network.
     share : float or None
         Share of the units of these sites that respond most; None for networks that are given.
+    strength : float
+        See `llm2nifti.interventions.steer`; lesions have none.
     """
 
     sites: tuple[str, ...] = ()
     mode: str = "mean"
     share: float | None = 0.01
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.mode not in MODES:
-            raise StudyError(f"mode is {self.mode!r}; use mean, zero or resample")
+            raise StudyError(f"mode is {self.mode!r}; use mean, zero, resample or steer")
         if self.share is not None and not 0 < self.share <= 0.5:
             raise StudyError(f"share is {self.share:g}; it must lie above 0 and be at most 0.5")
 
@@ -89,7 +94,7 @@ class Sizes:
                 )
 
 
-FULL = tuple(
+FULL = tuple(  # of lesions
     Condition(sites, mode, share)
     for sites in ((), ("resid",))
     for mode in ("mean", "zero")
@@ -192,9 +197,7 @@ class Bench:
     def _made(self, condition: Condition, task: str, fold: int, kind: str) -> Network:
         """Units that respond most, or least, to a task in the other runs."""
         assert condition.share is not None
-        t = glm.t_map(
-            [c for (name, run), c in self.contrasts.items() if name == task and run != fold]
-        )
+        t = glm.t_map(self._others(task, fold))
         names = condition.sites or default_sites(self.runs[0])
         inside = np.concatenate([np.full(s.n_units, s.name in names) for s in self.brain.sites])
         size = np.abs(t)
@@ -203,21 +206,56 @@ class Bench:
         signs = np.where(chosen, np.where(t < 0, -1, 1), 0).astype(np.int8)
         return Network(task, self.brain, signs, f"{kind} {condition.share:.1%} by |t|")
 
+    def _others(self, task: str, fold: int) -> list[Any]:
+        """Contrasts of a task's other runs."""
+        return [c for (name, run), c in self.contrasts.items() if name == task and run != fold]
+
     def change(
         self, condition: Condition, name: str, fold: int, kind: str
     ) -> dict[str, list[float]]:
-        """Change of every text's mean log probability under one lesion, by task."""
+        """Change of every text's mean log probability under one intervention, by task."""
         by_task = self.texts[fold]
         texts = [text for some in by_task.values() for text in some]
         if fold not in self._intact:
             self._intact[fold] = log_likelihoods(self.model, texts)
-        network = self.network(condition, name, fold, kind)
-        controls = None if condition.mode == "zero" else self.controls(fold)
-        with lesion(self.model, network, condition.mode, controls=controls):  # type: ignore[arg-type]
+        with self._acting(condition, name, fold, kind):
             change = log_likelihoods(self.model, texts) - self._intact[fold]
         ends = np.cumsum([len(some) for some in by_task.values()])[:-1]
         parts = np.split(change, ends)
         return {task: part.tolist() for task, part in zip(by_task, parts, strict=True)}
+
+    def _acting(
+        self, condition: Condition, name: str, fold: int, kind: str
+    ) -> AbstractContextManager[None]:
+        """Do one intervention."""
+        network = self.network(condition, name, fold, kind)
+        if condition.mode != "steer":
+            controls = None if condition.mode == "zero" else self.controls(fold)
+            return lesion(self.model, network, condition.mode, controls=controls)  # type: ignore[arg-type]
+        effect = self._effect(condition, name, fold, network, kind)
+        img = geometry.to_img(self.brain, effect)
+        return steer(self.model, img, condition.strength, brain=self.brain)
+
+    def _effect(
+        self, condition: Condition, task: str, fold: int, network: Network, kind: str
+    ) -> NDArray[np.float64]:
+        """What is added to each unit: the task's effect; of random units, that of the network's.
+
+        In each site of a layer, random units get the values of the network's units there, shuffled:
+        as much is added, in other places.
+        """
+        others = self._others(task, fold)
+        mean = np.ravel(sum(others[1:], others[0]).effect_size()) / len(others)
+        if not kind.startswith("random"):
+            return np.where(network.units, mean, 0)
+        own = self.network(condition, task, fold, "lesion").units
+        rng = np.random.default_rng([self.sizes.seed, int(kind.removeprefix("random"))])
+        effect = np.zeros(self.brain.n_units)
+        for site in self.brain.sites:
+            inside = self.brain.slice_of(site)
+            values = rng.permutation(mean[inside][own[inside]])
+            effect[inside][network.units[inside]] = values
+        return effect
 
 
 def default_sites(run: Run) -> tuple[str, ...]:
@@ -233,7 +271,7 @@ def default_sites(run: Run) -> tuple[str, ...]:
 
 def kinds(condition: Condition, sizes: Sizes) -> list[str]:
     """What is lesioned for every network: itself, its controls."""
-    bottom = ["bottom"] if condition.share is not None else []
+    bottom = ["bottom"] if condition.share is not None and condition.mode in LESIONS else []
     return ["lesion", *bottom, *(f"random{i}" for i in range(sizes.n_random))]
 
 
@@ -258,11 +296,18 @@ def sweep(
         Show no progress bar.
     """
     todo = list(_plan(bench, conditions))
-    label = f"lesion sub-{bench.runs[0].subject}"
-    for condition, fold, name, kind in tqdm(todo, desc=label, unit="lesion", disable=quiet or None):
+    label = f"{_verb(conditions[0])} sub-{bench.runs[0].subject}"
+    for condition, fold, name, kind in tqdm(
+        todo, desc=label, unit="text set", disable=quiet or None
+    ):
         key = key_of(bench.runs[0].subject, condition, fold, name, kind)
         if key not in evaluations:
             evaluations.add(key, bench.change(condition, name, fold, kind))
+
+
+def _verb(condition: Condition) -> str:
+    """What is done."""
+    return "steer" if condition.mode == "steer" else "lesion"
 
 
 def _plan(
@@ -302,7 +347,8 @@ def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dic
     }
     if not bench.given and len(changes) > 1:
         out["selectivity"] = networks.selectivity(changes, seed=seed)
-        out["double_dissociations"] = networks.double_dissociations(changes, seed=seed)
+        if condition.mode in LESIONS:
+            out["double_dissociations"] = networks.double_dissociations(changes, seed=seed)
     return out
 
 
@@ -320,7 +366,7 @@ def _changes(
 
     random = [of(f"random{i}") for i in range(bench.sizes.n_random)]
     stacked = {task: np.stack([r[task] for r in random]) for task in random[0]}
-    bottom = of("bottom") if condition.share is not None else {}
+    bottom = of("bottom") if "bottom" in kinds(condition, bench.sizes) else {}
     return networks.Changes(name, of("lesion"), stacked, bottom)
 
 

@@ -13,9 +13,9 @@ import torch
 from llm2nifti import bids, cli, geometry, glm, models, report
 from llm2nifti.models import ModelError
 from llm2nifti.study import StudyError, analyse
+from llm2nifti.study.bench import Bench, Condition, Sizes
 from llm2nifti.study.evaluations import Evaluations
-from llm2nifti.study.lesion_bench import Bench, Condition, Sizes
-from llm2nifti.study.lesions import lesion_dataset, table
+from llm2nifti.study.intervening import intervene, table
 from llm2nifti.study.reloading import reload
 
 SIZES = Sizes(n_random=2, n_prompts=3)
@@ -39,7 +39,7 @@ def root(tmp_path_factory, folder):
 
 @pytest.fixture(scope="module")
 def content(root, folder):
-    return lesion_dataset(root, sizes=SIZES, model_name=folder, quiet=True)
+    return intervene(root, sizes=SIZES, model_name=folder, quiet=True)
 
 
 def by_hand(root, folder, content):
@@ -139,16 +139,16 @@ def test_an_interrupted_sweep_goes_on_where_it_was(root, folder, content, monkey
     options = {"sizes": SIZES, "model_name": folder, "quiet": True}
     kept = (root / bids.DERIVATIVES / "lesion.json").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        lesion_dataset(root, [Condition(share=0.05)], **options)
+        intervene(root, [Condition(share=0.05)], **options)
     assert (root / bids.DERIVATIVES / "lesion.json").read_bytes() == kept
     n_before = len(done) - 1
-    lesion_dataset(root, [Condition(share=0.05)], **options)
+    intervene(root, [Condition(share=0.05)], **options)
     n_all = 2 * 2 * 2 * 4  # models, folds, networks; lesion, bottom, two random
     assert len(done) - 1 - n_before == n_all - n_before
-    lesion_dataset(root, **options)  # was all there
+    intervene(root, **options)  # was all there
     assert len(done) - 1 == n_all
     with pytest.raises(StudyError, match="other settings"):
-        lesion_dataset(root, sizes=Sizes(n_random=1, n_prompts=3), model_name=folder, quiet=True)
+        intervene(root, sizes=Sizes(n_random=1, n_prompts=3), model_name=folder, quiet=True)
 
 
 def test_a_mask_drawn_by_hand_is_lesioned(root, folder, tmp_path, capsys):
@@ -175,7 +175,7 @@ def test_a_mask_drawn_by_hand_is_lesioned(root, folder, tmp_path, capsys):
         (["--networks", "nothing"], "neither a task of the dataset (archeology, pathology)"),
         (["--sites", "router"], "has no site 'router'; it was scanned with embed, attn"),
         (["--share", "0"], "share is 0"),
-        (["--mode", "median"], "use mean, zero or resample"),
+        (["--mode", "median"], "use mean, zero, resample or steer"),
         (["--n-random", "0"], "n-random is 0"),
     ],
 )
