@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from llm2nifti.cli.command import add_command, add_dataset, add_session, show
+
+if TYPE_CHECKING:  # --help stays fast
+    from llm2nifti.study.bench import Condition
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this file to the parser."""
-    for add in (_add_lesion,):
+    for add in (_add_lesion, _add_steer):
         add(commands)
 
 
@@ -21,20 +25,14 @@ def add_model(parser: Any) -> None:
     parser.add_argument("--device", default="cpu", help="torch device such as cuda")
 
 
-def _add_lesion(commands: Any) -> None:
-    text = "take each network out of action and measure what that does to every task"
-    example = "llm2nifti lesion ds --networks all; or: llm2nifti lesion ds --networks mask.nii.gz"
-    parser = add_command(commands, "lesion", _lesion, text, example)
-    add_dataset(parser)
+def _add_measuring(parser: Any) -> None:
+    """Options of what is measured on held-out text."""
     add = parser.add_argument
-    add("--networks", default="all", help="all, tasks (a,b) or mask images, made in this space")
     add("--sites", default="", help="where, such as attn,mlp (default: all but the stream's)")
-    add("--mode", default="mean", help="mean of control trials, zero, or resample")
     add("--share", type=float, default=0.01, help="share of these units, those with the largest t")
     add("--n-random", type=int, default=5, help="matched random networks for each network")
     add("--n-prompts", type=int, default=8, help="held-out prompts of each task and run")
     add("--seed", type=int, default=0, help="seed of the random networks")
-    add("--full", action="store_true", help="mean and zero, 0.5 to 5 %%, and the stream: hours")
     add(
         "--untrained",
         action=argparse.BooleanOptionalAction,
@@ -45,19 +43,66 @@ def _add_lesion(commands: Any) -> None:
     add_model(parser)
 
 
-def _lesion(args: argparse.Namespace) -> None:
-    from llm2nifti import bids, study
-    from llm2nifti.study import intervening
+def _add_lesion(commands: Any) -> None:
+    text = "take each network out of action and measure what that does to every task"
+    example = "llm2nifti lesion ds --networks all; or: llm2nifti lesion ds --networks mask.nii.gz"
+    parser = add_command(commands, "lesion", _lesion, text, example)
+    add_dataset(parser)
+    add = parser.add_argument
+    add("--networks", default="all", help="all, tasks (a,b) or mask images, made in this space")
+    add("--mode", default="mean", help="mean of control trials, zero, or resample")
+    add("--full", action="store_true", help="mean and zero, 0.5 to 5 %%, and the stream: hours")
+    _add_measuring(parser)
 
-    sites = tuple(name.strip() for name in args.sites.split(",") if name.strip())
-    first = intervening.Condition(sites, args.mode, args.share)
-    conditions = [first, *(c for c in intervening.FULL if c != first)] if args.full else [first]
-    sizes = intervening.Sizes(args.n_random, args.n_prompts, args.seed)
+
+def _add_steer(commands: Any) -> None:
+    text = "push the model along a task's effect: its answers, or what that does to every task"
+    example = (
+        "llm2nifti steer ds --networks pathology --strength 2 --prompt 'What shall we do today?'"
+    )
+    parser = add_command(commands, "steer", _steer, text, example)
+    add_dataset(parser)
+    add = parser.add_argument
+    add("--networks", default="all", help="all, or tasks (a,b); one task with --prompt")
+    add("--strength", type=float, default=1.0, help="how often the effect is added; < 0 is away")
+    add("--prompt", action="append", default=[], help="show answers to this; repeat for more")
+    add("--n-tokens", type=int, default=40, help="most tokens of an answer")
+    _add_measuring(parser)
+
+
+def _lesion(args: argparse.Namespace) -> None:
+    from llm2nifti.study import bench
+
+    first = bench.Condition(_sites(args), args.mode, args.share)
+    conditions = [first, *(c for c in bench.FULL if c != first)] if args.full else [first]
+    _measure(args, conditions)
+
+
+def _steer(args: argparse.Namespace) -> None:
+    from llm2nifti.study import bench
+
+    if args.prompt:
+        _show_answers(args)
+        return
+    _measure(args, [bench.Condition(_sites(args), "steer", args.share, args.strength)])
+
+
+def _sites(args: argparse.Namespace) -> tuple[str, ...]:
+    """Names of sites."""
+    return tuple(name.strip() for name in args.sites.split(",") if name.strip())
+
+
+def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
+    """Intervene and show what that does to held-out text."""
+    from llm2nifti import bids, study
+    from llm2nifti.study import bench, intervening
+
+    bids.runs(args.dataset)  # a folder without runs stays as it is
     with study.locked(args.dataset):
         content = intervening.intervene(
             args.dataset,
             conditions,
-            sizes=sizes,
+            sizes=bench.Sizes(args.n_random, args.n_prompts, args.seed),
             which=args.networks,
             subject=args.subject,
             session=args.session,
@@ -69,3 +114,23 @@ def _lesion(args: argparse.Namespace) -> None:
         )
         bids.clear_work(args.dataset)
     show(args, content, intervening.table(content))
+
+
+def _show_answers(args: argparse.Namespace) -> None:
+    """Answers with and without steering."""
+    from llm2nifti import bids
+    from llm2nifti.study import steering
+
+    answers = steering.steered_answers(
+        bids.read_all(args.dataset, subject=args.subject, session=args.session),
+        args.networks,
+        args.prompt,
+        [0.0, args.strength],
+        n_tokens=args.n_tokens,
+        sites=_sites(args),
+        model_name=args.model,
+        device=args.device,
+        quiet=args.quiet,
+    )
+    lines = [f"{a['prompt']}\n  strength {a['strength']:g}: {a['response']}" for a in answers]
+    show(args, answers, "\n".join(lines))
