@@ -14,8 +14,9 @@ from llm2nifti import bids, cli, geometry, glm, models, report
 from llm2nifti.models import ModelError
 from llm2nifti.study import StudyError, analyse
 from llm2nifti.study.bench import Bench, Condition, Sizes
+from llm2nifti.study.effect_table import table
 from llm2nifti.study.evaluations import Evaluations
-from llm2nifti.study.intervening import intervene, table
+from llm2nifti.study.intervening import intervene
 from llm2nifti.study.reloading import reload
 
 SIZES = Sizes(n_random=2, n_prompts=3)
@@ -212,3 +213,62 @@ def test_the_report_tells_of_the_lesions(root, content):
     assert "What happens without a network?" in text
     assert text.count("<img") >= 2
     assert "The untrained copy: lesions change" in text
+
+
+def test_steering_adds_the_effect_of_the_other_runs(root, folder):
+    bench = Bench(models.load(folder), bids.read_all(root), SIZES)
+    condition = Condition(("attn", "mlp"), "steer", 0.05, 2.0)
+    found = bench.change(condition, "pathology", 1, "lesion")["pathology"]
+    run = next(r for r in bench.runs if (r.task, r.run) == ("pathology", 2))
+    contrast = glm.run_contrast(run.values(), run.events, "pathology - control")
+    effect = np.ravel(contrast.effect_size())
+    units = bench.network(condition, "pathology", 1, "lesion").units
+    module = copy.deepcopy(bench.model.module)
+    for site in run.brain.sites:
+        inside = run.brain.slice_of(site)
+        if not units[inside].any():
+            continue
+        layers = list(module.get_submodule(site.module).modules())
+        linear = next(m for m in reversed(layers) if isinstance(m, torch.nn.Linear))
+        added = torch.from_numpy(np.where(units, 2 * effect, 0)[inside]).float()
+        linear.bias = torch.nn.Parameter(added)
+    texts = bench.texts[1]["pathology"]
+    expected = []
+    for text in texts:
+        ids = torch.tensor([text.ids])
+        with torch.no_grad():
+            losses = [
+                float(m(input_ids=ids, labels=ids).loss) for m in (module, bench.model.module)
+            ]
+        expected.append(losses[1] - losses[0])
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+    assert np.abs(found).max() > 1e-4
+
+
+def test_random_steering_adds_the_same_values_elsewhere(root, folder):
+    bench = Bench(models.load(folder), bids.read_all(root), SIZES)
+    condition = Condition(("attn", "mlp"), "steer", 0.05)
+    own, other = (
+        bench._effect(condition, "pathology", 1, bench.network(condition, "pathology", 1, k), k)
+        for k in ("lesion", "random1")
+    )
+    for site in bench.brain.sites:
+        inside = bench.brain.slice_of(site)
+        np.testing.assert_array_equal(np.sort(own[inside]), np.sort(other[inside]))
+    assert not ((own != 0) & (other != 0)).any()
+
+
+def test_the_steer_command_measures_and_answers(root, folder, capsys):
+    options = ["--model", folder, "--quiet", "--n-random", "2", "--n-prompts", "3"]
+    assert cli.main(["steer", str(root), "--strength", "3", *options]) == 0
+    assert "steer (" in capsys.readouterr().out
+    kept = json.loads((root / bids.DERIVATIVES / "steer.json").read_text())
+    assert kept["conditions"][0]["strength"] == 3
+    assert "double_dissociations" not in kept["conditions"][0]
+    asked = ["--networks", "pathology", "--prompt", "What is <b>it</b>?", "--strength", "400"]
+    assert cli.main(["steer", str(root), *asked, "--model", folder, "--json", "--quiet"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [a["strength"] for a in answers] == [0, 400]
+    assert answers[0]["response"] != answers[1]["response"]
+    assert cli.main(["steer", str(root), "--prompt", "Hm", "--model", folder]) == 2
+    assert "no task 'all'" in capsys.readouterr().err

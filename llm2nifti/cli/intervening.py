@@ -95,7 +95,7 @@ def _sites(args: argparse.Namespace) -> tuple[str, ...]:
 def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
     """Intervene and show what that does to held-out text."""
     from llm2nifti import bids, study
-    from llm2nifti.study import bench, intervening
+    from llm2nifti.study import bench, effect_table, intervening
 
     bids.runs(args.dataset)  # a folder without runs stays as it is
     with study.locked(args.dataset):
@@ -113,7 +113,7 @@ def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
             quiet=args.quiet,
         )
         bids.clear_work(args.dataset)
-    show(args, content, intervening.table(content))
+    show(args, content, effect_table.table(content))
 
 
 def _show_answers(args: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import pandas as pd
 
 from llm2nifti import bids, networks
 from llm2nifti.bids import Run
@@ -166,52 +165,3 @@ def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condi
             f"the dataset has no site {unknown[0]!r}; it was scanned with {', '.join(recorded)}"
         )
     return replace(condition, sites=names)
-
-
-def table(content: dict[str, Any]) -> str:
-    """Effects as text: one row a network, one column a task, then what they say together.
-
-    Parameters
-    ----------
-    content : dict
-        Of ``lesion.json``.
-    """
-    first = content["conditions"][0]
-    rows = {
-        name: {
-            task: f"{e['excess']:+.3f}{'*' if e['excess_interval'][1] < 0 else ''}"
-            for task, e in effects.items()
-        }
-        for name, effects in first["effects"].items()
-    }
-    share = "" if first["share"] is None else f", {first['share']:.1%} of the units"
-    lines = [
-        f"lesion ({first['mode']}{share}): change in nats a token beyond matched random units",
-        "rows: the network that is lesioned; columns: whose text; *: the 95 % interval is below 0",
-        pd.DataFrame.from_dict(rows, orient="index").to_string(),
-    ]
-    for who, condition in (("", first), ("untrained: ", _first_untrained(content))):
-        if condition and "selectivity" in condition:
-            lines.append(who + _selectivity_sentence(condition))
-    if not content["held_out"]:
-        lines.append("the masks were given: whether they saw these texts is not known")
-    return "\n".join(lines)
-
-
-def _first_untrained(content: dict[str, Any]) -> dict[str, Any] | None:
-    """First condition of the untrained model."""
-    return content["untrained"]["conditions"][0] if content["untrained"] else None
-
-
-def _selectivity_sentence(condition: dict[str, Any]) -> str:
-    """Selectivity and double dissociations in words."""
-    s, pairs = condition["selectivity"], condition["double_dissociations"]
-    low, high = s["interval"]
-    held = sum(pair["holds"] for pair in pairs)
-    chance = sum(pair["random_holds"] for pair in pairs) / len(pairs)
-    return (
-        f"own task minus other tasks: {s['value']:+.3f} [{low:+.3f}, {high:+.3f}], "
-        f"matched random {min(s['random']):+.3f} to {max(s['random']):+.3f}; "
-        f"double dissociations: {held} of {len(pairs)} pairs (random units cross over in "
-        f"{chance:.0%})"
-    )
