@@ -13,7 +13,8 @@ import torch
 from llm2nifti import bids, cli, geometry, glm, models, report
 from llm2nifti.models import ModelError
 from llm2nifti.study import StudyError, analyse
-from llm2nifti.study.bench import Bench, Condition, Sizes
+from llm2nifti.study.bench import Bench
+from llm2nifti.study.conditions import Condition, Sizes
 from llm2nifti.study.effect_table import table
 from llm2nifti.study.evaluations import Evaluations
 from llm2nifti.study.intervening import intervene

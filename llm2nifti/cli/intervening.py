@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm2nifti.cli.command import add_command, add_dataset, add_session, show
 
 if TYPE_CHECKING:  # --help stays fast
-    from llm2nifti.study.bench import Condition
+    from llm2nifti.study.conditions import Condition
 
 
 def add_commands(commands: Any) -> None:
@@ -71,20 +71,20 @@ def _add_steer(commands: Any) -> None:
 
 
 def _lesion(args: argparse.Namespace) -> None:
-    from llm2nifti.study import bench
+    from llm2nifti.study import conditions as how
 
-    first = bench.Condition(_sites(args), args.mode, args.share)
-    conditions = [first, *(c for c in bench.FULL if c != first)] if args.full else [first]
+    first = how.Condition(_sites(args), args.mode, args.share)
+    conditions = [first, *(c for c in how.FULL if c != first)] if args.full else [first]
     _measure(args, conditions)
 
 
 def _steer(args: argparse.Namespace) -> None:
-    from llm2nifti.study import bench
+    from llm2nifti.study import conditions as how
 
     if args.prompt:
         _show_answers(args)
         return
-    _measure(args, [bench.Condition(_sites(args), "steer", args.share, args.strength)])
+    _measure(args, [how.Condition(_sites(args), "steer", args.share, args.strength)])
 
 
 def _sites(args: argparse.Namespace) -> tuple[str, ...]:
@@ -95,14 +95,15 @@ def _sites(args: argparse.Namespace) -> tuple[str, ...]:
 def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
     """Intervene and show what that does to held-out text."""
     from llm2nifti import bids, study
-    from llm2nifti.study import bench, effect_table, intervening
+    from llm2nifti.study import conditions as how
+    from llm2nifti.study import effect_table, intervening
 
     bids.runs(args.dataset)  # a folder without runs stays as it is
     with study.locked(args.dataset):
         content = intervening.intervene(
             args.dataset,
             conditions,
-            sizes=bench.Sizes(args.n_random, args.n_prompts, args.seed),
+            sizes=how.Sizes(args.n_random, args.n_prompts, args.seed),
             which=args.networks,
             subject=args.subject,
             session=args.session,

@@ -1,24 +1,18 @@
-"""Lesion or steer every network, and measure what that does to held-out text of every task.
+"""One model with its runs, ready to be lesioned or steered, and to read held-out text meanwhile.
 
 A network is made from all runs but one, and what its lesion does is measured on prompts and answers
-of the run that was left out. Every evaluation is kept in a file as soon as it is done, so
-an interrupted sweep resumes.
+of the run that was left out.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from llm2nifti import geometry, glm, networks
 from llm2nifti.bids import Run
@@ -26,80 +20,10 @@ from llm2nifti.interventions import Controls, control_trials, lesion, steer
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
 from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods
-from llm2nifti.study.evaluations import Evaluations
+from llm2nifti.study.conditions import Condition, Sizes
 from llm2nifti.study.lock import StudyError
 
-LESIONS = ("mean", "zero", "resample")
-MODES = (*LESIONS, "steer")
 STREAM = ("embed", "resid", "norm")  # carry the stream; what is lesioned here, layers write again
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One way to intervene.
-
-    Raises StudyError where a value makes no sense.
-
-    Attributes
-    ----------
-    sites : tuple of str
-        Where the units are; empty for all sites but those of the stream.
-    mode : {"mean", "zero", "resample", "steer"}
-        See `llm2nifti.interventions.lesion`; ``steer`` adds the task's effect to its own network.
-    share : float or None
-        Share of the units of these sites that respond most; None for networks that are given.
-    strength : float
-        See `llm2nifti.interventions.steer`; lesions have none.
-    """
-
-    sites: tuple[str, ...] = ()
-    mode: str = "mean"
-    share: float | None = 0.01
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.mode not in MODES:
-            raise StudyError(f"mode is {self.mode!r}; use mean, zero, resample or steer")
-        if self.share is not None and not 0 < self.share <= 0.5:
-            raise StudyError(f"share is {self.share:g}; it must lie above 0 and be at most 0.5")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured.
-
-    Raises StudyError where a value makes no sense.
-
-    Attributes
-    ----------
-    n_random : int
-        Matched random networks for every network.
-    n_prompts : int
-        Prompts of each task and run.
-    seed : int
-        Seed of the random networks.
-    """
-
-    n_random: int = 5
-    n_prompts: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for name in ("n_random", "n_prompts"):
-            if getattr(self, name) < 1:
-                raise StudyError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more"
-                )
-
-
-FULL = tuple(  # of lesions
-    Condition(sites, mode, share)
-    for sites in ((), ("resid",))
-    for mode in ("mean", "zero")
-    for share in (0.005, 0.01, 0.02, 0.05)
-)
 
 
 class Bench:
@@ -187,7 +111,19 @@ class Bench:
         )
 
     def network(self, condition: Condition, name: str, fold: int, kind: str) -> Network:
-        """Units to lesion: of a network made without the fold, or of one of its controls."""
+        """Units to lesion: of a network made without the fold, or of one of its controls.
+
+        Parameters
+        ----------
+        condition : Condition
+            How to intervene.
+        name : str
+            A task, or a network that was given.
+        fold : int
+            Run that takes no part.
+        kind : str
+            ``lesion``, ``bottom``, or ``random`` with a number; see `kinds`.
+        """
         network = self.given.get(name) or self._made(condition, name, fold, kind)
         if not kind.startswith("random"):
             return network
@@ -213,7 +149,13 @@ class Bench:
     def change(
         self, condition: Condition, name: str, fold: int, kind: str
     ) -> dict[str, list[float]]:
-        """Change of every text's mean log probability under one intervention, by task."""
+        """Change of every text's mean log probability under one intervention, by task.
+
+        Parameters
+        ----------
+        condition, name, fold, kind
+            See `network`; the texts are those of the fold.
+        """
         by_task = self.texts[fold]
         texts = [text for some in by_task.values() for text in some]
         if fold not in self._intact:
@@ -267,130 +209,3 @@ def default_sites(run: Run) -> tuple[str, ...]:
             "--sites resid"
         )
     return names
-
-
-def kinds(condition: Condition, sizes: Sizes) -> list[str]:
-    """What is lesioned for every network: itself, its controls."""
-    bottom = ["bottom"] if condition.share is not None and condition.mode in LESIONS else []
-    return ["lesion", *bottom, *(f"random{i}" for i in range(sizes.n_random))]
-
-
-def sweep(
-    bench: Bench,
-    conditions: Sequence[Condition],
-    evaluations: Evaluations,
-    *,
-    quiet: bool = False,
-) -> None:
-    """Do every evaluation that is not there yet.
-
-    Parameters
-    ----------
-    bench : Bench
-        The model.
-    conditions : sequence of Condition
-        How to lesion.
-    evaluations : Evaluations
-        Where the changes go.
-    quiet : bool, default=False
-        Show no progress bar.
-    """
-    todo = list(_plan(bench, conditions))
-    label = f"{_verb(conditions[0])} sub-{bench.runs[0].subject}"
-    for condition, fold, name, kind in tqdm(
-        todo, desc=label, unit="text set", disable=quiet or None
-    ):
-        key = key_of(bench.runs[0].subject, condition, fold, name, kind)
-        if key not in evaluations:
-            evaluations.add(key, bench.change(condition, name, fold, kind))
-
-
-def _verb(condition: Condition) -> str:
-    """What is done."""
-    return "steer" if condition.mode == "steer" else "lesion"
-
-
-def _plan(
-    bench: Bench, conditions: Sequence[Condition]
-) -> Iterator[tuple[Condition, int, str, str]]:
-    """Evaluations of one model: fold by fold, because control trials are kept of one fold."""
-    for condition in conditions:
-        for fold in bench.folds:
-            for name in bench.names:
-                for kind in kinds(condition, bench.sizes):
-                    yield condition, fold, name, kind
-
-
-def key_of(subject: str, condition: Condition, fold: int, name: str, kind: str) -> str:
-    """Name of one evaluation."""
-    return json.dumps([subject, *asdict(condition).values(), fold, name, kind])
-
-
-def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dict[str, Any]:
-    """Effects of one condition in one model.
-
-    Returns
-    -------
-    dict
-        ``effects[network][task]`` (see `llm2nifti.networks.effect`) and, where there are networks
-        of 2 or more tasks, ``selectivity`` and ``double_dissociations``.
-    """
-    changes = [_changes(bench, condition, name, evaluations) for name in bench.names]
-    seed = bench.sizes.seed
-    out: dict[str, Any] = {
-        **asdict(condition),
-        "sites": list(condition.sites or default_sites(bench.runs[0])),
-        "effects": {
-            c.network: {task: networks.effect(c, task, seed=seed) for task in c.lesion}
-            for c in changes
-        },
-    }
-    if not bench.given and len(changes) > 1:
-        out["selectivity"] = networks.selectivity(changes, seed=seed)
-        if condition.mode in LESIONS:
-            out["double_dissociations"] = networks.double_dissociations(changes, seed=seed)
-    return out
-
-
-def _changes(
-    bench: Bench, condition: Condition, name: str, evaluations: Evaluations
-) -> networks.Changes:
-    """Changes of one network's lesions, the texts of all folds together."""
-    subject = bench.runs[0].subject
-
-    def of(kind: str) -> dict[str, NDArray[np.float64]]:
-        folds: list[Mapping[str, Sequence[float]]] = [
-            evaluations[key_of(subject, condition, fold, name, kind)] for fold in bench.folds
-        ]
-        return {task: np.concatenate([f[task] for f in folds]) for task in folds[0]}
-
-    random = [of(f"random{i}") for i in range(bench.sizes.n_random)]
-    stacked = {task: np.stack([r[task] for r in random]) for task in random[0]}
-    bottom = of("bottom") if "bottom" in kinds(condition, bench.sizes) else {}
-    return networks.Changes(name, of("lesion"), stacked, bottom)
-
-
-def evaluations_of(folder: Path, bench: Bench, *, overwrite: bool) -> Evaluations:
-    """Evaluations of one model that are kept beside the results, or a new file for them.
-
-    Raises
-    ------
-    StudyError
-        If they were made with other settings.
-    """
-    first = bench.runs[0]
-    settings = {
-        "sizes": asdict(bench.sizes),
-        "given": {name: _digest(network) for name, network in bench.given.items()},
-        "weights": first.sidecar["Model"]["WeightsHash"],
-        "runs": [[run.task, run.run] for run in bench.runs],
-        "space": bench.brain.space,
-    }
-    kind = "masks" if bench.given else "lesions"
-    path = folder / f"sub-{first.subject}_{kind}_evaluations.jsonl"
-    return Evaluations(path, settings, overwrite=overwrite)
-
-
-def _digest(network: Network) -> str:
-    """What tells a network from another of the same name."""
-    return hashlib.sha256(network.signs.tobytes()).hexdigest()

@@ -12,20 +12,11 @@ import nibabel as nib
 from llm2nifti import bids, networks
 from llm2nifti.bids import Run
 from llm2nifti.networks import Network
-from llm2nifti.study.bench import (
-    FULL,
-    Bench,
-    Condition,
-    Sizes,
-    default_sites,
-    evaluations_of,
-    results,
-    sweep,
-)
+from llm2nifti.study.bench import Bench, default_sites
+from llm2nifti.study.conditions import Condition, Sizes
+from llm2nifti.study.effects import evaluations_of, results, sweep
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.reloading import reload
-
-__all__ = ["FULL", "RESULTS", "Condition", "Sizes", "intervene", "read_networks"]
 
 RESULTS = {"tasks": "lesion.json", "masks": "lesion_masks.json", "steer": "steer.json"}
 

@@ -1,0 +1,141 @@
+"""Intervene with every network and gather what that does; what is done is kept, and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from llm2nifti import networks
+from llm2nifti.networks import Network
+from llm2nifti.study.bench import Bench, default_sites
+from llm2nifti.study.conditions import LESIONS, Condition, kinds
+from llm2nifti.study.evaluations import Evaluations
+
+
+def sweep(
+    bench: Bench,
+    conditions: Sequence[Condition],
+    evaluations: Evaluations,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Do every evaluation that is not there yet.
+
+    Parameters
+    ----------
+    bench : Bench
+        The model.
+    conditions : sequence of Condition
+        How to lesion.
+    evaluations : Evaluations
+        Where the changes go.
+    quiet : bool, default=False
+        Show no progress bar.
+    """
+    todo = list(_plan(bench, conditions))
+    label = f"{_verb(conditions[0])} sub-{bench.runs[0].subject}"
+    for condition, fold, name, kind in tqdm(
+        todo, desc=label, unit="text set", disable=quiet or None
+    ):
+        key = key_of(bench.runs[0].subject, condition, fold, name, kind)
+        if key not in evaluations:
+            evaluations.add(key, bench.change(condition, name, fold, kind))
+
+
+def _verb(condition: Condition) -> str:
+    """What is done."""
+    return "steer" if condition.mode == "steer" else "lesion"
+
+
+def _plan(
+    bench: Bench, conditions: Sequence[Condition]
+) -> Iterator[tuple[Condition, int, str, str]]:
+    """Evaluations of one model: fold by fold, because control trials are kept of one fold."""
+    for condition in conditions:
+        for fold in bench.folds:
+            for name in bench.names:
+                for kind in kinds(condition, bench.sizes):
+                    yield condition, fold, name, kind
+
+
+def key_of(subject: str, condition: Condition, fold: int, name: str, kind: str) -> str:
+    """Name of one evaluation."""
+    return json.dumps([subject, *asdict(condition).values(), fold, name, kind])
+
+
+def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dict[str, Any]:
+    """Effects of one condition in one model.
+
+    Returns
+    -------
+    dict
+        ``effects[network][task]`` (see `llm2nifti.networks.effect`) and, where there are networks
+        of 2 or more tasks, ``selectivity`` and ``double_dissociations``.
+    """
+    changes = [_changes(bench, condition, name, evaluations) for name in bench.names]
+    seed = bench.sizes.seed
+    out: dict[str, Any] = {
+        **asdict(condition),
+        "sites": list(condition.sites or default_sites(bench.runs[0])),
+        "effects": {
+            c.network: {task: networks.effect(c, task, seed=seed) for task in c.lesion}
+            for c in changes
+        },
+    }
+    if not bench.given and len(changes) > 1:
+        out["selectivity"] = networks.selectivity(changes, seed=seed)
+        if condition.mode in LESIONS:
+            out["double_dissociations"] = networks.double_dissociations(changes, seed=seed)
+    return out
+
+
+def _changes(
+    bench: Bench, condition: Condition, name: str, evaluations: Evaluations
+) -> networks.Changes:
+    """Changes of one network's lesions, the texts of all folds together."""
+    subject = bench.runs[0].subject
+
+    def of(kind: str) -> dict[str, NDArray[np.float64]]:
+        folds: list[Mapping[str, Sequence[float]]] = [
+            evaluations[key_of(subject, condition, fold, name, kind)] for fold in bench.folds
+        ]
+        return {task: np.concatenate([f[task] for f in folds]) for task in folds[0]}
+
+    random = [of(f"random{i}") for i in range(bench.sizes.n_random)]
+    stacked = {task: np.stack([r[task] for r in random]) for task in random[0]}
+    bottom = of("bottom") if "bottom" in kinds(condition, bench.sizes) else {}
+    return networks.Changes(name, of("lesion"), stacked, bottom)
+
+
+def evaluations_of(folder: Path, bench: Bench, *, overwrite: bool) -> Evaluations:
+    """Evaluations of one model that are kept beside the results, or a new file for them.
+
+    Raises
+    ------
+    StudyError
+        If they were made with other settings.
+    """
+    first = bench.runs[0]
+    settings = {
+        "sizes": asdict(bench.sizes),
+        "given": {name: _digest(network) for name, network in bench.given.items()},
+        "weights": first.sidecar["Model"]["WeightsHash"],
+        "runs": [[run.task, run.run] for run in bench.runs],
+        "space": bench.brain.space,
+    }
+    kind = "masks" if bench.given else "lesions"
+    path = folder / f"sub-{first.subject}_{kind}_evaluations.jsonl"
+    return Evaluations(path, settings, overwrite=overwrite)
+
+
+def _digest(network: Network) -> str:
+    """What tells a network from another of the same name."""
+    return hashlib.sha256(network.signs.tobytes()).hexdigest()
