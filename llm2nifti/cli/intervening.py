@@ -29,7 +29,13 @@ def _add_measuring(parser: Any) -> None:
     """Options of what is measured on held-out text."""
     add = parser.add_argument
     add("--sites", default="", help="where, such as attn,mlp (default: all but the stream's)")
-    add("--share", type=float, default=0.01, help="share of these units, those with the largest t")
+    add(
+        "--share",
+        type=float,
+        action="append",
+        help="share of these units, those with the largest t; repeat for more (default: 0.01)",
+    )
+    add("--spare-template", action="store_true", help="let it read the chat template undisturbed")
     add("--n-random", type=int, default=5, help="matched random networks for each network")
     add("--n-prompts", type=int, default=8, help="held-out prompts of each task and run")
     add("--seed", type=int, default=0, help="seed of the random networks")
@@ -73,8 +79,12 @@ def _add_steer(commands: Any) -> None:
 def _lesion(args: argparse.Namespace) -> None:
     from llm2nifti.study import conditions as how
 
-    first = how.Condition(_sites(args), args.mode, args.share)
-    conditions = [first, *(c for c in how.FULL if c != first)] if args.full else [first]
+    conditions = [
+        how.Condition(_sites(args), args.mode, share, spare_template=args.spare_template)
+        for share in _shares(args)
+    ]
+    if args.full:
+        conditions += [condition for condition in how.FULL if condition not in conditions]
     _measure(args, conditions)
 
 
@@ -84,7 +94,13 @@ def _steer(args: argparse.Namespace) -> None:
     if args.prompt:
         _show_answers(args)
         return
-    _measure(args, [how.Condition(_sites(args), "steer", args.share, args.strength)])
+    given = (args.strength, args.spare_template)
+    _measure(args, [how.Condition(_sites(args), "steer", s, *given) for s in _shares(args)])
+
+
+def _shares(args: argparse.Namespace) -> list[float]:
+    """Shares of units, each once."""
+    return list(dict.fromkeys(args.share or [0.01]))
 
 
 def _sites(args: argparse.Namespace) -> tuple[str, ...]:

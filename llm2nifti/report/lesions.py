@@ -57,9 +57,10 @@ def _what(content: Mapping[str, Any], first: Mapping[str, Any]) -> str:
         if content["held_out"]
         else "Masks were given, so whether they have seen these texts is not known"
     )
+    when = ", but for the chat template" if first["spare_template"] else ""
     return (
-        f"{which} are {how} while the model reads. {made}: the change of their log probability, in "
-        f"nats a token. Beside every network, {plural(sizes['n_random'], 'random set')} of units "
+        f"{which} are {how} while the model reads{when}. {made}: the change of their log "
+        f"probability, in nats a token. Beside every network, {plural(sizes['n_random'], 'random set')} of units "
         "matched in number, layer, site and decile of mean |activation| are lesioned."
     )
 
@@ -163,7 +164,8 @@ def _selectivity_sentence(condition: Mapping[str, Any], who: str) -> str:
 def _dose_plots(conditions: list[dict[str, Any]]) -> list[Plot]:
     """Effect by share of units, where more than one share was lesioned."""
     first = conditions[0]
-    same = [c for c in conditions if (c["sites"], c["mode"]) == (first["sites"], first["mode"])]
+    how = ("sites", "mode", "spare_template")
+    same = [c for c in conditions if all(c[name] == first[name] for name in how)]
     if len(same) < 2 or first["share"] is None:
         return []
     doses: dict[str, dict[float, tuple[float, float, float]]] = {

@@ -84,7 +84,11 @@ def dialogues(
 
 @torch.no_grad()
 def log_likelihoods(
-    model: LoadedModel, texts: Sequence[Text], *, batch_size: int = BATCH_SIZE
+    model: LoadedModel,
+    texts: Sequence[Text],
+    *,
+    beginning: Any = None,
+    batch_size: int = BATCH_SIZE,
 ) -> NDArray[np.float64]:
     """Mean log probability of the tokens of each text that count.
 
@@ -94,6 +98,8 @@ def log_likelihoods(
         A model that generates; interventions that are in force count.
     texts : sequence of Text
         From `dialogues`.
+    beginning : cache, optional
+        What all texts begin with, from `read_beginning`; by default it is read here.
     batch_size : int, default=32
         Texts that are read together; those of about the same length are.
 
@@ -114,7 +120,7 @@ def log_likelihoods(
     order = np.argsort([len(text.ids) for text in texts], kind="stable")
     out = np.empty(len(texts))
     with fast_linear(model.module):
-        shared = _shared(model, texts)
+        shared = read_beginning(model, texts) if beginning is None else beginning
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             out[rows] = _batch(model, [texts[row] for row in rows], shared)
@@ -127,8 +133,25 @@ def _check_kind(model: LoadedModel) -> None:
         raise ScanError(f"{model.name} predicts no next token, so texts have no likelihood in it")
 
 
-def _shared(model: LoadedModel, texts: Sequence[Text]) -> Any:
-    """Cache of what all texts begin with, up to the first token that predicts one that counts."""
+@torch.no_grad()
+def read_beginning(model: LoadedModel, texts: Sequence[Text]) -> Any:
+    """Read what all texts begin with, such as a chat template, ahead of them.
+
+    Read outside of an intervention, it is spared by it.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        A model that generates.
+    texts : sequence of Text
+        From `dialogues`.
+
+    Returns
+    -------
+    transformers.DynamicCache or None
+        Up to the first token that predicts one that counts; None if there is nothing, or if the
+        model's cache does not simply grow.
+    """
     if not prefill.can_continue(model):
         return None
     heads = [text.ids[: min(text.scored) - 1] for text in texts]

@@ -19,7 +19,7 @@ from llm2nifti.bids import Run
 from llm2nifti.interventions import Controls, control_trials, lesion, steer
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods
+from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods, read_beginning
 from llm2nifti.study.conditions import Condition, Sizes
 from llm2nifti.study.lock import StudyError
 
@@ -160,11 +160,24 @@ class Bench:
         texts = [text for some in by_task.values() for text in some]
         if fold not in self._intact:
             self._intact[fold] = log_likelihoods(self.model, texts)
+        before = read_beginning(self.model, texts) if condition.spare_template else None
         with self._acting(condition, name, fold, kind):
-            change = log_likelihoods(self.model, texts) - self._intact[fold]
+            after = log_likelihoods(self.model, texts, beginning=before)
+        change = after - self._intact[fold]
         ends = np.cumsum([len(some) for some in by_task.values()])[:-1]
         parts = np.split(change, ends)
         return {task: part.tolist() for task, part in zip(by_task, parts, strict=True)}
+
+    def check(self, condition: Condition) -> None:
+        """Raise StudyError if the texts have no beginning that could be spared."""
+        texts = [
+            text for by_task in self.texts.values() for some in by_task.values() for text in some
+        ]
+        if condition.spare_template and read_beginning(self.model, texts) is None:
+            raise StudyError(
+                f"{self.model.name} reads no template ahead of its texts, so there is nothing to "
+                "spare; leave --spare-template out"
+            )
 
     def _acting(
         self, condition: Condition, name: str, fold: int, kind: str

@@ -26,12 +26,15 @@ class Condition:
         Share of the units of these sites that respond most; None for networks that are given.
     strength : float
         See `llm2nifti.interventions.steer`; lesions have none.
+    spare_template : bool
+        Leave the model alone while it reads what all texts begin with: the chat template.
     """
 
     sites: tuple[str, ...] = ()
     mode: str = "mean"
     share: float | None = 0.01
     strength: float = 1.0
+    spare_template: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -37,9 +37,10 @@ def table(content: dict[str, Any]) -> str:
 def _title(condition: dict[str, Any]) -> str:
     """What was done."""
     share = "" if condition["share"] is None else f", {condition['share']:.1%} of the units"
+    spared = ", chat template spared" * condition["spare_template"]
     if condition["mode"] == "steer":
-        return f"steer ({condition['strength']:g} times the effect{share})"
-    return f"lesion ({condition['mode']}{share})"
+        return f"steer ({condition['strength']:g} times the effect{share}{spared})"
+    return f"lesion ({condition['mode']}{share}{spared})"
 
 
 def _cell(effect: dict[str, Any]) -> str:

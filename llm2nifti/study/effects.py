@@ -40,6 +40,8 @@ def sweep(
     quiet : bool, default=False
         Show no progress bar.
     """
+    for condition in conditions:
+        bench.check(condition)
     todo = list(_plan(bench, conditions))
     label = f"{_verb(conditions[0])} sub-{bench.runs[0].subject}"
     for condition, fold, name, kind in tqdm(
@@ -48,6 +50,15 @@ def sweep(
         key = key_of(bench.runs[0].subject, condition, fold, name, kind)
         if key not in evaluations:
             evaluations.add(key, bench.change(condition, name, fold, kind))
+
+
+def is_measured(bench: Bench, condition: Condition, evaluations: Evaluations) -> bool:
+    """Whether every evaluation of a condition is there."""
+    subject = bench.runs[0].subject
+    return all(
+        key_of(subject, how, fold, name, kind) in evaluations
+        for how, fold, name, kind in _plan(bench, [condition])
+    )
 
 
 def _verb(condition: Condition) -> str:
@@ -68,7 +79,9 @@ def _plan(
 
 def key_of(subject: str, condition: Condition, fold: int, name: str, kind: str) -> str:
     """Name of one evaluation."""
-    return json.dumps([subject, *asdict(condition).values(), fold, name, kind])
+    how = [getattr(condition, field) for field in ("sites", "mode", "share", "strength")]
+    spared = ["spare template"] * condition.spare_template
+    return json.dumps([subject, *how, *spared, fold, name, kind])
 
 
 def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from llm2nifti.bids import Run
 from llm2nifti.networks import Network
 from llm2nifti.study.bench import Bench, default_sites
 from llm2nifti.study.conditions import Condition, Sizes
-from llm2nifti.study.effects import evaluations_of, results, sweep
+from llm2nifti.study.effects import evaluations_of, is_measured, results, sweep
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.reloading import reload
 
@@ -39,7 +40,8 @@ def intervene(
     root : Path
         Root of the dataset.
     conditions : sequence of Condition
-        How to intervene; the first is the one that the table and the report show.
+        How to intervene; the first is the one that the table and the report show. What was
+        measured earlier of other conditions is kept beside them.
     sizes : Sizes, optional
         How much to measure.
     which : str, default="all"
@@ -70,6 +72,9 @@ def intervene(
     if copy:
         groups.append(copy)
     conditions = [_resolved(condition, runs[0], given) for condition in conditions]
+    kind = "masks" if given else "steer" if conditions[0].mode == "steer" else "tasks"
+    path = folder / RESULTS[kind]
+    earlier = [condition for condition in _earlier(path) if condition not in conditions]
     found: list[list[dict[str, Any]]] = []
     for group in groups:
         name = options.get("model_name")
@@ -77,20 +82,30 @@ def intervene(
         bench = Bench(model, group, sizes, tasks=tasks, given=given)
         kept = evaluations_of(folder, bench, overwrite=options.get("overwrite", False))
         sweep(bench, conditions, kept, quiet=options.get("quiet", False))
-        found.append([results(bench, condition, kept) for condition in conditions])
+        known = [condition for condition in earlier if is_measured(bench, condition, kept)]
+        found.append([results(bench, condition, kept) for condition in [*conditions, *known]])
     content = {
         "model": runs[0].sidecar["Model"],
         "held_out": not given,
         "sizes": asdict(sizes),
         "effects": found[0][0]["effects"],
         "conditions": found[0],
-        "untrained": None if len(found) < 2 else {"effects": found[1][0]["effects"]},
+        "untrained": None,
     }
     if len(found) > 1:
-        content["untrained"]["conditions"] = found[1]
-    kind = "masks" if given else "steer" if conditions[0].mode == "steer" else "tasks"
-    bids.write_json(folder / RESULTS[kind], root, content)
+        content["untrained"] = {"effects": found[1][0]["effects"], "conditions": found[1]}
+    bids.write_json(path, root, content)
     return content
+
+
+def _earlier(path: Path) -> list[Condition]:
+    """Conditions of an earlier result."""
+    if not path.exists():
+        return []
+    names = [field.name for field in fields(Condition)]
+    kept = json.loads(path.read_text("utf-8"))["conditions"]
+    values = [{name: condition[name] for name in names if name in condition} for condition in kept]
+    return [Condition(**{**some, "sites": tuple(some["sites"])}) for some in values]
 
 
 def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Network]]:
