@@ -18,6 +18,16 @@ from llm2nifti.networks.network import (
     threshold,
     threshold_by_permutation,
 )
+from llm2nifti.networks.readout import (
+    Baseline,
+    Readout,
+    ReadoutError,
+    Thresholds,
+    calibrate,
+    read_out,
+    running_means,
+    strongest,
+)
 from llm2nifti.networks.similarity import (
     TOP,
     Estimate,
@@ -35,13 +45,18 @@ from llm2nifti.networks.similarity import (
 
 __all__ = [
     "TOP",
+    "Baseline",
     "Estimate",
     "Identification",
     "IdentificationError",
     "Network",
+    "Readout",
+    "ReadoutError",
     "SimilarityError",
     "ThresholdError",
+    "Thresholds",
     "TrialSet",
+    "calibrate",
     "chance_overlap",
     "corrected",
     "correlation",
@@ -55,7 +70,10 @@ __all__ = [
     "name_prompts",
     "name_runs",
     "name_trials",
+    "read_out",
+    "running_means",
     "same_and_cross",
+    "strongest",
     "tasks_of",
     "threshold",
     "threshold_by_permutation",
