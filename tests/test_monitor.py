@@ -30,9 +30,9 @@ def loaded(tiny_folders):
     return get
 
 
-def some_networks(model, sites="default", n=3):
+def some_networks(model, sites="default", n=3, **options):
     """Networks of random units of both signs, one of them weighted, and a random baseline."""
-    brain = geometry.layout(model.sites(sites))
+    brain = geometry.layout(model.sites(sites, **options))
     rng = np.random.default_rng(4)
     found = []
     for i in range(n):
@@ -99,18 +99,22 @@ def test_scores_are_those_of_a_recording_of_the_same_prompts(loaded, kind):
     np.testing.assert_allclose(watching.scores, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mixtral", "bloom", "mamba"])
-def test_finer_units_are_scored_too(loaded, kind):
+@pytest.mark.parametrize(
+    ("kind", "sites"),
+    [
+        ("llama", "heads,mlp_hidden,q"),
+        ("mixtral", "heads,experts"),
+        ("bloom", "q,k,mlp_hidden"),
+        ("mamba", "mixer_hidden"),
+    ],
+)
+def test_finer_units_are_scored_too(loaded, kind, sites):
     model = loaded(kind)
-    sites = {
-        "mixtral": "heads,q,experts_hidden",
-        "bloom": "q,k,mlp_hidden",
-        "mamba": "mixer_hidden",
-    }
-    found = sites.get(kind, "heads,mlp_hidden,q")
+    fused = {"fused_qkv": "interleaved"} if kind == "bloom" else {}
     design = paradigm.blocks("pathology", n_blocks=1, trials_per_block=2, n_frames=N_TOKENS)
-    recording = scanner.scan(model, design, settings=scanner.Settings(sites=found))
-    some, baseline = some_networks(model, found)
+    settings = scanner.Settings(sites=sites, batch_size=1, **fused)
+    recording = scanner.scan(model, design, settings=settings)
+    some, baseline = some_networks(model, sites, **fused)
     with NetworkMonitor(model, some, baseline) as watching:
         generate(model, padded(model, list(design.trials["prompt"])))
     expected = naive_scores(some, baseline, recording.by_trial())

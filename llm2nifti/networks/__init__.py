@@ -19,6 +19,8 @@ from llm2nifti.networks.network import (
     threshold_by_permutation,
 )
 from llm2nifti.networks.readout import (
+    RATE,
+    SHARE,
     Baseline,
     Readout,
     ReadoutError,
@@ -27,6 +29,7 @@ from llm2nifti.networks.readout import (
     read_out,
     running_means,
     strongest,
+    thresholds_of,
 )
 from llm2nifti.networks.similarity import (
     TOP,
@@ -44,6 +47,8 @@ from llm2nifti.networks.similarity import (
 )
 
 __all__ = [
+    "RATE",
+    "SHARE",
     "TOP",
     "Baseline",
     "Estimate",
@@ -77,5 +82,6 @@ __all__ = [
     "tasks_of",
     "threshold",
     "threshold_by_permutation",
+    "thresholds_of",
     "top_masks",
 ]

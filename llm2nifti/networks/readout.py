@@ -249,13 +249,17 @@ def calibrate(names: Sequence[str], scores: NDArray, *, rate: float = RATE) -> T
     ReadoutError
         If the rate is not between 0 and 1, or there are too few trials for it.
     """
+    return thresholds_of(names, running_means(scores), rate=rate)
+
+
+def thresholds_of(names: Sequence[str], means: NDArray, *, rate: float = RATE) -> Thresholds:
+    """Set thresholds as `calibrate` does, from scores that are running means already."""
     if not 0 < rate < 1:
         raise ReadoutError(f"the threshold's rate is {rate}; it must lie between 0 and 1")
-    if len(scores) * rate < 1:
+    if len(means) * rate < 1:
         raise ReadoutError(
-            f"{len(scores)} control trials cannot show a rate of {rate:g}; use a rate of at least "
-            f"{1 / max(len(scores), 1):.2g}, or more runs"
+            f"{len(means)} control trials cannot show a rate of {rate:g}; use a rate of at least "
+            f"{1 / max(len(means), 1):.2g}, or more runs"
         )
-    means = running_means(scores)
     values = np.quantile(means, 1 - rate, axis=0, method="higher")
     return Thresholds(tuple(names), rate, values, means.std(axis=0))
