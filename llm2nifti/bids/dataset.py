@@ -63,6 +63,7 @@ neighbours in an arbitrary order: smoothing and cluster statistics mean nothing.
 IGNORED = [
     "*.html",
     "summary.json",
+    "detection.json",
     "figures",
     "figures/",
     "*_statmap.*",

@@ -173,5 +173,5 @@ def words(
 
     rows = np.flatnonzero(train & (on | off))
     model = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=2000))
-    model.fit([prompts[i] for i in rows], on[rows])
+    model.fit([prompts[int(i)] for i in rows], on[rows])
     return model.decision_function(list(prompts))

@@ -12,16 +12,19 @@ from llm2nifti.plotting.charts import (
     plot_matrix,
     plot_shares,
 )
+from llm2nifti.plotting.curves import plot_auc, plot_roc
 from llm2nifti.plotting.style import save
 
 __all__ = [
     "plot_atlas",
+    "plot_auc",
     "plot_bars",
     "plot_design",
     "plot_floor_plan",
     "plot_layer_profile",
     "plot_map",
     "plot_matrix",
+    "plot_roc",
     "plot_shares",
     "save",
     "view",

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 
 from llm2nifti import bids, glm, plotting
-from llm2nifti.report import findings, wording
+from llm2nifti.report import detection, findings, wording
 from llm2nifti.report.figures import Figure, draw, threshold_words
 from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
 
@@ -71,6 +71,8 @@ def _render(source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, F
         **_context(source),
         figures=figures,
         findings=findings,
+        detection=detection,
+        found=detection.read_detection(source.folder),
         tasks=_task_sections(source, maps, figures),
     )
 

@@ -15,17 +15,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llm2nifti import bids, glm
+from llm2nifti import bids
 from llm2nifti.bids import Run
 from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
 from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
+from llm2nifti.study.comparisons import Areas, Trials
 from llm2nifti.study.readouts import Evidence, gather, project
 
 DETECTION = "detection.json"
 N_SHUFFLES = 20
-TRIVIAL = "randomstrings"  # no words: left out of means over tasks, as in identification
-Areas = dict[str, dict[str, list[NDArray[np.float64]]]]  # comparison, task: one a number of tokens
 
 
 def detect(
@@ -155,74 +154,6 @@ def evaluate(
     if n_shuffles:
         content["shuffled"] = _null(trials, shuffled)
     return content
-
-
-class Trials:
-    """All trials of some runs in order, and how methods are compared on them.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-        Runs.
-    evidence : Evidence
-        What they say.
-    """
-
-    def __init__(self, runs: Sequence[Run], evidence: Evidence) -> None:
-        events = pd.concat([run.events.assign(fold=run.run) for run in runs], ignore_index=True)
-        self.tasks = evidence.tasks
-        self.kind = events["trial_type"].to_numpy(str)
-        self.fold = events["fold"].to_numpy()
-        self.prompts = events["prompt"].to_list()
-        self.is_control = self.kind == glm.CONTROL
-        named = [task for task in self.tasks if task != TRIVIAL]
-        self.counted = named if len(named) > 1 else list(self.tasks)
-
-    def off(self, task: str, comparison: str) -> NDArray[np.bool_]:
-        """Trials that a task is told from: control prompts, or prompts of the other tasks."""
-        return (
-            self.is_control if comparison == "control" else ~self.is_control & (self.kind != task)
-        )
-
-    def areas(self, draws: Bootstrap, scores: Any) -> Areas:
-        """AUC and its draws of ``scores(task, off)``, an (n_trials, n_tokens) array."""
-        out: Areas = {}
-        for comparison in ("control", "others"):
-            out[comparison] = {}
-            for i, task in enumerate(self.tasks):
-                off = self.off(task, comparison)
-                found = scores(i, off)
-                on = self.kind == task
-                out[comparison][task] = [draws.areas(column, on, off) for column in found.T]
-        return out
-
-    def mean(self, areas: Areas, comparison: str) -> list[NDArray[np.float64]]:
-        """Mean over tasks, a number of tokens; random strings are easy and do not count."""
-        columns = [areas[comparison][task] for task in self.counted]
-        return [np.mean(column, axis=0) for column in zip(*columns, strict=True)]
-
-    def summary(self, areas: Areas) -> dict[str, Any]:
-        """Estimates with intervals for JSON."""
-        return {
-            comparison: {
-                "tasks": {t: [measure.estimate(a) for a in some] for t, some in by_task.items()},
-                "mean": [measure.estimate(a) for a in self.mean(areas, comparison)],
-            }
-            for comparison, by_task in areas.items()
-        }
-
-    def curves(self, scores: NDArray) -> dict[str, Any]:
-        """ROC curves against control after the first token and after all."""
-        out: dict[str, Any] = {"false_positive_rate": measure.GRID.tolist()}
-        for name, token in (("first", 0), ("all", -1)):
-            out[name] = {}
-            for i, task in enumerate(self.tasks):
-                rows = self.is_control | (self.kind == task)
-                hits = measure.roc(
-                    scores[rows, token, i], (self.kind == task)[rows], self.fold[rows]
-                )
-                out[name][task] = hits.tolist()
-        return out
 
 
 def _units(evidence: Evidence) -> NDArray[np.int64]:
@@ -365,7 +296,7 @@ def _passing(trials: Trials, scores: NDArray, limits: dict[int, Thresholds]) -> 
             task: above[trials.kind == task][:, :, i].mean(axis=0).tolist()
             for i, task in enumerate(trials.tasks)
         },
-        "ever_false_alarm": float(above[control].any(axis=1).mean()),
+        "ever_false_alarm": float(above[control].any(axis=(1, 2)).mean()),
         "control_named": (named[control] != "").mean(axis=0).tolist(),
         "named_right": right,
         "not_named": silent,
@@ -393,3 +324,33 @@ def _null(trials: Trials, shuffled: list[NDArray]) -> dict[str, Any]:
         "high": high.tolist(),
         "largest": values.max(axis=0).tolist(),
     }
+
+
+def detection_table(content: dict[str, Any]) -> str:
+    """Text for people: AUC of each task after the first token and after all."""
+    auc, n_tokens = content["auc"], content["n_tokens"]
+    columns = {"first": 0, f"after {n_tokens}": -1}
+    rows = []
+    for task in [*content["tasks"], "mean"]:
+        row = {"task": task}
+        for comparison in ("control", "others"):
+            found = auc["network"][comparison]
+            series = found["mean"] if task == "mean" else found["tasks"][task]
+            for name, token in columns.items():
+                row[f"{comparison}, {name}"] = f"{series[token]['value']:.3f}"
+        for name in ("probe", "words"):
+            found = auc[name]["control"]
+            series = found["mean"] if task == "mean" else found["tasks"][task]
+            row[name] = f"{series[-1]['value']:.3f}"
+        rows.append(row)
+    head = (
+        f"AUC on held-out prompts of networks of {content['n_network_units']} units, against "
+        "control prompts and against other tasks; probe and words against control\n"
+    )
+    named = content["thresholds"]["control_named"][-1]
+    tail = f"\ncontrol prompts on which some network is above threshold: {named:.1%}"
+    if "shuffled" in content:
+        null = content["shuffled"]
+        low, mean, high = (null[k][-1] for k in ("low", "mean", "high"))
+        tail += f"; networks of shuffled labels: AUC {mean:.2f} [{low:.2f}, {high:.2f}]"
+    return head + pd.DataFrame(rows).to_string(index=False) + tail

@@ -121,7 +121,8 @@ def gather(
     """
     brain = runs[0].brain
     _check(runs)
-    contrasts, shuffled, moments = {}, {}, {}
+    contrasts, shuffled = {}, {}
+    moments: dict[int, Any] = {}
     for run in tqdm(runs, desc="maps", unit="run", disable=quiet or None):
         values, key = run.values(), (run.task, run.run)
         contrasts[key] = glm.run_contrast(values, run.events, f"{run.task} - {glm.CONTROL}")
