@@ -162,7 +162,7 @@ def test_the_untrained_copy_is_evaluated_too(tmp_path):
             recording = tests_support.make_recording(
                 task, run, seed=run + 50, name="tiny-untrained"
             )
-            bids.write(replace(recording), root)
+            bids.write(recording, root)
     content = detection.detect(root, subject="tiny", n_boot=10, quiet=True)
     assert content["untrained"]["subject"] == "tinyuntrained"
     assert set(content["untrained"]["auc"]) == {"network", "probe", "words"}

@@ -82,6 +82,7 @@ def _monitor(args: argparse.Namespace) -> None:
             lines, loaded, watching, stop_when=args.stop_when, **options
         ):
             content = asdict(answer)
+            content["scores"] = {name: round(x, 4) for name, x in answer.scores.items()}
             if args.stop_when is None:
                 del content["stopped"]
             show_line(content)
