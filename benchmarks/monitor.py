@@ -90,7 +90,7 @@ def own_seconds(monitor, model):
 
 def measure(model, n_pairs, n_tokens):
     """Paragraphs: what was compared, and the table."""
-    texts = model.render(list(draw_design(n_pairs + 1, 1).trials["prompt"]))
+    texts = model.render(list(draw_design(max(n_pairs + 1, 16), 1).trials["prompt"]))
     encoded = [torch.tensor([ids]) for ids in model.encode(texts, rendered=True)]
     monitor = make_monitor(model)
 

@@ -33,7 +33,7 @@ def plots(found: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
     """Stem, drawing, alternative text and caption of each figure; none without numbers."""
     if not found:
         return []
-    out = []
+    out: list[tuple[str, Any, str, str]] = []
     titles = {"control": "Against control prompts", "others": "Against the other tasks"}
     for comparison, title in titles.items():
         curves = methods(found, comparison)
