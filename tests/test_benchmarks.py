@@ -142,12 +142,13 @@ def test_linear_layers_are_what_torch_counts(bench, tiny_model):
             "`tiny-7b` | 256 |",
         ),
         ("memory.py", "--tiny --lengths 20", "| every frame | 20 | "),
+        ("monitor.py", "--pairs 1 --tokens 2 --model TINY", "| monitored / bare `generate` | 1 |"),
     ],
 )
-def test_a_script_prints_its_section(script, options, expected):
+def test_a_script_prints_its_section(script, options, expected, tiny_folders):
     if script == "memory.py" and not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
-    done = run(script, *options.split())
+    done = run(script, *options.replace("TINY", str(tiny_folders["llama"])).split())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("## ")
     assert expected in done.stdout

@@ -68,6 +68,7 @@ IGNORED = [
     "lesion_masks.json",
     "steer.json",
     "*_evaluations.jsonl",
+    "detection.json",
     "figures",
     "figures/",
     "*_statmap.*",

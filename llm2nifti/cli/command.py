@@ -58,3 +58,8 @@ def add_session(parser: Any) -> None:
 def show(args: argparse.Namespace, content: Any, text: str) -> None:
     """Print JSON or text, as asked."""
     print(json.dumps(content, indent=2, ensure_ascii=False) if args.json else text)
+
+
+def show_line(content: Any) -> None:
+    """Print one JSON line at once, for whoever reads the other end of a pipe."""
+    print(json.dumps(content, ensure_ascii=False), flush=True)

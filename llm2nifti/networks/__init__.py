@@ -25,6 +25,19 @@ from llm2nifti.networks.network import (
     threshold,
     threshold_by_permutation,
 )
+from llm2nifti.networks.readout import (
+    RATE,
+    SHARE,
+    Baseline,
+    Readout,
+    ReadoutError,
+    Thresholds,
+    calibrate,
+    read_out,
+    running_means,
+    strongest,
+    thresholds_of,
+)
 from llm2nifti.networks.similarity import (
     TOP,
     Estimate,
@@ -41,16 +54,23 @@ from llm2nifti.networks.similarity import (
 )
 
 __all__ = [
+    "RATE",
+    "SHARE",
     "TOP",
+    "Baseline",
     "Changes",
     "DissociationError",
     "Estimate",
     "Identification",
     "IdentificationError",
     "Network",
+    "Readout",
+    "ReadoutError",
     "SimilarityError",
     "ThresholdError",
+    "Thresholds",
     "TrialSet",
+    "calibrate",
     "chance_overlap",
     "corrected",
     "correlation",
@@ -66,10 +86,14 @@ __all__ = [
     "name_prompts",
     "name_runs",
     "name_trials",
+    "read_out",
+    "running_means",
     "same_and_cross",
     "selectivity",
+    "strongest",
     "tasks_of",
     "threshold",
     "threshold_by_permutation",
+    "thresholds_of",
     "top_masks",
 ]

@@ -12,11 +12,13 @@ from llm2nifti.plotting.charts import (
     plot_matrix,
     plot_shares,
 )
+from llm2nifti.plotting.curves import plot_auc, plot_roc
 from llm2nifti.plotting.lesions import plot_doses, plot_lesions
 from llm2nifti.plotting.style import save
 
 __all__ = [
     "plot_atlas",
+    "plot_auc",
     "plot_bars",
     "plot_design",
     "plot_doses",
@@ -25,6 +27,7 @@ __all__ = [
     "plot_lesions",
     "plot_map",
     "plot_matrix",
+    "plot_roc",
     "plot_shares",
     "save",
     "view",

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from llm2nifti import glm, plotting
-from llm2nifti.report import findings
+from llm2nifti.report import detection, findings
 from llm2nifti.report.source import Source, TaskMap
 from llm2nifti.report.wording import count, height_control, number, percent, plural
 
@@ -94,7 +94,9 @@ def draw(
     for task_map in maps.values():
         plots += _task_plots(source, task_map)
     plots += [*_similarity_plots(source.summary), *_identification_plots(source.summary)]
-    plots += [*_null_plots(source.summary), *more]
+    plots += _null_plots(source.summary)
+    plots += [Plot(*parts) for parts in detection.plots(detection.read_detection(source.folder))]
+    plots += more
     return {
         plot.stem: _save(plot, folder)
         for plot in tqdm(plots, desc="figures", unit="figure", disable=quiet or None)

@@ -60,7 +60,8 @@ def _what(content: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     when = ", but for the chat template" if first["spare_template"] else ""
     return (
         f"{which} are {how} while the model reads{when}. {made}: the change of their log "
-        f"probability, in nats a token. Beside every network, {plural(sizes['n_random'], 'random set')} of units "
+        "probability, in nats a token. Beside every network, "
+        f"{plural(sizes['n_random'], 'random set')} of units "
         "matched in number, layer, site and decile of mean |activation| are lesioned."
     )
 

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 
 from llm2nifti import bids, glm, plotting
-from llm2nifti.report import findings, wording
+from llm2nifti.report import detection, findings, wording
 from llm2nifti.report.figures import Figure, draw, threshold_words
 from llm2nifti.report.lesions import lesion_section
 from llm2nifti.report.section import Section
@@ -86,6 +86,8 @@ def _render(
         figures=figures,
         findings=findings,
         sections=sections,
+        detection=detection,
+        found=detection.read_detection(source.folder),
         tasks=_task_sections(source, maps, figures),
     )
 

@@ -1,0 +1,115 @@
+"""Commands of networks at work: monitor, detect."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llm2nifti import defaults
+from llm2nifti.cli.command import add_command, add_dataset, add_session, show, show_line
+
+RATE = 0.05  # see llm2nifti.networks.readout, which is too heavy for --help
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file to the parser."""
+    _add_monitor(commands)
+    _add_detect(commands)
+
+
+def _add_monitor(commands: Any) -> None:
+    text = "answer prompts, one a line, and say as JSON lines which networks are active"
+    example = "llm2nifti monitor --networks ds prompts.txt; or: echo 'What is a senate?' | "
+    example += "llm2nifti monitor --networks ds --stop-when politicalscience"
+    parser = add_command(commands, "monitor", _monitor, text, example)
+    parser.add_argument(
+        "prompts", nargs="?", default="-", help="text file, one prompt a line; - is standard input"
+    )
+    parser.add_argument(
+        "--networks", type=Path, required=True, metavar="DATASET", help="whose networks to watch"
+    )
+    parser.add_argument("--model", help="what to load (default: the model that was scanned)")
+    add_session(parser)
+    parser.add_argument(
+        "--n-tokens", type=int, default=defaults.N_FRAMES, help="most tokens of an answer"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=RATE,
+        metavar="RATE",
+        help="share of control prompts that a network's threshold lets pass",
+    )
+    parser.add_argument("--stop-when", metavar="NAME", help="end answers once it is active")
+    parser.add_argument("--template", default="auto", help="auto, chat or none")
+
+
+def _monitor(args: argparse.Namespace) -> None:
+    from llm2nifti.monitor import MonitorError
+
+    if args.n_tokens < 1:  # before anything that takes time
+        raise MonitorError(f"--n-tokens is {args.n_tokens}; it must be at least 1")
+    with ExitStack() as stack:
+        lines = sys.stdin
+        if args.prompts != "-":
+            try:
+                lines = stack.enter_context(Path(args.prompts).open(encoding="utf-8"))
+            except OSError as error:
+                raise MonitorError(
+                    f"cannot read prompts from {args.prompts} ({error.strerror}); give a text file "
+                    "with one prompt a line, or - for standard input"
+                ) from error
+        from llm2nifti.study import monitoring
+
+        loaded, watching = stack.enter_context(
+            monitoring.prepared(
+                args.networks,
+                model=args.model,
+                subject=args.subject,
+                session=args.session,
+                rate=args.threshold,
+                quiet=args.quiet,
+            )
+        )
+        if args.stop_when is not None:
+            watching.stop_when(args.stop_when)  # an unknown name is an error before any answer
+        options = {"n_tokens": args.n_tokens, "template": args.template}
+        for answer in monitoring.answers(
+            lines, loaded, watching, stop_when=args.stop_when, **options
+        ):
+            content = asdict(answer)
+            content["scores"] = {name: round(x, 4) for name, x in answer.scores.items()}
+            if args.stop_when is None:
+                del content["stopped"]
+            show_line(content)
+
+
+def _add_detect(commands: Any) -> None:
+    text = "measure how well, and how early, networks tell what a prompt is about"
+    parser = add_command(commands, "detect", _detect, text, "llm2nifti detect ds")
+    add_dataset(parser)
+    add_session(parser)
+    parser.add_argument("--share", type=float, default=0.01, help="share of units in a network")
+    parser.add_argument("--threshold", type=float, default=RATE, help="false-positive rate")
+    parser.add_argument("--n-boot", type=int, default=1000, help="bootstrap draws of intervals")
+
+
+def _detect(args: argparse.Namespace) -> None:
+    from llm2nifti import study
+    from llm2nifti.study import detection
+
+    with study.locked(args.dataset):
+        content = detection.detect(
+            args.dataset,
+            subject=args.subject,
+            session=args.session,
+            share=args.share,
+            rate=args.threshold,
+            n_boot=args.n_boot,
+            quiet=args.quiet,
+        )
+    show(args, content, detection.detection_table(content))

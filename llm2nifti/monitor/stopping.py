@@ -1,0 +1,39 @@
+"""When is it enough? Generation that ends once a network is above its threshold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria
+
+if TYPE_CHECKING:
+    from llm2nifti.monitor.watching import NetworkMonitor
+
+
+class AboveThreshold(StoppingCriteria):
+    """Ends each sequence whose mean score of one network is above threshold.
+
+    Parameters
+    ----------
+    monitor : NetworkMonitor
+        What scores the sequences while they are generated.
+    network : int
+        Position of the network.
+    """
+
+    def __init__(self, monitor: NetworkMonitor, network: int) -> None:
+        self._monitor = monitor
+        self._network = network
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """(n_sequences,) bool tensor: whether each one is done."""
+        above = self._monitor.above()[:, self._network]
+        if len(above) != len(input_ids):  # the monitor is not entered, or sees other sequences
+            raise RuntimeError(
+                f"the monitor has seen {len(above)} sequences and {len(input_ids)} are generated; "
+                "generate inside `with monitor`"
+            )
+        return torch.from_numpy(above).to(input_ids.device)

@@ -1,0 +1,373 @@
+"""How active is every network at every token that the model generates?"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from llm2nifti.hooks import NoSuchModuleError, Point
+from llm2nifti.models import LoadedModel
+from llm2nifti.models.points import tapped
+from llm2nifti.monitor.projecting import MonitorError, Projection, projections
+from llm2nifti.networks import Network, Readout, Thresholds, read_out, running_means
+from llm2nifti.networks.readout import BaselineLike
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A network went above its threshold, for the first time in a sequence.
+
+    Attributes
+    ----------
+    network : str
+        Its name.
+    sequence : int
+        Row of the batch.
+    n_tokens : int
+        Tokens seen, this one included.
+    score : float
+        Mean of the network's scores over these tokens.
+    threshold : float
+        What it exceeds.
+    """
+
+    network: str
+    sequence: int
+    n_tokens: int
+    score: float
+    threshold: float
+
+
+class NetworkMonitor:
+    """Score networks at every token that a model generates.
+
+    A context manager. The model may be called in any way (``generate``, or a loop of one's own,
+    with a cache or without), in batches, and inside interventions: entered after them, the monitor
+    sees what they made. Weights are never touched, and no hook is left behind.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model, of the networks' space.
+    networks : Network or sequence of Network
+        What to score; only places where they have units are looked at.
+    controls : Baseline or Controls
+        Mean and SD of every unit in control trials.
+    thresholds : Thresholds, optional
+        From `llm2nifti.networks.calibrate`. `top`, `stop_when` and `on_crossing` need them.
+    on_crossing : callable, optional
+        Called with a `Crossing` when the mean score of a network goes above its threshold, once a
+        network and sequence.
+
+    Raises
+    ------
+    MonitorError
+        If thresholds are missing or of other networks, or the model is not that of the networks.
+    llm2nifti.networks.ReadoutError
+        If the networks do not fit together.
+
+    Notes
+    -----
+    The score of a token is that of the pass which produced it, so the first one comes from the last
+    token of the prompt; see `llm2nifti.networks.read_out` for what a score is. Sequences begin
+    anew, and what was there is forgotten, with any pass that does not continue the last one by a
+    single token: a longer pass, another cache, another number of sequences. Ways of generating
+    that read several new tokens at once (assisted generation) are therefore not followed, and with
+    beams the scores are those of rows, which beams exchange. Padding must come first.
+
+    Examples
+    --------
+    >>> with NetworkMonitor(model, networks, controls) as monitor:  # doctest: +SKIP
+    ...     model.module.generate(**inputs)
+    >>> monitor.scores.shape  # doctest: +SKIP
+    (1, 16, 6)
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        networks: Network | Sequence[Network],
+        controls: BaselineLike,
+        *,
+        thresholds: Thresholds | None = None,
+        on_crossing: Callable[[Crossing], None] | None = None,
+    ) -> None:
+        self.readout: Readout = read_out(networks, controls)
+        self.thresholds = thresholds
+        self._model = model
+        self._on_crossing = on_crossing
+        self._points: dict[Point, Projection] = projections(model, self.readout)
+        self._offsets = torch.tensor(self.readout.offsets, dtype=torch.float32)
+        self._stack = ExitStack()
+        self._ends = _end_tokens(model.module)
+        if thresholds is not None and thresholds.names != self.names:
+            raise MonitorError(
+                f"the thresholds are of {', '.join(thresholds.names)}, the networks are "
+                f"{', '.join(self.names)}; calibrate with the same networks"
+            )
+        if on_crossing is not None:
+            self._need_thresholds("on_crossing")
+        self.reset()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the networks, in the order of the last axis of `scores`."""
+        return self.readout.names
+
+    def reset(self) -> None:
+        """Forget all sequences; the next pass begins new ones."""
+        self._rows: list[torch.Tensor] = []
+        self._sums: torch.Tensor | None = None
+        self._read: torch.Tensor | None = None
+        self._cache: Callable[[], Any] = _nothing
+        self._ended: list[bool] = []
+        self._crossed: set[tuple[int, int]] = set()
+        self._totals: dict[torch.device, torch.Tensor] = {}
+        self._n = 0  # sequences of the pass that is going on; 0 between passes
+
+    def __enter__(self) -> NetworkMonitor:
+        """Set the hooks."""
+        module = self._model.module
+        with ExitStack() as stack:
+            before = module.register_forward_pre_hook(self._before, with_kwargs=True)
+            stack.callback(before.remove)
+            try:
+                stack.enter_context(tapped(self._model, list(self._points), self._see))
+            except (NoSuchModuleError, AttributeError) as error:
+                raise MonitorError(
+                    f"the networks are in space {self.readout.brain.space}, which model "
+                    f"{self._model.name!r} does not have ({error}); use the model that was scanned"
+                ) from error
+            after = module.register_forward_hook(self._after)
+            stack.callback(after.remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the hooks; the scores stay."""
+        self._n = 0
+        self._stack.close()
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """(n_sequences, n_tokens, n_networks) scores; NaN after the end of a sequence."""
+        if not self._rows:
+            return np.empty((0, 0, len(self.names)), np.float32)
+        return torch.stack(self._rows, dim=1).numpy(force=True)
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """(n_sequences, n_networks) mean score over the tokens so far: what is thresholded."""
+        scores = self.scores
+        return running_means(scores)[:, -1] if scores.size else np.empty((0, len(self.names)))
+
+    @property
+    def top(self) -> list[str | None]:
+        """For each sequence, the network furthest above its threshold; None where none is above.
+
+        Networks are compared in SDs of their scores in control trials.
+        """
+        thresholds = self._need_thresholds("top")
+        n_seen = (~np.isnan(self.scores[..., 0])).sum(axis=1)
+        return [thresholds.top(m, int(n)) for m, n in zip(self.means, n_seen, strict=True)]
+
+    def table(self) -> pd.DataFrame:
+        """One row a sequence, token and network.
+
+        Returns
+        -------
+        DataFrame
+            ``sequence, token`` (from 0 and 1), ``network, score, mean`` (over the tokens so far),
+            and ``threshold`` where there are any. Tokens after the end of a sequence are left out.
+        """
+        scores = self.scores
+        shape = scores.shape
+        sequence, token, network = (axis.ravel() for axis in np.indices(shape))
+        columns: dict[str, Any] = {"sequence": sequence, "token": token + 1}
+        columns["network"] = np.array(self.names)[network]
+        columns |= {"score": scores.ravel(), "mean": running_means(scores).ravel()}
+        if self.thresholds is not None:
+            rows = np.minimum(token, len(self.thresholds.values) - 1)
+            columns["threshold"] = self.thresholds.values[rows, network]
+        return pd.DataFrame(columns).dropna(subset="score", ignore_index=True)
+
+    def stop_when(self, network: str) -> Any:
+        """Make a ``StoppingCriteria`` that ends a sequence when a network is above threshold.
+
+        Parameters
+        ----------
+        network : str
+            Its name.
+
+        Returns
+        -------
+        transformers.StoppingCriteria
+            For ``generate(stopping_criteria=[...])``; each sequence of a batch ends alone.
+
+        Raises
+        ------
+        MonitorError
+            If there is no such network, or there are no thresholds.
+        """
+        from llm2nifti.monitor.stopping import AboveThreshold
+
+        self._need_thresholds("stop_when")
+        if network not in self.names:
+            raise MonitorError(f"no network {network!r}; there are: {', '.join(self.names)}")
+        return AboveThreshold(self, self.names.index(network))
+
+    def above(self) -> NDArray[np.bool_]:
+        """(n_sequences, n_networks) whether the mean so far is above threshold.
+
+        Of sequences that have ended, nothing is.
+        """
+        thresholds = self._need_thresholds("above")
+        if self._sums is None:
+            return np.zeros((0, len(self.names)), bool)
+        n_seen = len(self._rows)
+        return self._sums.numpy(force=True) / n_seen > thresholds.at(n_seen)
+
+    def _need_thresholds(self, what: str) -> Thresholds:
+        """The thresholds, or an error that says what needs them."""
+        if self.thresholds is None:
+            raise MonitorError(
+                f"{what} needs thresholds: give thresholds=networks.calibrate(names, scores of "
+                "control trials)"
+            )
+        return self.thresholds
+
+    def _before(self, _module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        """Begin a pass: are these the sequences of the last one?"""
+        tokens = _tokens(self._model.kind, args, kwargs)
+        self._n = 0
+        if tokens is None:
+            return
+        if not self._continues(tokens, _cache(kwargs)):
+            self.reset()
+        elif tokens.ndim == 2:  # ids; embeddings do not say that a sequence has ended
+            newest = tokens[:, -1].tolist()
+            self._ended = [e or t in self._ends for e, t in zip(self._ended, newest, strict=True)]
+        self._n = len(tokens)
+        self._ended = self._ended or [False] * self._n
+        self._read = tokens
+        self._cache = _reference(_cache(kwargs))
+        self._totals.clear()
+
+    def _continues(self, tokens: torch.Tensor, cache: Any) -> bool:
+        """Whether a pass goes on by one token where the last one ended."""
+        last = self._read
+        if last is None or len(last) != len(tokens) or not self._rows:
+            return False
+        if cache is not None:
+            return tokens.shape[1] == 1 and cache is self._cache()
+        n = last.shape[1]
+        return tokens.shape[1] == n + 1 and torch.equal(tokens[:, :n], last)
+
+    def _see(self, point: Point, tensor: torch.Tensor) -> None:
+        """Add what one point says of the last position."""
+        n = self._n
+        if not n:  # a part of the model is called on its own
+            return
+        if tensor.ndim == 3 and len(tensor) == n:
+            last = tensor[:, -1]
+        else:
+            last = tensor.reshape(n, -1, tensor.shape[-1])[:, -1]
+        if last.requires_grad:
+            last = last.detach()
+        weights = self._points[point].on(last)
+        total = self._totals.get(last.device)
+        if total is None:
+            total = self._totals[last.device] = last.new_zeros(
+                n, len(self.names), dtype=torch.float32
+            )
+        total.addmm_(last if last.dtype == torch.float32 else last.float(), weights)
+
+    def _after(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
+        """End a pass: a row of scores is complete."""
+        if not self._n:
+            return
+        self._n = 0
+        made = _cache(output)
+        if made is not None:  # also where none was given, as in the first pass of a loop
+            self._cache = _reference(made)
+        totals = list(self._totals.values())
+        if not totals:
+            return
+        row = self._offsets.to(totals[0].device) + totals[0]
+        for total in totals[1:]:
+            row += total.to(row.device)
+        if any(self._ended):
+            row[torch.tensor(self._ended, device=row.device)] = torch.nan
+        self._rows.append(row)
+        self._sums = row.clone() if self._sums is None else self._sums.to(row.device) + row
+        if self._on_crossing is not None:
+            self._report(self._on_crossing)
+
+    def _report(self, on_crossing: Callable[[Crossing], None]) -> None:
+        """Call back for networks that are above threshold for the first time."""
+        thresholds = self._need_thresholds("on_crossing")
+        assert self._sums is not None
+        n_seen = len(self._rows)
+        for sequence, network in np.argwhere(self.above()).tolist():
+            if (sequence, network) in self._crossed:
+                continue
+            self._crossed.add((sequence, network))
+            score = float(self._sums[sequence, network]) / n_seen
+            limit = float(thresholds.at(n_seen)[network])
+            on_crossing(Crossing(self.names[network], sequence, n_seen, score, limit))
+
+
+def _tokens(kind: str, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """Ids or embeddings that a pass of the whole model generates from."""
+    names = ("decoder_input_ids", "decoder_inputs_embeds")
+    if kind != "seq2seq":
+        names = ("input_ids", "inputs_embeds")
+    given = [kwargs[name] for name in names if kwargs.get(name) is not None]
+    if kind != "seq2seq":
+        given += list(args[:1])
+    return next((item for item in given if isinstance(item, torch.Tensor)), None)
+
+
+def _cache(values: Any) -> Any:
+    """What a pass remembers, among its arguments or in its output."""
+    for name in ("past_key_values", "cache_params", "state"):
+        found = values.get(name) if isinstance(values, dict) else getattr(values, name, None)
+        if found is not None:
+            return found
+    return None
+
+
+def _nothing() -> None:
+    """Stand for a reference to nothing."""
+
+
+def _reference(value: Any) -> Callable[[], Any]:
+    """Weak reference, so that a monitor keeps no cache alive."""
+    if value is None:
+        return _nothing
+    try:
+        return weakref.ref(value)
+    except TypeError:  # tuples and lists of older caches: never the same twice
+        return _nothing
+
+
+def _end_tokens(module: Any) -> set[int]:
+    """Tokens that end a sequence."""
+    ends = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    if ends is None:
+        return set()
+    return {int(token) for token in (ends if isinstance(ends, list | tuple) else [ends])}

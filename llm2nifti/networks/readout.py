@@ -1,0 +1,265 @@
+"""How active is a network right now? Scores of activations, and thresholds from control trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2nifti.geometry import ModelBrain
+from llm2nifti.networks.network import Network, largest
+
+RATE = 0.05  # of control trials that a threshold lets pass
+SHARE = 0.01  # of the units of the chosen sites that make a task's network
+
+
+class ReadoutError(ValueError):
+    """Networks cannot be scored, or thresholds cannot be set."""
+
+
+class BaselineLike(Protocol):
+    """What `read_out` needs of control trials; `interventions.Controls` has it, too."""
+
+    @property
+    def brain(self) -> ModelBrain: ...  # noqa: D102
+    @property
+    def mean(self) -> NDArray[np.floating]: ...  # noqa: D102
+    @property
+    def sd(self) -> NDArray[np.floating]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What units do in control trials.
+
+    Attributes
+    ----------
+    brain : ModelBrain
+        Geometry.
+    mean, sd : (n_units,) array
+        Over control trials.
+    """
+
+    brain: ModelBrain
+    mean: NDArray[np.floating]
+    sd: NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Scores of some networks as linear functionals of the activations.
+
+    Attributes
+    ----------
+    brain : ModelBrain
+        Geometry.
+    names : tuple of str
+        Of the networks.
+    weights : (n_units, n_networks) array
+        What a unit adds to each score.
+    offsets : (n_networks,) array
+        Scores of activations that are all 0.
+    """
+
+    brain: ModelBrain
+    names: tuple[str, ...]
+    weights: NDArray[np.float64]
+    offsets: NDArray[np.float64]
+
+    def scores(self, values: NDArray) -> NDArray[np.float64]:
+        """(..., n_networks) scores of (..., n_units) activations."""
+        return values @ self.weights + self.offsets
+
+
+def read_out(networks: Network | Sequence[Network], baseline: BaselineLike) -> Readout:
+    """Make the functionals that score networks.
+
+    The score of a network is the mean over its units of ``sign * weight * (x - mean) / sd``, with
+    mean and sd of control trials: how many SDs its units are beyond control, each in the direction
+    of the task. Units that do not vary in control trials have no scale and are left out.
+
+    Parameters
+    ----------
+    networks : Network or sequence of Network
+        Of one space, with different names.
+    baseline : Baseline or Controls
+        Mean and SD of every unit in control trials.
+
+    Returns
+    -------
+    Readout
+
+    Raises
+    ------
+    ReadoutError
+        If names repeat, spaces differ, or a network has no unit that varies in control trials.
+    """
+    some = [networks] if isinstance(networks, Network) else list(networks)
+    _check(some, baseline)
+    sd = np.nan_to_num(np.asarray(baseline.sd, float))
+    scale = np.where(sd > 0, sd, np.inf)
+    columns = []
+    for network in some:
+        used = network.units & (sd > 0)
+        if not used.any():
+            raise ReadoutError(
+                f"network {network.name!r} has no unit that varies in control trials "
+                f"({network.n_units} units); use another network, or at least 2 control trials"
+            )
+        columns.append(network.signs * network.strengths / scale / used.sum())
+    weights = np.stack(columns, axis=1)
+    offsets = -np.asarray(baseline.mean, float) @ weights
+    return Readout(baseline.brain, tuple(n.name for n in some), weights, offsets)
+
+
+def _check(some: Sequence[Network], baseline: BaselineLike) -> None:
+    """Raise unless the networks fit together and to the baseline."""
+    names = [network.name for network in some]
+    if not names:
+        raise ReadoutError("no network is given; give at least one")
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise ReadoutError(f"two networks are called {twice[0]!r}; give each its own name")
+    for network in some:
+        if network.brain.space != baseline.brain.space:
+            raise ReadoutError(
+                f"network {network.name!r} is in space {network.brain.space}, the control trials "
+                f"are in {baseline.brain.space}; use a dataset of the same model and sites"
+            )
+
+
+def strongest(
+    name: str,
+    brain: ModelBrain,
+    t: NDArray[np.floating],
+    *,
+    share: float = SHARE,
+    sites: Sequence[str] = (),
+) -> Network:
+    """Make a network of the units with the largest absolute t at some sites.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    brain : ModelBrain
+        Geometry.
+    t : (n_units,) array
+        Map of a task against control.
+    share : float, default=0.01
+        Share of the units at these sites.
+    sites : sequence of str, optional
+        Names such as ``attn``; by default all.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ReadoutError
+        If the share is not between 0 and 1.
+    ThresholdError
+        If a site was not recorded.
+    """
+    if not 0 < share <= 1:
+        raise ReadoutError(f"share is {share}; it must lie between 0 and 1")
+    signs = np.sign(t).astype(np.int8)
+    where = Network(name, brain, np.ones(brain.n_units, np.int8))
+    inside = np.flatnonzero((where.at(*sites) if sites else where).units)
+    keep = np.zeros(brain.n_units, bool)
+    keep[inside[largest(np.abs(t[inside]), share)]] = True
+    at = f" of {', '.join(sites)}" if sites else ""
+    return Network(name, brain, np.where(keep, signs, 0).astype(np.int8), f"top {share:.2%}{at}")
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """Where the score of a network is no longer that of a control trial.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the networks.
+    rate : float
+        Share of control trials above the threshold, for each network alone.
+    values : (n_tokens, n_networks) array
+        Threshold of the mean over the first 1, 2, ... tokens.
+    spread : (n_tokens, n_networks) array
+        SD of these means over control trials: in its units networks are compared.
+    """
+
+    names: tuple[str, ...]
+    rate: float
+    values: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+    def at(self, n_seen: int) -> NDArray[np.float64]:
+        """(n_networks,) thresholds after so many tokens; beyond the last known, the last."""
+        return self.values[min(n_seen, len(self.values)) - 1]
+
+    def margins(self, means: NDArray, n_seen: int) -> NDArray[np.float64]:
+        """How far means over `n_seen` tokens are above threshold, in SDs of control trials."""
+        spread = self.spread[min(n_seen, len(self.values)) - 1]
+        return (means - self.at(n_seen)) / np.where(spread > 0, spread, 1)
+
+    def top(self, means: NDArray, n_seen: int) -> str | None:
+        """Name of the network furthest above its threshold; None where none is above."""
+        margins = np.nan_to_num(self.margins(means, n_seen), nan=-np.inf)
+        best = int(margins.argmax())
+        return self.names[best] if margins[best] > 0 else None
+
+
+def running_means(scores: NDArray) -> NDArray[np.float64]:
+    """Mean over the first 1, 2, ... tokens of (..., n_tokens, n_networks) scores, same shape.
+
+    Tokens that are NaN (after the end of a sequence) count for nothing.
+
+    Examples
+    --------
+    >>> running_means(np.array([[1.0], [3.0], [np.nan]]))[:, 0].tolist()
+    [1.0, 2.0, 2.0]
+    """
+    known = ~np.isnan(scores)
+    totals = np.cumsum(np.where(known, scores, 0), axis=-2, dtype=np.float64)
+    return totals / np.maximum(np.cumsum(known, axis=-2), 1)
+
+
+def calibrate(names: Sequence[str], scores: NDArray, *, rate: float = RATE) -> Thresholds:
+    """Set thresholds that a given share of control trials exceeds.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the networks.
+    scores : (n_trials, n_tokens, n_networks) array
+        Scores of control trials, best of ones that did not make the networks.
+    rate : float, default=0.05
+        False-positive rate of each network at each number of tokens.
+
+    Returns
+    -------
+    Thresholds
+
+    Raises
+    ------
+    ReadoutError
+        If the rate is not between 0 and 1, or there are too few trials for it.
+    """
+    return thresholds_of(names, running_means(scores), rate=rate)
+
+
+def thresholds_of(names: Sequence[str], means: NDArray, *, rate: float = RATE) -> Thresholds:
+    """Set thresholds as `calibrate` does, from scores that are running means already."""
+    if not 0 < rate < 1:
+        raise ReadoutError(f"the threshold's rate is {rate}; it must lie between 0 and 1")
+    if len(means) * rate < 1:
+        raise ReadoutError(
+            f"{len(means)} control trials cannot show a rate of {rate:g}; use a rate of at least "
+            f"{1 / max(len(means), 1):.2g}, or more runs"
+        )
+    values = np.quantile(means, 1 - rate, axis=0, method="higher")
+    return Thresholds(tuple(names), rate, values, means.std(axis=0))

@@ -1,0 +1,87 @@
+"""How does a detector do? Its AUC over time, and its ROC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from llm2nifti.plotting.style import PALETTE, new_axes, styled
+
+
+@styled
+def plot_auc(
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    *,
+    null: Mapping[str, Sequence[float]] | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw the AUC of some methods by the number of tokens seen.
+
+    Parameters
+    ----------
+    curves : mapping of str to sequence of mappings
+        For each method, ``value, low, high`` after 1, 2, ... tokens; a single one is drawn as a
+        level line, because it does not depend on tokens.
+    null : mapping, optional
+        ``low, high`` of shuffled labels after 1, 2, ... tokens, drawn as a grey band.
+    ax, title : optional
+
+    Examples
+    --------
+    >>> ax = plot_auc({"network": [{"value": 0.8, "low": 0.7, "high": 0.9}] * 2})
+    >>> ax.get_ylabel()
+    'AUC'
+    """
+    ax = ax or new_axes(6.2, 3.2)
+    n_tokens = max(len(points) for points in curves.values())
+    if null is not None:
+        steps = range(1, len(null["low"]) + 1)
+        ax.fill_between(steps, null["low"], null["high"], color="#DDDDDD", label="shuffled labels")
+    styles = zip(curves.items(), PALETTE, "osD^vP", strict=False)
+    for (name, points), color, marker in styles:
+        values, low, high = ([p[key] for p in points] for key in ("value", "low", "high"))
+        if len(points) == 1 and n_tokens > 1:
+            ax.axhline(values[0], color=color, ls=":", label=name)
+            ax.axhspan(low[0], high[0], color=color, alpha=0.08, lw=0)
+            continue
+        steps = range(1, len(points) + 1)
+        ax.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+        ax.plot(steps, values, color=color, marker=marker, ms=4, label=name)
+    ax.axhline(0.5, color="black", ls="--", lw=1)
+    ax.set(xlabel="Tokens seen", ylabel="AUC", title=title, xticks=range(1, n_tokens + 1))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax
+
+
+@styled
+def plot_roc(
+    false_positive_rate: ArrayLike,
+    hits: Mapping[str, ArrayLike],
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw ROC curves, one a name.
+
+    Parameters
+    ----------
+    false_positive_rate : (n,) array
+        Share of negatives above a threshold.
+    hits : mapping of str to (n,) array
+        Share of positives above the same thresholds.
+    ax, title : optional
+
+    Examples
+    --------
+    >>> ax = plot_roc([0, 1], {"pathology": [0, 1]})
+    """
+    ax = ax or new_axes(5.4, 3.4)
+    for (name, values), color in zip(hits.items(), PALETTE, strict=False):
+        ax.plot(false_positive_rate, values, color=color, label=name)
+    ax.plot([0, 1], [0, 1], color="black", ls="--", lw=1)
+    ax.set(xlabel="False positives", ylabel="Hits", title=title, aspect="equal")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax

@@ -1,0 +1,356 @@
+"""How well, and how early, do networks tell what a prompt is about? From the dataset alone.
+
+Each run number is held out in turn: networks, baselines, thresholds, probes and word lists for its
+trials come from the other runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from llm2nifti import bids
+from llm2nifti.bids import Run
+from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
+from llm2nifti.networks import detection as measure
+from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
+from llm2nifti.study.comparisons import Areas, Trials
+from llm2nifti.study.readouts import Evidence, gather, project
+
+DETECTION = "detection.json"
+N_SHUFFLES = 20
+
+
+def detect(
+    root: Path,
+    *,
+    subject: str | None = None,
+    session: str | None = None,
+    share: float = SHARE,
+    rate: float = RATE,
+    n_boot: int = N_BOOT,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Evaluate networks as detectors of their tasks, and write ``detection.json``.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    subject, session : str, optional
+        See `llm2nifti.bids.read`.
+    share : float, default=0.01
+        Share of the attn and mlp units that make a network.
+    rate : float, default=0.05
+        False-positive rate of the thresholds.
+    n_boot : int, default=1000
+        Bootstrap draws of the intervals.
+    quiet : bool, default=False
+        Show no progress bars.
+
+    Returns
+    -------
+    dict
+        Content of the file in the session's `llm2nifti.bids.analysis_folder`: AUC of each task
+        against control prompts and against the other tasks, after 1, 2, ... tokens, of networks, of
+        a linear probe, of a bag of words, of the untrained copy and of shuffled labels; what
+        thresholds let pass; which network is named.
+
+    Raises
+    ------
+    DetectionError
+        If there are fewer than 2 runs of each task, or trials differ in length.
+    """
+    if n_boot < 1:
+        raise DetectionError(f"n_boot is {n_boot}; it must be at least 1, better 1000")
+    runs = bids.read_all(root, subject=subject, session=session)
+    who = (runs[0].subject, runs[0].session)
+    content = evaluate(runs, share=share, rate=rate, n_boot=n_boot, quiet=quiet)
+    other = untrained_of(root, runs)
+    if other:
+        found = evaluate(other, share=share, rate=rate, n_boot=n_boot, n_shuffles=0, quiet=quiet)
+        content["untrained"] = {"subject": other[0].subject, "auc": found["auc"]}
+    bids.write_json(bids.analysis_folder(root, *who) / DETECTION, Path(root), content)
+    return content
+
+
+def untrained_of(root: Path, runs: Sequence[Run]) -> list[Run]:
+    """Runs of the untrained copy of a model; none where it was not scanned."""
+    label = bids.label(f"{runs[0].subject}-untrained")
+    listed = bids.runs(root)
+    there = (listed["subject"] == label) & (listed["session"] == runs[0].session)
+    if not there.any() or label == runs[0].subject:
+        return []
+    return bids.read_all(root, subject=label, session=runs[0].session)
+
+
+def evaluate(
+    runs: Sequence[Run],
+    *,
+    share: float = SHARE,
+    rate: float = RATE,
+    n_boot: int = N_BOOT,
+    n_shuffles: int = N_SHUFFLES,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Evaluate the networks of some runs; see `detect`, which also reads and writes.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        At least 2 runs of each of at least 2 tasks of one model.
+    share, rate, n_boot, quiet
+        See `detect`.
+    n_shuffles : int, default=20
+        Sets of networks from shuffled labels; 0 leaves them out.
+
+    Returns
+    -------
+    dict
+    """
+    evidence = gather(runs, share=share, n_shuffles=n_shuffles, quiet=quiet)
+    if len(evidence.numbers) < 2 or len(evidence.tasks) < 2:
+        raise DetectionError(
+            f"detection needs at least 2 runs of at least 2 tasks; there are "
+            f"{len(evidence.numbers)} of {len(evidence.tasks)}. Scan more (llm2nifti scan)"
+        )
+    trials = Trials(runs, evidence)
+    held_out, inner, shuffled, grams = _scores(runs, evidence, trials, n_shuffles, quiet)
+    draws = Bootstrap(trials.kind, trials.fold, n=n_boot)
+    methods = {
+        "network": trials.areas(draws, lambda task, _off: held_out[:, :, task]),
+        "probe": trials.areas(draws, _probe(trials, grams, quiet)),
+        "words": trials.areas(draws, _words(trials)),
+    }
+    content: dict[str, Any] = {
+        "tasks": list(evidence.tasks),
+        "sites": list(evidence.sites),
+        "share": share,
+        "n_network_units": int(evidence.networks(evidence.numbers)[0].n_units),
+        "n_units": len(_units(evidence)),
+        "n_runs": len(evidence.numbers),
+        "n_tokens": held_out.shape[1],
+        "n_task_prompts": int((trials.kind == evidence.tasks[0]).sum()),
+        "n_control_prompts": int(trials.is_control.sum()),
+        "n_boot": n_boot,
+        "mean_of": trials.counted,
+        "auc": {name: trials.summary(areas) for name, areas in methods.items()},
+        "difference": _differences(trials, methods),
+        "roc": trials.curves(held_out),
+    }
+    limits = _thresholds(evidence, trials, inner, rate)
+    content["thresholds"] = {
+        "rate": rate,
+        # Of two runs one is left to make networks and thresholds: they see the same prompts.
+        "other_runs": len(evidence.numbers) > 2,
+        **_passing(trials, held_out, limits),
+    }
+    if n_shuffles:
+        content["shuffled"] = _null(trials, shuffled)
+    return content
+
+
+def _units(evidence: Evidence) -> NDArray[np.int64]:
+    """Units among which the networks were chosen: what the probe gets, too."""
+    names = np.repeat([s.name for s in evidence.brain.sites], np.diff(evidence.brain.offsets))
+    return np.flatnonzero(np.isin(names, evidence.sites) if evidence.sites else names != "")
+
+
+def _scores(
+    runs: Sequence[Run], evidence: Evidence, trials: Trials, n_shuffles: int, quiet: bool
+) -> tuple[NDArray, dict[tuple[int, int], NDArray], list[NDArray], NDArray]:
+    """Everything that needs the frames, in one pass over them.
+
+    Held-out scores (n_trials, n_tokens, n_tasks); those of networks that two runs were kept from,
+    by (outer, inner) run; those of shuffled labels; and products of activations for the probe.
+    """
+    numbers = evidence.numbers
+    jobs: dict[tuple[Any, ...], Readout] = {}
+    for held in numbers:
+        rest = [n for n in numbers if n != held]
+        jobs["held", held] = evidence.readout(rest)
+        for inner in rest:
+            jobs["inner", held, inner] = evidence.readout([n for n in rest if n != inner] or rest)
+        for shuffle in range(n_shuffles):
+            jobs["shuffled", shuffle, held] = evidence.shuffled_readout(rest, shuffle)
+    n_frames = int(runs[0].volume_counts[0])
+    grams = np.zeros((len(numbers), n_frames, len(trials.fold), len(trials.fold)), np.float32)
+    train = [trials.fold != held for held in numbers]
+    scores = project(
+        runs,
+        list(jobs.values()),
+        quiet=quiet,
+        also=lambda means: _add_products(grams, means, train),
+        units=_units(evidence),
+    )
+    by_job = dict(zip(jobs, scores, strict=True))
+    inner_scores = {(k[1], k[2]): s for k, s in by_job.items() if k[0] == "inner"}
+    nulls = [_joined(trials, by_job, "shuffled", s) for s in range(n_shuffles)]
+    return _joined(trials, by_job, "held"), inner_scores, nulls, grams
+
+
+def _joined(trials: Trials, scores: dict[tuple[Any, ...], NDArray], *key: Any) -> NDArray:
+    """Scores of every trial by the networks that its run was kept from."""
+    folds = np.unique(trials.fold)
+    out = np.empty_like(scores[*key, folds[0]])
+    for held in folds:
+        out[trials.fold == held] = scores[*key, held][trials.fold == held]
+    return out
+
+
+def _add_products(grams: NDArray, means: NDArray, train: Sequence[NDArray[np.bool_]]) -> None:
+    """Add the products of some units, standardised as the training trials say, to the grams."""
+    for by_token, rows in zip(grams, train, strict=True):
+        for t, gram in enumerate(by_token):
+            values = means[:, t]
+            sd = values[rows].std(axis=0)
+            scaled = (values - values[rows].mean(axis=0)) / np.where(sd > 0, sd, 1)
+            scaled[:, sd == 0] = 0
+            np.add(gram, scaled @ scaled.T, out=gram)
+
+
+def _probe(trials: Trials, grams: NDArray, quiet: bool) -> Any:
+    """Scores of probes that learn each comparison itself from the other runs."""
+    folds, n_tokens = np.unique(trials.fold), grams.shape[1]
+    bar = tqdm(total=2 * len(trials.tasks), desc="probes", unit="probe", disable=quiet or None)
+
+    def scores(task: int, off: NDArray[np.bool_]) -> NDArray[np.float64]:
+        on = trials.kind == trials.tasks[task]
+        out = np.zeros((len(on), n_tokens))
+        for by_token, held in zip(grams, folds, strict=True):
+            test = trials.fold == held
+            for t, gram in enumerate(by_token):
+                out[test, t] = measure.probe(gram, on, off, ~test)[test]
+        bar.update()
+        return out
+
+    return scores
+
+
+def _words(trials: Trials) -> Any:
+    """Scores of a bag of words of the prompt, which are there before the first token."""
+
+    def scores(task: int, off: NDArray[np.bool_]) -> NDArray[np.float64]:
+        on = trials.kind == trials.tasks[task]
+        out = np.zeros((len(on), 1))
+        for held in np.unique(trials.fold):
+            test = trials.fold == held
+            out[test, 0] = measure.words(trials.prompts, on, off, ~test)[test]
+        return out
+
+    return scores
+
+
+def _differences(trials: Trials, methods: dict[str, Areas]) -> dict[str, Any]:
+    """Network minus each alternative, mean over tasks, after all tokens, on the same draws."""
+    out: dict[str, Any] = {}
+    for comparison in ("control", "others"):
+        own = trials.mean(methods["network"], comparison)[-1]
+        out[comparison] = {
+            name: measure.estimate(own - trials.mean(areas, comparison)[-1])
+            for name, areas in methods.items()
+            if name != "network"
+        }
+    return out
+
+
+def _thresholds(
+    evidence: Evidence, trials: Trials, inner: dict[tuple[int, int], NDArray], rate: float
+) -> dict[int, Thresholds]:
+    """Thresholds for each held-out run, from control trials of the others."""
+    out = {}
+    for held in evidence.numbers:
+        rest = [n for n in evidence.numbers if n != held]
+        parts = [inner[held, n][trials.is_control & (trials.fold == n)] for n in rest]
+        out[int(held)] = thresholds_of(evidence.tasks, np.concatenate(parts), rate=rate)
+    return out
+
+
+def _passing(trials: Trials, scores: NDArray, limits: dict[int, Thresholds]) -> dict[str, Any]:
+    """What thresholds let pass among held-out prompts, and which network they name."""
+    above = np.empty(scores.shape, bool)
+    named = np.empty(scores.shape[:2], object)
+    for trial, fold in enumerate(trials.fold):
+        for t, means in enumerate(scores[trial]):
+            above[trial, t] = means > limits[int(fold)].at(t + 1)
+            named[trial, t] = limits[int(fold)].top(means, t + 1) or ""
+    control = trials.is_control
+    right = {
+        task: (named[trials.kind == task] == task).mean(axis=0).tolist() for task in trials.tasks
+    }
+    silent = {
+        task: (named[trials.kind == task] == "").mean(axis=0).tolist() for task in trials.tasks
+    }
+    return {
+        "false_alarms": {
+            task: above[control][:, :, i].mean(axis=0).tolist()
+            for i, task in enumerate(trials.tasks)
+        },
+        "hits": {
+            task: above[trials.kind == task][:, :, i].mean(axis=0).tolist()
+            for i, task in enumerate(trials.tasks)
+        },
+        "ever_false_alarm": float(above[control].any(axis=(1, 2)).mean()),
+        "control_named": (named[control] != "").mean(axis=0).tolist(),
+        "named_right": right,
+        "not_named": silent,
+    }
+
+
+def _null(trials: Trials, shuffled: list[NDArray]) -> dict[str, Any]:
+    """AUC against control of networks from shuffled labels: mean over tasks, one a shuffle."""
+    values = np.empty((len(shuffled), shuffled[0].shape[1]))
+    for s, scores in enumerate(shuffled):
+        for t in range(scores.shape[1]):
+            found = []
+            for i, task in enumerate(trials.tasks):
+                rows = trials.is_control | (trials.kind == task)
+                if task in trials.counted:
+                    on = trials.kind[rows] == task
+                    found.append(measure.fold_auc(scores[rows, t, i], on, trials.fold[rows]))
+            values[s, t] = np.mean(found)
+    low, high = np.percentile(values, [2.5, 97.5], axis=0)
+    mean = values.mean(axis=0)
+    return {
+        "n": len(shuffled),
+        "mean": mean.tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "largest": values.max(axis=0).tolist(),
+    }
+
+
+def detection_table(content: dict[str, Any]) -> str:
+    """Text for people: AUC of each task after the first token and after all."""
+    auc, n_tokens = content["auc"], content["n_tokens"]
+    columns = {"first": 0, f"after {n_tokens}": -1}
+    rows = []
+    for task in [*content["tasks"], "mean"]:
+        row = {"task": task}
+        for comparison in ("control", "others"):
+            found = auc["network"][comparison]
+            series = found["mean"] if task == "mean" else found["tasks"][task]
+            for name, token in columns.items():
+                row[f"{comparison}, {name}"] = f"{series[token]['value']:.3f}"
+        for name in ("probe", "words"):
+            found = auc[name]["control"]
+            series = found["mean"] if task == "mean" else found["tasks"][task]
+            row[name] = f"{series[-1]['value']:.3f}"
+        rows.append(row)
+    head = (
+        f"AUC on held-out prompts of networks of {content['n_network_units']} units, against "
+        "control prompts and against other tasks; probe and words against control\n"
+    )
+    named = content["thresholds"]["control_named"][-1]
+    tail = f"\ncontrol prompts on which some network is above threshold: {named:.1%}"
+    if "shuffled" in content:
+        null = content["shuffled"]
+        low, mean, high = (null[k][-1] for k in ("low", "mean", "high"))
+        tail += f"; networks of shuffled labels: AUC {mean:.2f} [{low:.2f}, {high:.2f}]"
+    return head + pd.DataFrame(rows).to_string(index=False) + tail

@@ -1,0 +1,144 @@
+"""Which networks of a dataset are active while its model answers?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm2nifti import bids, models
+from llm2nifti.models import LoadedModel, ModelError
+from llm2nifti.monitor import MonitorError, NetworkMonitor, Response, respond
+from llm2nifti.networks import RATE
+from llm2nifti.study.readouts import calibrated, gather
+
+
+@contextmanager
+def prepared(
+    root: Path,
+    *,
+    model: str | None = None,
+    subject: str | None = None,
+    session: str | None = None,
+    rate: float = RATE,
+    quiet: bool = False,
+) -> Iterator[tuple[LoadedModel, NetworkMonitor]]:
+    """Load a dataset's model and monitor the networks of its tasks.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    model : str, optional
+        What to load; by default the model that was scanned.
+    subject, session : str, optional
+        See `llm2nifti.bids.read`.
+    rate : float, default=0.05
+        Share of control prompts on which the threshold of a network lets it pass.
+    quiet : bool, default=False
+        Show no progress bars, and no note of other weights.
+
+    Yields
+    ------
+    LoadedModel, NetworkMonitor
+        The monitor has been entered.
+
+    Raises
+    ------
+    MonitorError
+        If the dataset does not fit the model.
+    """
+    runs = bids.read_all(root, subject=subject, session=session)
+    about = runs[0].sidecar
+    if about.get("Settings", {}).get("mode", "generate") != "generate":
+        raise MonitorError(
+            f"{root} was recorded while the model read; the monitor needs networks of a model that "
+            "generates: scan with --mode generate"
+        )
+    loaded = _load(model, about["Model"])
+    if not quiet:
+        _note(loaded, about["Model"])
+    evidence = gather(runs, quiet=quiet)
+    numbers = evidence.numbers
+    watching = NetworkMonitor(
+        loaded,
+        evidence.networks(numbers),
+        evidence.baseline(numbers),
+        thresholds=calibrated(evidence, runs, rate=rate, quiet=quiet),
+    )
+    with watching:
+        yield loaded, watching
+
+
+def answers(
+    prompts: Iterable[str],
+    loaded: LoadedModel,
+    watching: NetworkMonitor,
+    *,
+    n_tokens: int,
+    template: str = "auto",
+    stop_when: str | None = None,
+) -> Iterator[Response]:
+    """Answer prompts one after another, as they come; empty ones are skipped.
+
+    Parameters
+    ----------
+    prompts : iterable of str
+        Lines; space around them does not count.
+    loaded, watching : LoadedModel, NetworkMonitor
+        From `prepared`.
+    n_tokens : int
+        Most tokens of an answer.
+    template : {"auto", "chat", "none"}
+        Whether prompts are wrapped in the model's chat template.
+    stop_when : str, optional
+        Network whose activity ends an answer.
+
+    Yields
+    ------
+    Response
+    """
+    for line in prompts:
+        prompt = line.strip()
+        if prompt:
+            yield respond(
+                loaded,
+                watching,
+                prompt,
+                n_tokens=n_tokens,
+                template=template,
+                stop_when=stop_when,
+            )
+
+
+def _load(name: str | None, about: dict[str, Any]) -> LoadedModel:
+    """The model asked for, or the one that the dataset names."""
+    if name is not None:
+        return models.load(name)
+    recorded = str(about.get("Name", ""))
+    untrained = recorded.endswith("-untrained")
+    revision = about.get("Revision", "n/a")
+    try:
+        return models.load(
+            recorded.removesuffix("-untrained"),
+            untrained=untrained,
+            revision=None if revision == "n/a" else revision,
+            dtype=about.get("DType", "float32"),
+        )
+    except ModelError as error:
+        raise MonitorError(
+            f"the dataset's model {recorded!r} cannot be loaded by this name ({error}); say where "
+            "it is with --model"
+        ) from error
+
+
+def _note(loaded: LoadedModel, about: dict[str, Any]) -> None:
+    """Say on standard error that the weights are not those that were scanned."""
+    own, scanned = loaded.source.get("WeightsHash"), about.get("WeightsHash")
+    if own != scanned:
+        sys.stderr.write(
+            f"note: {loaded.name} has other weights than the model that was scanned "
+            f"({about.get('Name')}); its thresholds may not hold\n"
+        )

@@ -1,0 +1,168 @@
+"""Detection from a dataset with planted networks: held out, timed, with its nulls."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import planted
+import pytest
+import tests_support
+
+from llm2nifti import bids, cli, glm, networks, report, study
+from llm2nifti.networks.detection import DetectionError, fold_auc
+from llm2nifti.study import detection, readouts
+
+TASKS = ("pain", "joy")
+N_UNITS, N_FRAMES = 60, 4
+EFFECT = slice(0, 5)  # attn units of layer 1 that answer to pain, from its second frame
+
+
+def plant(root, n_runs=3, effect=2.0):
+    """Runs of two tasks; pain moves five units after the first frame, joy moves nothing."""
+    found = []
+    for number in range(1, n_runs + 1):
+        for task in TASKS:
+            table = planted.trials(task)
+            table["prompt"] = [f"{p} {number} {i}" for i, p in enumerate(table["prompt"])]
+            seed = 10 * number + (task == "joy")
+            rng = np.random.default_rng(0)
+            scale, mean = np.exp(rng.normal(size=N_UNITS)), 5 * rng.normal(size=N_UNITS)
+            rng = np.random.default_rng(seed)
+            values = rng.normal(size=(len(table), 1, N_UNITS))
+            values = values + rng.normal(size=(len(table), N_FRAMES, N_UNITS))
+            is_pain = (table["trial_type"] == "pain").to_numpy()
+            values[is_pain, 1:, EFFECT] += effect
+            found.append(
+                planted.dataset_run(root, table, values * scale + mean, task=task, number=number)
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return plant(tmp_path_factory.mktemp("detection") / "ds")
+
+
+@pytest.fixture(scope="module")
+def content(runs):
+    return detection.evaluate(runs, share=0.25, rate=0.1, n_boot=200, quiet=True)
+
+
+def by_hand(runs, held, task):
+    """(n_trials, n_frames) scores of one held-out run by the networks of the others, naively."""
+    others = [r for r in runs if r.run != held.run]
+    t = glm.t_map(
+        [
+            glm.run_contrast(r.values(), r.events, f"{task} - control")
+            for r in others
+            if r.task == task
+        ]
+    )
+    names = np.repeat([s.name for s in held.brain.sites], np.diff(held.brain.offsets))
+    inside = np.flatnonzero(np.isin(names, ["attn", "mlp"]))
+    best = inside[np.argsort(-np.abs(t[inside]), kind="stable")[: round(0.25 * len(inside))]]
+    control = np.concatenate([r.values()[r.events["trial_type"] == "control"] for r in others])
+    frames = held.frame_values().reshape(len(held.events), N_FRAMES, -1)
+    z = (frames - control.mean(axis=0)) / control.std(axis=0, ddof=1)
+    scores = (z[..., best] * np.sign(t[best])).mean(axis=2)
+    return np.stack([scores[:, : n + 1].mean(axis=1) for n in range(N_FRAMES)], axis=1)
+
+
+def test_held_out_scores_are_those_computed_by_hand(runs, content):
+    held = {task: np.concatenate([by_hand(runs, run, task) for run in runs]) for task in TASKS}
+    kind = np.concatenate([run.events["trial_type"].to_numpy(str) for run in runs])
+    fold = np.concatenate([np.full(len(run.events), run.run) for run in runs])
+    for task in TASKS:
+        for comparison, off in (("control", "control"), ("others", TASKS[task == "pain"])):
+            rows = (kind == task) | (kind == off)
+            found = content["auc"]["network"][comparison]["tasks"][task]
+            for n in range(N_FRAMES):
+                on = kind[rows] == task
+                expected = fold_auc(held[task][rows, n], on, fold[rows])
+                assert found[n]["value"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_what_was_planted_is_detected_when_it_comes_and_nothing_else(content):
+    pain = [p["value"] for p in content["auc"]["network"]["control"]["tasks"]["pain"]]
+    joy = content["auc"]["network"]["control"]["tasks"]["joy"]
+    assert pain[0] < 0.65  # nothing was planted in the first frame
+    assert pain[-1] > 0.9
+    assert all(0.3 < p["value"] < 0.7 for p in joy)
+    assert content["auc"]["probe"]["control"]["tasks"]["pain"][-1]["value"] > 0.85
+    assert content["shuffled"]["n"] == 20
+    assert content["shuffled"]["mean"][-1] == pytest.approx(0.5, abs=0.08)
+    assert content["shuffled"]["low"][-1] < 0.5 < content["shuffled"]["high"][-1]
+    for row in content["auc"]["network"]["control"]["tasks"]["pain"]:
+        assert row["low"] <= row["value"] <= row["high"]
+    json.dumps(content, allow_nan=False)
+
+
+def test_thresholds_let_about_the_rate_of_new_control_prompts_pass(content):
+    found = content["thresholds"]
+    assert found["other_runs"]
+    alarms = [rate for rates in found["false_alarms"].values() for rate in rates]
+    assert 0.03 < np.mean(alarms) < 0.2  # 10 % of 96 prompts
+    assert found["hits"]["pain"][-1] > 0.7
+    assert found["named_right"]["pain"][-1] > 0.7
+    assert max(found["control_named"]) <= found["ever_false_alarm"]
+
+
+def test_live_thresholds_come_from_runs_that_did_not_make_the_networks(runs):
+    evidence = readouts.gather(runs, share=0.25, quiet=True)
+    limits = readouts.calibrated(evidence, runs, rate=0.1, quiet=True)
+    expected = []
+    for task in TASKS:
+        means = [by_hand(runs, r, task)[r.events["trial_type"] == "control"] for r in runs]
+        expected.append(np.quantile(np.concatenate(means), 0.9, axis=0, method="higher"))
+    np.testing.assert_allclose(limits.values, np.stack(expected, axis=1), atol=1e-4)
+
+
+def test_runs_that_do_not_fit_are_refused(runs, tmp_path):
+    with pytest.raises(DetectionError, match="at least 2 runs of at least 2 tasks"):
+        detection.evaluate([r for r in runs if r.task == "pain"], quiet=True)
+    with pytest.raises(DetectionError, match="every task needs the same runs"):
+        detection.evaluate(runs[:-1], quiet=True)
+    with pytest.raises(networks.ThresholdError, match="no site 'heads'"):
+        readouts.gather(runs, sites=["heads"], quiet=True).networks([1])
+
+
+def test_two_runs_are_enough_but_say_where_thresholds_come_from(runs):
+    two = [run for run in runs if run.run < 3]
+    content = detection.evaluate(two, share=0.25, rate=0.1, n_boot=20, n_shuffles=0, quiet=True)
+    assert not content["thresholds"]["other_runs"]
+    assert "shuffled" not in content
+
+
+def test_command_table_and_report(tmp_path, capsys):
+    root = tests_support.make_dataset(tmp_path / "ds")
+    assert cli.main(["detect", str(root), "--n-boot", "20", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "AUC on held-out prompts" in printed
+    assert re.search(r"archeology\s+0\.\d{3}", printed)
+    written = json.loads((root / bids.DERIVATIVES / "detection.json").read_text("utf-8"))
+    assert written["tasks"] == ["archeology", "pathology"]
+    study.analyse(root, n_null=3, quiet=True)
+    page = report.write(root, quiet=True).read_text("utf-8")
+    assert "Do the networks know what a prompt is about?" in page
+    assert 'href="#detection"' in page
+    value = written["auc"]["network"]["control"]["tasks"]["pathology"][-1]["value"]
+    assert f"{value:.2f} [" in page
+    (root / bids.DERIVATIVES / "detection.json").unlink()
+    assert "Do the networks know" not in report.write(root, quiet=True).read_text("utf-8")
+    assert cli.main(["detect", str(root), "--share", "2", "--quiet"]) == 2
+    assert "share is 2.0; it must lie between 0 and 1" in capsys.readouterr().err
+
+
+def test_the_untrained_copy_is_evaluated_too(tmp_path):
+    root = tests_support.make_dataset(tmp_path / "ds", name="tiny")
+    for run in (1, 2):
+        for task in ("pathology", "archeology"):
+            recording = tests_support.make_recording(
+                task, run, seed=run + 50, name="tiny-untrained"
+            )
+            bids.write(recording, root)
+    content = detection.detect(root, subject="tiny", n_boot=10, quiet=True)
+    assert content["untrained"]["subject"] == "tinyuntrained"
+    assert set(content["untrained"]["auc"]) == {"network", "probe", "words"}
