@@ -74,7 +74,6 @@ def lora_config(
         options.setdefault("fan_in_fan_out", not isinstance(layers[0], nn.Linear))
         if model.kind == "causal":
             options.setdefault("task_type", "CAUSAL_LM")
-        options.setdefault("base_model_name_or_path", model.source.get("Name", model.name))
     return LoraConfig(r=r, lora_alpha=alpha, target_modules=names, **options)
 
 

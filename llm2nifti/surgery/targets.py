@@ -86,3 +86,8 @@ def common_brain(networks: Sequence[Network]) -> ModelBrain:
     for network in networks:
         check_owning(network)
     return networks[0].brain
+
+
+def default_top(targets: pd.DataFrame) -> int:
+    """Modules to train where nothing else is said: a tenth of all, at least one."""
+    return max(1, round(len(targets) / 10))
