@@ -6,7 +6,7 @@ times, percentiles). Conditions are paired: the same prompts and seeds are drawn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,15 +61,12 @@ def summarise(
             "n_weights": some[0]["n_weights"],
             "rate": best_rate(rates[name]),
             "rates": {f"{rate:g}": found["loss"] for rate, found in rates[name].items()},
-            "change": {key: _estimate(figure, change) for key, figure in figures.items()},
+            "change": _estimates(figures, change),
             "epochs": [piece["epochs"] for piece in some],
             "modules": [piece["modules"] for piece in some] if name == "random" else None,
         }
     differences = {
-        f"network - {other}": {
-            key: _estimate(figure, changes["network"], changes[other])
-            for key, figure in figures.items()
-        }
+        f"network - {other}": _estimates(figures, changes["network"], changes[other])
         for other in CONDITIONS[1:]
     }
     return {
@@ -130,46 +127,38 @@ def _changes(
     }
 
 
-def _figures(task: str, names: list[str]) -> dict[str, Callable[[Losses], float]]:
-    """What is reported, as functions of the changes."""
+def _figures(task: str, names: list[str]) -> dict[str, NDArray[np.float64]]:
+    """What is reported, each as weights of the tasks' mean changes."""
+    one = np.eye(len(names))
+    figures = {name: one[i] for i, name in enumerate(names)}
     others = [name for name in names if name not in (task, CONTROL)]
-
-    def of_others(change: Losses) -> float:
-        return float(np.mean([change[name].mean() for name in others]))
-
-    figures: dict[str, Callable[[Losses], float]] = {
-        name: lambda change, name=name: float(change[name].mean())  # type: ignore[misc]
-        for name in names
-    }
     if others:
-        figures[OTHERS] = of_others
-        figures[MORE] = lambda change: float(change[task].mean()) - of_others(change)
+        figures[OTHERS] = np.mean([figures[name] for name in others], axis=0)
+        figures[MORE] = figures[task] - figures[OTHERS]
     return figures
 
 
-def _estimate(
-    figure: Callable[[Losses], float], change: Losses, minus: Losses | None = None
-) -> dict[str, Any]:
-    """A figure, or the difference of one between two conditions, with its interval."""
-
-    def value(seeds: NDArray, prompts: Mapping[str, NDArray]) -> float:
-        def drawn(losses: Losses) -> dict[str, NDArray]:
-            return {name: x[np.ix_(seeds, prompts[name])] for name, x in losses.items()}
-
-        return figure(drawn(change)) - (0.0 if minus is None else figure(drawn(minus)))
-
+def _estimates(
+    figures: Mapping[str, NDArray], change: Losses, minus: Losses | None = None
+) -> dict[str, dict[str, Any]]:
+    """Figures, or the differences of two conditions in them, with intervals."""
+    if minus is not None:
+        change = {name: values - minus[name] for name, values in change.items()}
     rng = np.random.default_rng(20231110)
     n_seeds = len(next(iter(change.values())))
-    everything = {name: np.arange(x.shape[1]) for name, x in change.items()}
-    draws = [
-        value(
-            rng.integers(n_seeds, size=n_seeds),
-            {name: rng.integers(len(i), size=len(i)) for name, i in everything.items()},
-        )
-        for _ in range(N_DRAWS)
-    ]
+    counts = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), N_DRAWS)
+    columns = []
+    for values in change.values():
+        n = values.shape[1]
+        prompts = rng.multinomial(n, np.full(n, 1 / n), N_DRAWS)
+        columns.append(((counts @ values) * prompts).sum(axis=1) / (n_seeds * n))
+    draws = np.stack(columns, axis=1)  # (n_draws, n_tasks)
+    by_seed = np.stack([values.mean(axis=1) for values in change.values()], axis=1)
     return {
-        "value": value(np.arange(n_seeds), everything),
-        "interval": [float(x) for x in np.percentile(draws, [2.5, 97.5])],
-        "seeds": [value(np.array([seed]), everything) for seed in range(n_seeds)],
+        name: {
+            "value": float(by_seed.mean(axis=0) @ weights),
+            "interval": np.percentile(draws @ weights, [2.5, 97.5]).tolist(),
+            "seeds": (by_seed @ weights).tolist(),
+        }
+        for name, weights in figures.items()
     }
