@@ -200,6 +200,8 @@ def test_train_prints_its_table(dataset, folder, capsys):
     sizes = ["--top", "1", "--seeds", "1", "--epochs", "1", "--n-texts", "4", "--rate", "0.01"]
     assert cli.main([*command, *sizes, "--quiet"]) == 0
     assert "change of the loss" in capsys.readouterr().out
+    results = json.loads((dataset / bids.DERIVATIVES / "training.json").read_text())
+    assert results[TASK]["conditions"]["all"]["rates"] == {"0.01": None}  # nothing to choose
 
 
 def planted_pieces(effects, *, n_seeds=3, n_prompts=40):

@@ -166,11 +166,12 @@ def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tup
     setup = experiment.setup
     rates: dict[str, dict[float, Any]] = {}
     pieces = {}
-    total = len(CONDITIONS) * (len(setup.rates) + setup.n_seeds)
+    tried_rates = setup.rates if len(setup.rates) > 1 else ()  # a single one needs no trial
+    total = len(CONDITIONS) * (len(tried_rates) + setup.n_seeds)
     with tqdm(total=total, unit="training", disable=quiet or None) as bar:
         for condition in CONDITIONS:
-            rates[condition] = {}
-            for rate in setup.rates:
+            rates[condition] = {rate: {"loss": None} for rate in setup.rates}
+            for rate in tried_rates:
                 bar.set_description(f"{condition}, rate {rate:g}")
                 rates[condition][rate] = journal.get(experiment.try_rate, condition, rate)
                 bar.update()
