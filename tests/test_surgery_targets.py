@@ -150,6 +150,8 @@ def test_masked_training_equals_gradients_zeroed_by_hand(model, optimizer):
     before = copy.deepcopy(model.module.state_dict())
     with gradient_mask(model, network) as mask:
         train(model.module, make(model.module.parameters()))
+        for name, parameter in model.module.named_parameters():  # so that clipping is right
+            assert parameter.grad is None or not parameter.grad[~masks[name]].any(), name
     assert mask.n_weights == sum(int(m.sum()) for m in masks.values())
     for name, parameter in model.module.named_parameters():
         assert torch.equal(parameter, naive.get_parameter(name)), name
