@@ -53,7 +53,7 @@ class LoadedModel:
     @cached_property
     def anatomy(self) -> Anatomy:
         """Stacks of blocks, embeddings and final norms, established by probe passes."""
-        return dissect(self.module, self._passes())
+        return dissect(self.module, self.probe_passes())
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +180,7 @@ class LoadedModel:
             for name, value in inputs.items()
         }
 
-    def _passes(self) -> list[probing.Pass]:
+    def probe_passes(self) -> list[probing.Pass]:
         """Probe passes over something that the model reads."""
         if self.kind not in ("vision", "imagetext"):
             return probing.text_passes(self.module)

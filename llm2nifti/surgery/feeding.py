@@ -1,0 +1,184 @@
+"""Which weights belong to a unit? Its column in the projection, and the rows that feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from llm2nifti.geometry import ModelBrain, Site
+from llm2nifti.hooks import NoSuchModuleError, Point, tap
+from llm2nifti.models import LoadedModel
+from llm2nifti.networks import Network
+
+COMMAND = "llm2nifti run ds-units --sites heads,mlp_hidden"
+
+
+class SurgeryError(ValueError):
+    """Units own no weights, or not those of this model."""
+
+
+def owning_sites(brain: ModelBrain) -> tuple[Site, ...]:
+    """Sites whose units own weights: the inputs of projections.
+
+    Units of ``heads`` and ``mlp_hidden`` (also ``cross_heads`` and ``mixer_hidden``) are each read
+    by one column of a projection. What attention and MLP add to the stream, and the stream itself,
+    are sums over all of them.
+    """
+    return tuple(site for site in brain.sites if site.where == "input" and not site.part)
+
+
+def check_owning(network: Network) -> None:
+    """Raise unless every unit of a network owns weights.
+
+    Raises
+    ------
+    SurgeryError
+        If a unit is elsewhere; the message names the command that records units with weights.
+    """
+    counts = {site.name: 0 for site in network.brain.sites}
+    for site in network.brain.sites:
+        if site not in owning_sites(network.brain):
+            counts[site.name] += int(network.units[network.brain.slice_of(site)].sum())
+    outside = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    owning = list(dict.fromkeys(site.name for site in owning_sites(network.brain)))
+    if outside and owning:
+        names = ", ".join(map(repr, owning))
+        raise SurgeryError(
+            f"network {network.name!r} has units that own no weights ({outside}); keep the others: "
+            f"network.at({names})"
+        )
+    if not owning:
+        recorded = ", ".join(counts)
+        raise SurgeryError(
+            f"network {network.name!r} is of {recorded} units, which own no weights; units that do "
+            f"are recorded by: {COMMAND}"
+        )
+
+
+def feeders(model: LoadedModel, projection: str) -> list[str]:
+    """Linear layers whose output rows become the input units of a projection, one to one.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model.
+    projection : str
+        Name of the module, such as ``model.layers.3.mlp.down_proj``.
+
+    Returns
+    -------
+    list of str
+        ``up_proj`` and ``gate_proj`` of a gated MLP; of attention ``v_proj``, unless several
+        heads share its rows. Empty where rows and units are not one to one, as in fused
+        projections.
+
+    Raises
+    ------
+    llm2nifti.hooks.NoSuchModuleError
+        If there is no such module.
+
+    Examples
+    --------
+    >>> feeders(model, "model.layers.3.mlp.down_proj")  # doctest: +SKIP
+    ['model.layers.3.mlp.gate_proj', 'model.layers.3.mlp.up_proj']
+    """
+    return all_feeders(model, [projection])[projection]
+
+
+def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, list[str]]:
+    """Feeders of several projections, from one pass.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model.
+    projections : sequence of str
+        Names of modules.
+
+    Returns
+    -------
+    dict
+        Names of the feeding layers by projection; see `feeders`.
+
+    Notes
+    -----
+    Names differ between architectures, so a probe pass decides: half of a projection's input units,
+    drawn at random, are differentiated by the outputs of the layers before it. A layer feeds the
+    units one to one if the same half of its rows has a gradient and the other half has none.
+    """
+    module = model.module
+    blocks = {block.name for stack in model.anatomy.stacks for block in stack.blocks}
+    inside = {p: _linear_beside(module, _block_of(p, blocks), p) for p in projections}
+    points = [Point(p, "input") for p in projections]
+    points += [Point(name) for name in dict.fromkeys(n for some in inside.values() for n in some)]
+    seen: dict[Point, torch.Tensor] = {}
+
+    def keep(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:
+        if point.where == "input":
+            seen[point] = tensor
+            return None
+        seen[point] = tensor.detach().requires_grad_()  # what lies before does not count
+        return seen[point].clone()  # Falcon adds to it in place
+
+    found: dict[str, list[str]] = {p: [] for p in projections}
+    for one_pass in model.probe_passes():
+        seen.clear()
+        with _differentiable(module), tap(module, points, keep):
+            one_pass()
+            for p in projections:
+                if Point(p, "input") in seen:
+                    units = seen[Point(p, "input")]
+                    found[p] += [
+                        n for n in inside[p] if Point(n) in seen and _feeds(seen[Point(n)], units)
+                    ]
+    return {p: list(dict.fromkeys(names)) for p, names in found.items()}
+
+
+def _block_of(name: str, blocks: set[str]) -> str:
+    """Block that a module lies in, or ``""``."""
+    return next((b for b in blocks if name.startswith(b + ".")), "")
+
+
+def _linear_beside(module: nn.Module, block: str, projection: str) -> list[str]:
+    """Layers with a matrix of weights in the same block, without the projection itself."""
+    if projection not in dict(module.named_modules()):
+        raise NoSuchModuleError(f"no module {projection!r} in this model")
+    return [
+        name
+        for name, layer in module.named_modules()
+        if block
+        and name.startswith(block + ".")
+        and name != projection
+        and getattr(getattr(layer, "weight", None), "ndim", 0) == 2
+    ]
+
+
+def _feeds(rows: torch.Tensor, units: torch.Tensor) -> bool:
+    """Whether unit i depends on row i and on no other of a layer's output."""
+    n_units = units.shape[-1]
+    if rows.shape[-1] != n_units or not units.requires_grad:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(n_units, generator=generator).to(units.device)
+    half, rest = order[: n_units // 2], order[n_units // 2 :]
+    signs = torch.randn(units[..., half].shape, generator=torch.Generator().manual_seed(1))
+    total = (units[..., half] * signs.to(units)).sum()
+    (gradient,) = torch.autograd.grad(total, rows, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return False
+    return bool(gradient[..., half].any()) and not bool(gradient[..., rest].any())
+
+
+@contextmanager
+def _differentiable(module: nn.Module) -> Iterator[None]:
+    """Eval mode with gradients, put back afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        module.train(was_training)

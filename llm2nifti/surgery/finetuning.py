@@ -1,0 +1,250 @@
+"""What does training some modules change? LoRA fine-tuning, taken back afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from llm2nifti.models import LoadedModel
+from llm2nifti.scanner.prefill import can_continue
+from llm2nifti.surgery.feeding import SurgeryError
+from llm2nifti.surgery.lora import lora_config
+
+EVALUATED = 32  # texts whose loss is computed together
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, and which of its tokens are to be predicted.
+
+    Attributes
+    ----------
+    ids : tuple of int
+        Tokens.
+    scored : tuple of int
+        Positions in `ids` whose loss counts.
+    """
+
+    ids: tuple[int, ...]
+    scored: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How modules are trained.
+
+    Attributes
+    ----------
+    rate : float
+        Learning rate of AdamW, constant.
+    epochs : int
+        Passes over the texts.
+    batch_size : int
+        Texts a step.
+    r : int
+        Rank of the updates.
+    alpha : float
+        The update is scaled by ``alpha / r``.
+    """
+
+    rate: float = 1e-3
+    epochs: int = 4
+    batch_size: int = 16
+    r: int = 8
+    alpha: float = 16
+
+
+def concept_texts(
+    model: LoadedModel, prompts: Sequence[str], concepts: Sequence[str], *, template: str = "auto"
+) -> list[Text]:
+    """Texts of prompts in which the tokens of the concept are to be predicted.
+
+    All tasks share their question frames, so what is learned of those would hide what is learned
+    of a task; nor does the chat template count.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        A causal model with a fast tokenizer.
+    prompts, concepts : sequence of str
+        What is shown, and the part of it that counts.
+    template : {"auto", "chat", "none"}
+        See `llm2nifti.models.LoadedModel.render`.
+
+    Returns
+    -------
+    list of Text
+
+    Raises
+    ------
+    SurgeryError
+        If the model does not predict the next token, its tokenizer gives no offsets, or a prompt
+        does not hold its concept, or nothing before it.
+    """
+    if model.kind != "causal":
+        raise SurgeryError(f"{model.name} is of kind {model.kind}; training needs a causal model")
+    if not getattr(model.tokenizer, "is_fast", False):
+        raise SurgeryError(f"the tokenizer of {model.name} gives no character offsets")
+    texts = []
+    rendered = model.render(prompts, template)
+    for text, prompt, concept in zip(rendered, prompts, concepts, strict=True):
+        start = text.rfind(prompt) + prompt.rfind(concept)
+        encoded = model.tokenizer(
+            text, add_special_tokens=text == prompt, return_offsets_mapping=True
+        )
+        spans = enumerate(encoded["offset_mapping"])
+        scored = tuple(
+            i for i, (a, b) in spans if i and a < b and a < start + len(concept) and b > start
+        )
+        if concept not in prompt or not scored:
+            raise SurgeryError(f"prompt {prompt!r} has no token of {concept!r} to predict")
+        texts.append(Text(tuple(encoded["input_ids"]), scored))
+    return texts
+
+
+@torch.no_grad()
+def text_losses(model: LoadedModel, texts: Sequence[Text]) -> NDArray[np.float64]:
+    """(n_texts,) mean negative log-likelihood of each text's scored tokens, nats a token."""
+    n_shared = _n_shared(model, texts)
+    order = np.argsort([len(text.ids) for text in texts], kind="stable")
+    losses = np.zeros(len(texts))
+    for start in range(0, len(texts), EVALUATED):
+        rows = order[start : start + EVALUATED]
+        some = _losses(model, [texts[row] for row in rows], n_shared)
+        losses[rows] = some.double().cpu().numpy()
+    return losses
+
+
+@contextmanager
+def fine_tuned(
+    model: LoadedModel,
+    modules: Iterable[str],
+    texts: Sequence[Text],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    on_step: Callable[[float], object] = lambda loss: None,
+) -> Iterator[list[float]]:
+    """Train low-rank updates of some modules; inside, the model has them.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        A causal model.
+    modules : iterable of str
+        Full names of the modules to train.
+    texts : sequence of Text
+        What to train on; the loss is that of `text_losses`.
+    recipe : Recipe
+        Sizes.
+    seed : int, default=0
+        Seed of the updates' initial weights and of the order of texts.
+    on_step : callable, optional
+        Gets the loss of every step.
+
+    Yields
+    ------
+    list of float
+        Mean loss of each epoch, while it was trained.
+
+    Raises
+    ------
+    SurgeryError
+        If a number is not positive, or peft is not installed.
+
+    Notes
+    -----
+    Afterwards the updates are gone and the model is what it was, bit by bit.
+    """
+    for name in ("rate", "epochs", "batch_size", "r", "alpha"):
+        if not 0 < getattr(recipe, name) < float("inf"):
+            raise SurgeryError(f"{name} is {getattr(recipe, name)}; it must be above 0")
+    with _adapted(model, modules, recipe, seed) as trained:
+        optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=0)
+        n_shared = _n_shared(model, texts)
+        rng = np.random.default_rng([seed, 20231110])
+        epochs = []
+        for _ in range(recipe.epochs):
+            losses = []
+            order = rng.permutation(len(texts))
+            for start in range(0, len(texts), recipe.batch_size):
+                rows = order[start : start + recipe.batch_size]
+                loss = _losses(model, [texts[row] for row in rows], n_shared).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses += [loss.item()] * len(rows)
+                on_step(loss.item())
+            epochs.append(float(np.mean(losses)))
+        yield epochs
+
+
+def n_trained(model: LoadedModel, modules: Iterable[str], r: int) -> int:
+    """Weights of low-rank updates of these modules."""
+    shapes = [model.module.get_parameter(f"{name}.weight").shape for name in modules]
+    return sum(r * sum(shape) for shape in shapes)
+
+
+@contextmanager
+def _adapted(
+    model: LoadedModel, modules: Iterable[str], recipe: Recipe, seed: int
+) -> Iterator[list[nn.Parameter]]:
+    """Put updates into the model, and take them out again."""
+    config = lora_config(modules, r=recipe.r, alpha=recipe.alpha, model=model)
+    from peft import get_peft_model
+
+    module: Any = model.module
+    needed = {name: p.requires_grad for name, p in module.named_parameters()}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        torch.manual_seed(seed)
+        adapted = get_peft_model(module, config)
+    try:
+        yield [p for p in adapted.parameters() if p.requires_grad]
+    finally:
+        adapted.unload()
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(needed[name])
+        for name in ("peft_config", "active_adapter"):
+            module.__dict__.pop(name, None)
+
+
+def _n_shared(model: LoadedModel, texts: Sequence[Text]) -> int:
+    """Tokens that all texts begin with and that predict none that counts."""
+    if not can_continue(model):
+        return 0
+    columns = zip(*(text.ids[: text.scored[0] - 1] for text in texts), strict=False)
+    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
+
+
+def _losses(model: LoadedModel, texts: Sequence[Text], n_shared: int) -> torch.Tensor:
+    """(n_texts,) mean loss of each text; what all share is read once, gradients included."""
+    rest = [text.ids[n_shared:] for text in texts]
+    longest = max(map(len, rest))
+    ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in rest])
+    seen = torch.tensor([[1] * (n_shared + len(t)) + [0] * (longest - len(t)) for t in rest])
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": seen}
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    if n_shared:
+        shared = torch.tensor([texts[0].ids[:n_shared]], device=model.device)
+        cache = model.module.get_decoder()(input_ids=shared, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(texts))
+        inputs |= {"past_key_values": cache, "use_cache": True}
+    logits = model.module(**inputs).logits
+    rows = torch.repeat_interleave(
+        torch.arange(len(texts)), torch.tensor([len(text.scored) for text in texts])
+    )
+    columns = torch.tensor([i - n_shared for text in texts for i in text.scored])
+    right = ids[rows, columns].to(logits.device)
+    losses = nn.functional.cross_entropy(logits[rows, columns - 1].float(), right, reduction="none")
+    sums = losses.new_zeros(len(texts)).index_add(0, rows.to(losses.device), losses)
+    return sums / torch.bincount(rows).to(losses)
