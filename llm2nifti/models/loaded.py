@@ -53,7 +53,7 @@ class LoadedModel:
     @cached_property
     def anatomy(self) -> Anatomy:
         """Stacks of blocks, embeddings and final norms, established by probe passes."""
-        return dissect(self.module, self._passes())
+        return dissect(self.module, self.passes())
 
     @property
     def device(self) -> torch.device:
@@ -179,8 +179,8 @@ class LoadedModel:
             for name, value in inputs.items()
         }
 
-    def _passes(self) -> list[probing.Pass]:
-        """Probe passes over something that the model reads."""
+    def passes(self) -> list[probing.Pass]:
+        """Probe passes over something that the model reads; each returns the model's output."""
         if self.kind == "vision":
             return probing.image_passes(self.module)
         if self.kind != "imagetext":
