@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from llm2nifti import __version__
-from llm2nifti.cli import analysis, lookup, scanning
+from llm2nifti.cli import analysis, lookup, pruning, scanning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llm2nifti {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (scanning, analysis, lookup):
+    for part in (scanning, analysis, pruning, lookup):
         part.add_commands(commands)
     return parser

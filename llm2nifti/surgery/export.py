@@ -10,7 +10,7 @@ from typing import Any
 
 from llm2nifti import __version__
 from llm2nifti.models.loading import quiet
-from llm2nifti.surgery.pruning import PruneError, Pruned
+from llm2nifti.surgery.pruning import Pruned, PruneError
 
 RECORD = "prune.json"
 

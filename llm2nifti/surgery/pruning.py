@@ -276,7 +276,9 @@ def _shrunk_site(
         line = str(error).strip().splitlines()[0]
         raise ShrinkError(f"the smaller model does not run ({line})") from error
     if found > tolerance(module):
-        raise ShrinkError(f"the smaller model computes something else (outputs differ by {found:.1e})")
+        raise ShrinkError(
+            f"the smaller model computes something else (outputs differ by {found:.1e})"
+        )
     return smaller, settings
 
 

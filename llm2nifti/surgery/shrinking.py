@@ -105,7 +105,9 @@ def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
     if len(n_units) > 1 or max(n_units) % n_q or n_q % n_kv:
         raise ShrinkError(f"{sorted(n_units)} units are not {n_q} heads of {n_kv} groups")
     size, shared = max(n_units) // n_q, n_q // n_kv  # units of a head, heads of a group
-    groups = {name: keep.reshape(n_kv, -1).any(axis=1) for name, keep in remaining.items()}
+    groups: dict[str, NDArray[np.bool_]] = {
+        name: np.any(keep.reshape(n_kv, -1), axis=1) for name, keep in remaining.items()
+    }
     _, n = _widths(groups, "key-value group")
     blocks: dict[str, Sizes] = {}
     for name, keep in groups.items():
