@@ -250,7 +250,7 @@ def _shrunk(
         except ShrinkError as error:
             notes.append(f"{name}: columns set to zero, nothing smaller: {error}")
             continue
-        pairs = {k: (before[k], n) for k, n in settings.items() if before[k] != n}
+        pairs = {k: (before.get(k), n) for k, n in settings.items() if before.get(k) != n}
         changed |= pairs
         what = ", ".join(f"{key} {old or 'unset'} -> {new}" for key, (old, new) in pairs.items())
         notes.append(f"{name}: smaller ({what}); the rest of its columns set to zero")

@@ -133,7 +133,8 @@ def _heads_settings(
     queries = [key for key, value in own.items() if _is(value, old[0])]
     keys = [key for key, value in own.items() if _is(value, old[1])]
     unset = [key for key, value in own.items() if value is None]
-    extras: list[Settings] = [{}, *({key: size} for key in unset)]
+    # Many architectures read this setting although their config does not have it.
+    extras: list[Settings] = [{}, *({key: size} for key in ["head_dim", *unset])]
     for extra in extras:
         for q in queries:
             yield from ({q: new[0], kv: new[1], **extra} for kv in keys if kv != q)
