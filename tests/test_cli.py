@@ -14,7 +14,18 @@ from tests_support import make_dataset
 
 from llm2nifti import cli, study
 
-COMMANDS = ["run", "scan", "glm", "networks", "null", "report", "where", "models", "stimuli"]
+COMMANDS = [
+    "run",
+    "scan",
+    "glm",
+    "networks",
+    "null",
+    "report",
+    "prune",
+    "where",
+    "models",
+    "stimuli",
+]
 README = Path(__file__).parents[1] / "README.md"
 
 
