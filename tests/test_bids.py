@@ -246,6 +246,21 @@ def test_remove_dataset_leaves_subjects_of_others(dataset):
     assert left == {other, dataset / "dataset_description.json"}
 
 
+@pytest.mark.parametrize("name", ["", ".", "../outside", "sub-x/../../outside"])
+def test_remove_dataset_stays_inside_whatever_the_table_says(dataset, name):
+    outside = dataset.parent / "outside" / "x.txt"
+    outside.parent.mkdir(exist_ok=True)
+    kept = dataset / "notes" / "x.txt"
+    kept.parent.mkdir()
+    for path in (outside, kept):
+        path.write_text("mine")
+    with (dataset / "participants.tsv").open("a", encoding="utf-8") as file:
+        file.write(name + "\tn/a" * 13 + "\n")
+    bids.remove_dataset(dataset)
+    assert outside.exists()
+    assert kept.exists()
+
+
 def test_text_that_looks_like_numbers_stays_text(tmp_path):
     recording = make_recording(responses=["007"] * make_recording().paradigm.n_trials)
     bids.write(recording, tmp_path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
+from PIL import Image
 
-from llm2nifti import bids, glm, models, paradigm, scanner, stimuli
+from llm2nifti import bids, cli, glm, models, paradigm, scanner, stimuli
 
 SIZES = {"n_blocks": 2, "trials_per_block": 8, "n_frames": 2}
 
@@ -74,12 +76,27 @@ def test_reduced_trials_are_stored_once(tiny_model, tmp_path, validate, mode):
 def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):
     table = stimuli.load(tiny.draw_images(tmp_path / "images", n=40))
     design = paradigm.blocks("discs", table=table, **SIZES)
-    bids.write(scan(models.load(str(tiny_folders["vit"])), design), tmp_path / "ds")
+    model = models.load(str(tiny_folders["vit"]))
+    bids.write(scan(model, design), tmp_path / "ds")
+    tiny.draw_images(tmp_path / "images", n=40, seed=1)  # others under the same names
+    bids.write(scan(model, design), tmp_path / "ds", overwrite=True)
     validate(tmp_path / "ds")
     run = bids.read(tmp_path / "ds", task="discs")
     for name, image in zip(run.events["stim_file"], design.trials["image"], strict=True):
         kept = tmp_path / "ds" / "stimuli" / name
         assert kept.read_bytes() == Path(image).read_bytes()
+
+
+def test_an_image_that_changed_is_not_shown_by_its_old_copy(tiny_folders, tmp_path):
+    table = stimuli.load(tiny.draw_images(tmp_path / "images", n=40))
+    design = paradigm.blocks("discs", table=table, **SIZES)
+    model = models.load(str(tiny_folders["vit"]))
+    bids.write(scan(model, design), tmp_path / "ds")
+    image = Path(design.trials["image"].iloc[0])
+    Image.new("RGB", (48, 48), "white").save(image)
+    bids.write(scan(model, design), tmp_path / "ds", overwrite=True)
+    name = bids.read(tmp_path / "ds", task="discs").events["stim_file"].iloc[0]
+    assert (tmp_path / "ds" / "stimuli" / name).read_bytes() == image.read_bytes()
 
 
 def test_parts_of_fused_projections_are_rebuilt_from_the_dataset(tiny_folders, tmp_path, validate):
@@ -92,3 +109,39 @@ def test_parts_of_fused_projections_are_rebuilt_from_the_dataset(tiny_folders, t
     run = bids.read(tmp_path, task="pathology")
     assert run.brain.sites == recording.brain.sites
     assert run.brain.space == recording.brain.space
+
+
+def scan_images(root, folder, tiny_folders, *options):
+    size = ["--n-runs", "1", "--n-blocks", "2", "--trials-per-block", "4", "--quiet"]
+    model = ["--model", str(tiny_folders["vit"]), "--no-untrained", "--stimuli", str(folder)]
+    return cli.main(["scan", str(root), *size, *model, *options])
+
+
+def test_overwriting_keeps_no_image_of_before(tiny_folders, tmp_path, validate):
+    root = tmp_path / "ds"
+    for seed, options in ((0, []), (1, ["--overwrite"])):  # other discs under the same names
+        folder = tiny.draw_images(tmp_path / f"images{seed}", n=40, seed=seed)
+        assert scan_images(root, folder, tiny_folders, *options, "--seed", str(seed)) == 0
+    table = stimuli.load(folder)
+    sources = dict(zip(bids.stimulus_names(table), table["image"], strict=True))
+    shown = set(bids.read(root, task="discs").events["stim_file"])
+    assert {path.name for path in (root / "stimuli").iterdir()} == shown
+    for name in shown:
+        assert (root / "stimuli" / name).read_bytes() == Path(sources[name]).read_bytes()
+    validate(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("a-1", "a1"), "'a-1' and 'a1' would both be called a1.png"), (("é", "b"), "no ASCII")],
+)
+def test_images_that_cannot_be_named_apart_are_refused(
+    names, message, tiny_folders, tmp_path, capsys
+):
+    folder = tiny.draw_images(tmp_path / "images", n=40)
+    table = pd.read_csv(folder / "stimuli.tsv", sep="\t")
+    table["stim_id"] = [*names, *(f"c{i}" for i in range(len(table) - 2))]
+    table.to_csv(folder / "stimuli.tsv", sep="\t", index=False)
+    assert scan_images(tmp_path / "ds", folder, tiny_folders) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "ds").exists()

@@ -102,6 +102,17 @@ def test_models_and_sessions_are_described(dataset):
         assert [table.index.name, *table.columns] == list(columns)
 
 
+def test_columns_that_others_add_to_the_participants_stay(tmp_path):
+    bids.write(make_recording(name="one", Session="a", WeightsHash="1"), tmp_path)
+    path = tmp_path / "participants.tsv"
+    bids.write_tsv(path, tmp_path, cells(path).reset_index().assign(group="mine"))
+    bids.write(make_recording(name="one", Session="b", WeightsHash="2"), tmp_path)
+    bids.write(make_recording(name="two"), tmp_path)
+    table = cells(path)
+    assert table["group"].to_dict() == {"sub-one": "mine", "sub-two": "n/a"}
+    assert table.loc["sub-one", "weights_hash"] == "n/a"
+
+
 def test_weights_are_known_by_session(dataset):
     assert bids.weights_hash(dataset, "tinyModel1", "seed1") == "hash1"
     assert bids.weights_hash(dataset, "other") == "abc"

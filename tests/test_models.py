@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from llm2nifti import models, paradigm, scanner
 from llm2nifti.hooks import Point
-from llm2nifti.models import anatomy, cache, loading, weights
+from llm2nifti.models import anatomy, cache, loading, sites, weights
 
 
 def outputs_by_hand(model, names):
@@ -101,6 +102,39 @@ def test_fused_projections_are_refused_by_role(tiny_folders):
         model.sites("q")
 
 
+def test_fused_projection_may_be_narrower_than_the_stream():
+    config = transformers.Phi3Config(
+        vocab_size=60, hidden_size=24, intermediate_size=40, num_hidden_layers=1, pad_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    module = transformers.Phi3ForCausalLM(config).eval()
+    stacks = anatomy.dissect(module).stacks
+    (site,) = sites.find_sites(module, stacks, "k", fused_qkv="contiguous")
+    found = weights.weight_norms(module, stacks, (site,))
+    rows = module.model.layers[0].self_attn.qkv_proj.weight.detach()[8:12]
+    np.testing.assert_allclose(found, rows.norm(dim=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["default", "resid", "mlp"])
+def test_a_block_that_is_called_again_is_refused(spec):
+    config = transformers.AlbertConfig(
+        vocab_size=60, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, pad_token_id=0
+    )
+    module = transformers.AlbertModel(config).eval()
+    stacks = anatomy.dissect(module).stacks
+    with pytest.raises(models.UnknownArchitectureError, match="called 3 times in one pass"):
+        sites.find_sites(module, stacks, spec)
+    assert sites.find_sites(module, stacks, "embed")[0].module == "embeddings.word_embeddings"
+
+
+def test_a_stream_with_the_tokens_first_is_refused():
+    config = transformers.XLNetConfig(vocab_size=60, d_model=24, n_layer=1, n_head=3, d_inner=40)
+    model = models.LoadedModel("xlnet", transformers.XLNetLMHeadModel(config), None, {})
+    assert model.context is None
+    with pytest.raises(models.UnknownArchitectureError, match=r"\(5, 2, 24\), not \(trials"):
+        _ = model.anatomy
+
+
 def test_model_without_blocks_lists_its_parts():
     class Flat(torch.nn.Module):
         def __init__(self):
@@ -132,6 +166,15 @@ def test_pickled_weights_are_refused(tiny_folders, tmp_path):
         models.load(str(folder))
 
 
+def test_weights_that_do_not_fit_their_config_are_one_line(tiny_folders, tmp_path):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 44}))
+    with pytest.raises(models.ModelError, match="cannot load a model") as info:
+        models.load(str(folder))
+    assert "\n" not in str(info.value)
+
+
 def test_unknown_name_says_what_to_do():
     with pytest.raises(models.ModelError) as info:
         models.load("nobody/no-such-model")
@@ -151,6 +194,14 @@ def test_impossible_type_and_device_are_named(tiny_folders, options, message):
 def test_half_precision_is_recordable(tiny_folders):
     model = models.load(str(tiny_folders["llama"]), dtype="bfloat16")
     assert len(model.anatomy.stacks[0].blocks) == 3
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama", "phi"])
+def test_parts_are_found_under_the_rounding_of_a_large_stream(tiny_folders, kind):
+    expected = models.load(str(tiny_folders[kind])).anatomy.stacks[0].blocks
+    model = models.load(str(tiny_folders[kind]), dtype="bfloat16")
+    model.module.get_input_embeddings().weight.data *= 300
+    assert [b.parts for b in model.anatomy.stacks[0].blocks] == [b.parts for b in expected]
 
 
 def test_templates(tiny_model, real_model):

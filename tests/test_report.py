@@ -256,6 +256,19 @@ def test_images_newer_than_the_summary_are_said_to_be(changeable: Path):
     assert "The network image now holds 3 units, the summary says" in page_of(changeable)
 
 
+@pytest.mark.parametrize("is_read", [False, True])
+def test_page_speaks_of_images_and_responses_only_where_there_are(changeable: Path, is_read: bool):
+    design = study.read_summary(changeable)["design"]
+    mode = "read" if is_read else "generate"
+    study.update_summary(changeable, design={**design, "mode": mode, "has_images": is_read})
+    report.write(changeable, quiet=True)
+    shown = " ".join(page_of(changeable).split())
+    assert ("A model was shown images in a block design" in shown) == is_read
+    assert ("blocks of control prompts about unrelated everyday topics" in shown) != is_read
+    assert (">Response</th>" in shown) != is_read
+    assert ("reads the tokens that the trained model generated" in shown) != is_read
+
+
 def test_pair_of_the_paper_is_ranked_by_the_numbers():
     pair = {"pair": ["pathology", "medicalimaging"], "r": 0.3, "dice": 0.1}
     others = [

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from llm2nifti import models, paradigm, recording, scanner
 
@@ -86,7 +87,7 @@ def test_recording_equals_naive_recorder(tiny_folders, kind, sites, batch_size):
     check_against_naive(model, result, is_chat=False)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "mistral", "gemma3_text"])
 def test_shared_beginning_is_read_once_and_changes_nothing(tiny_folders, kind):
     model = models.load(str(tiny_folders[kind]))
     design = small_design()
@@ -346,3 +347,20 @@ def test_keys_with_room_equal_transformers_own_beyond_the_room_too(room):
             assert torch.equal(found, expected)
     assert ours.get_seq_length() == 6
     assert (ours.keys.data_ptr() == buffers[0].data_ptr()) == (room == 5)
+
+
+def test_a_model_that_reads_padding_is_scanned_one_by_one(tiny_model, tmp_path):
+    config = transformers.RwkvConfig(
+        vocab_size=len(tiny_model.tokenizer), hidden_size=24, num_hidden_layers=2, context_length=64
+    )
+    module = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = dataclasses.replace(tiny_model, module=module)
+    with pytest.raises(scanner.ScanError, match=r"reads padding as text.*--batch-size 1"):
+        scan(model, small_design(), sites="resid", folder=tmp_path)
+    result = scan(model, small_design(), sites="resid", batch_size=1, folder=tmp_path)
+    check_against_naive(model, result, is_chat=False)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(scanner.ScanError, match="seed is -1"):
+        scanner.Settings(seed=-1)

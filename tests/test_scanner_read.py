@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import transformers
+from PIL import Image
 
-from llm2nifti import models, paradigm, scanner, stimuli
+from llm2nifti import geometry, models, paradigm, scanner, stimuli
 
 
 def small_design(n_frames=4):
@@ -139,6 +141,55 @@ def test_patches_of_an_image_can_be_frames(tiny_folders, tmp_path):
         scan(model, design, frames="word")
 
 
+def test_an_image_has_as_many_patches_as_its_processor_leaves(tmp_path):
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=56, patch_size=14
+    )
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "model")
+    crop = {"height": 28, "width": 28}
+    processor = transformers.BitImageProcessorPil(size={"shortest_edge": 28}, crop_size=crop)
+    processor.save_pretrained(tmp_path / "model")
+    table = stimuli.load(tiny.draw_images(tmp_path / "images", n=8))
+    design = paradigm.blocks("discs", table=table, n_blocks=1, trials_per_block=2)
+    result = scan(models.load(str(tmp_path / "model")), design, frames="token")
+    assert (result.counts == 5).all()  # 4 patches and one class token
+
+
+@pytest.fixture
+def tiling_model(tiny_folders, tmp_path):
+    """LLaVA-NeXT, which cuts an image into as many tiles as its shape asks for."""
+    llava = transformers.LlavaConfig.from_pretrained(tiny_folders["llava"])
+    grid = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+    parts = {"text_config": llava.text_config, "vision_config": llava.vision_config}
+    config = transformers.LlavaNextConfig(
+        **parts, image_token_index=llava.image_token_index, **grid
+    )
+    transformers.LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    crop = {"height": 32, "width": 32}
+    images = transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size=crop, **grid
+    )
+    transformers.LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tiny_folders["llava"]),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=tiny.IMAGE,
+    ).save_pretrained(tmp_path / "model")
+    return models.load(str(tmp_path / "model"))
+
+
+def test_images_of_different_shapes_are_not_mixed_in_a_batch(tiling_model, tmp_path):
+    table = stimuli.load(tiny.draw_images(tmp_path / "images", n=8))
+    for i, image in enumerate(table["image"]):
+        Image.open(image).resize([(60, 60), (60, 30), (30, 60)][i % 3]).save(image)
+    design = paradigm.blocks("discs", table=table, n_blocks=1, trials_per_block=4)
+    alone = scan(tiling_model, design, mode="read", batch_size=1)
+    together = scan(tiling_model, design, mode="read")
+    np.testing.assert_allclose(together.values, alone.values, rtol=1e-3, atol=1e-5)
+
+
 def test_image_tables_are_checked(tmp_path):
     folder = tiny.draw_images(tmp_path / "images", n=4)
     table = stimuli.load(folder)
@@ -160,3 +211,35 @@ def test_empty_prompt_has_nothing_to_read(tiny_model):
     trials.loc[2, "prompt"] = "\u2003"
     with pytest.raises(scanner.ScanError, match="has no word to read"):
         scan(tiny_model, dataclasses.replace(design, trials=trials), mode="read", frames="word")
+
+
+def test_the_head_is_read_where_it_is_asked_for(tiny_model):
+    design = small_design()
+    tokens = scan(tiny_model, design, mode="read", frames="token", sites="regex:lm_head")
+    whole = scan(tiny_model, design, mode="read", frames="trial", sites="regex:lm_head")
+    np.testing.assert_allclose(whole.values, tokens.trial_means(), rtol=1e-4, atol=1e-5)
+    assert np.abs(whole.values).max() > 0
+
+
+def test_a_site_that_is_not_called_is_an_error_and_not_zeros(tiny_model):
+    out = np.zeros((1, 24), np.float32)
+    site = geometry.Site("resid", 1, "model.layers.0", 24)
+    sink = scanner.sink.Sink(tiny_model, geometry.layout([site]), out)
+    with pytest.raises(scanner.ScanError, match=r"'model.layers.0' was not called"):
+        sink.finish()
+
+
+@pytest.mark.parametrize("prompt", ["ant", "a", "user", " a dog "])
+def test_a_prompt_is_found_where_the_template_puts_it(tiny_model, monkeypatch, prompt):
+    template = "user: {{ messages[0]['content'] | trim }} <a>assistant"
+    monkeypatch.setattr(tiny_model.tokenizer, "chat_template", template)
+    design = small_design()
+    design = dataclasses.replace(design, trials=design.trials.assign(prompt=prompt))
+    stimulus = scanner.prepare(tiny_model, design, scanner.Settings(mode="read", frames="token"))
+    encoded = tiny_model.tokenizer(stimulus.rendered[0], return_offsets_mapping=True)
+    start = len("user: ")
+    shown = range(start, start + len(prompt.strip()))
+    expected = [
+        [i] for i, (a, b) in enumerate(encoded["offset_mapping"]) if set(range(a, b)) & set(shown)
+    ]
+    assert stimulus.frames[0] == expected

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -40,10 +41,11 @@ name = "{gpt2}"
 N_RUNS = 2 * 2 * (2 + 1) * 2  # tasks, runs, sessions, trained and untrained
 
 
-def write_study(folder: Path, tiny_folders) -> Path:
+def write_study(folder: Path, tiny_folders, **changes: str) -> Path:
     folder.mkdir()
     path = folder / "study.toml"
-    path.write_text(STUDY.format(**tiny_folders))
+    names = {kind: tiny_folders[kind] for kind in ("llama", "gpt2")}
+    path.write_text(STUDY.format(**{**names, **changes}))
     return path
 
 
@@ -163,12 +165,14 @@ def test_workers_share_the_cores_and_put_their_threads_back(two_workers, tiny_fo
         ({"gpt2": "nowhere/model"}, [], "nowhere/model"),
         ({}, ["--dask", "local:0"], "local:N with N of 1 or more"),
         ({}, ["--dask", "nonsense"], "address of a scheduler"),
+        ({}, ["--dask", "local:1", "--threads", "0"], "threads is 0; it must be at least 1"),
     ],
 )
 def test_mistakes_are_the_same_one_line_as_without_a_cluster(
     changes, options, message, tiny_folders, tmp_path, capfd
 ):
-    path = write_study(tmp_path / "a", {**tiny_folders, **changes})
+    path = write_study(tmp_path / "a", tiny_folders, **changes)
+    capfd.readouterr()  # what saving the models printed
     options = options or ["--dask", "local:1"]
     assert cli.main(["scan", str(path), "--quiet", *options]) == 2
     err = capfd.readouterr().err
@@ -221,6 +225,28 @@ def test_a_lost_scheduler_is_said_in_one_line(monkeypatch, tiny_folders, tmp_pat
     with pytest.raises(cluster.ClusterError, match="the same command resumes"):
         study.scan(tmp_path / "ds", small_plan(tiny_folders), quiet=True, dask=address)
     process.communicate()
+
+
+def test_workers_in_another_folder_find_the_dataset(
+    two_workers, tiny_folders, tmp_path, monkeypatch
+):
+    running, client = two_workers
+    (tmp_path / "elsewhere").mkdir()
+    client.run(os.chdir, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    plan = small_plan(tiny_folders, untrained=False)
+    path = study.run(Path("ds"), plan, n_null=3, quiet=True, dask=running.scheduler_address)
+    assert path == Path("ds") / bids.DERIVATIVES / "report.html"
+    assert path.exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_file_that_is_missing_is_not_called_a_lost_scheduler(two_workers, tmp_path):
+    with (
+        study.mapped(two_workers[0].scheduler_address) as mapper,
+        pytest.raises(FileNotFoundError, match=r"nowhere\.nii"),  # nibabel's has no errno
+    ):
+        list(mapper(nib.load, [tmp_path / "nowhere.nii"]))
 
 
 def test_without_distributed_the_extra_is_named(monkeypatch, tiny_folders, tmp_path):

@@ -221,7 +221,7 @@ def test_a_dataset_of_one_model_from_before_is_resumed(tiny_folders, tmp_path):
     path = tmp_path / "ds" / plans.PLAN_FILE
     kept = json.loads(path.read_text())
     (scan,) = kept.pop("scans").values()
-    del scan["model"]["revision"]
+    del scan["model"]["revision"], scan["settings"]["mode"], scan["settings"]["frames"]
     path.write_text(json.dumps({**kept, **scan}))
     study.scan(tmp_path / "ds", plan, quiet=True)
     assert list(json.loads(path.read_text())["scans"]) == ["sub-tinyllama"]
@@ -232,6 +232,17 @@ def test_labels_that_clash_are_refused_before_anything_is_written(tiny_folders, 
     choices = [ModelChoice(name, session="a"), ModelChoice(name)]
     with pytest.raises(StudyError, match="with sessions and without"):
         study.scan(tmp_path / "ds", [Plan(choice) for choice in choices])
+    assert not (tmp_path / "ds").exists()
+
+
+@pytest.mark.parametrize("other", [{"design": Design(("archeology",))}, {"compress": True}])
+def test_plans_that_differ_in_what_they_share_are_refused(tiny_folders, tmp_path, other):
+    plans = [
+        Plan(ModelChoice(str(tiny_folders["llama"])), Design(("pathology",))),
+        Plan(ModelChoice(str(tiny_folders["gpt2"])), **{"design": Design(("pathology",)), **other}),
+    ]
+    with pytest.raises(StudyError, match=f"one {next(iter(other))}; sub-tinyllama has"):
+        study.scan(tmp_path / "ds", plans)
     assert not (tmp_path / "ds").exists()
 
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import suppress
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import transformers
 
 from llm2nifti import bids, cli, geometry, glm, models, surgery
-from llm2nifti.study import heldout, losses, pruning
-from llm2nifti.study.journal import Journal
+from llm2nifti.study import losses, pruning
+from llm2nifti.study.lesion_bench import Bench, Sizes
 from llm2nifti.study.pruning import Choice
 
-FAST = ["--n-random", "2", "--n-texts", "6", "--n-pairs", "0", "--quiet"]
+FAST = ["--n-random", "2", "--n-prompts", "6", "--n-pairs", "0", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -52,56 +49,30 @@ def small(scanned, tmp_path_factory):
     return out, json.loads((out / "prune.json").read_text("utf-8"))
 
 
-def test_texts_are_prompts_with_the_answers_that_were_recorded(loaded, runs):
-    for trial, text in zip(
-        runs[0].events.itertuples(), heldout.texts_of(loaded, runs[0]), strict=True
-    ):
-        ids = loaded.tokenizer(trial.prompt)["input_ids"]
-        assert text.ids[: len(ids)] == ids
-        assert len(text.ids) == len(ids) + 3
-        assert text.scored == list(range(1, len(ids) + 3))  # nothing predicts the first token
-        prompt = torch.tensor([ids])
-        with torch.no_grad():
-            made = loaded.module.generate(prompt, max_new_tokens=3, min_new_tokens=3)
-        assert made[0].tolist() == text.ids
+def bench_of(loaded, runs):
+    return Bench(loaded, runs, Sizes(1, 6), tasks=["pathology"])
 
 
-def test_a_template_is_not_scored(real_model):
-    """Of a chat model only the prompt and the answer are text of a task."""
-    events = pd.DataFrame({"stim_id": ["a"], "prompt": ["What is a biopsy?"]})
-    sidecar = {"Settings": {"template": "auto", "mode": "read"}}
-    one = SimpleNamespace(task="pathology", run=1, n_frames=2, events=events, sidecar=sidecar)
-    (text,) = heldout.texts_of(real_model, one)
-    scored = real_model.tokenizer.decode([text.ids[i] for i in text.scored])
-    assert scored == "What is a biopsy?"
-    assert len(text.ids) > len(text.scored) + 5
-
-
-def test_log_likelihoods_are_those_of_each_text_alone(loaded, runs):
-    texts = heldout.texts_of(loaded, runs[0])[:20]
-    found = heldout.log_likelihoods(loaded, texts)
-    for text, value in zip(texts, found, strict=True):
-        ids = torch.tensor([text.ids])
-        with torch.no_grad():
-            loss = loaded.module(input_ids=ids, labels=ids).loss  # transformers' own mean
-        assert value == pytest.approx(-loss.item(), rel=1e-5)
+def texts_of(loaded, runs, number):
+    """Held-out texts of the task, as tensors of one row."""
+    texts = bench_of(loaded, runs).texts[number]["pathology"]
+    return [torch.tensor([text.ids]) for text in texts]
 
 
 def test_networks_are_judged_on_runs_that_did_not_make_them(loaded, runs):
-    choice = Choice(task="pathology", share=0.2, n_random=1, n_texts=6)
+    choice = Choice(task="pathology", share=0.2, n_random=1)
+    bench = bench_of(loaded, runs)
     for number in (1, 2):
-        fold = pruning._Fold(runs, number, loaded, choice)
         others = [run for run in runs if run.run != number]
-        expected = pruning.network_of(others, choice)
-        variants = dict(fold.variants([]))
-        assert np.array_equal(variants["network"].units, expected.units)
-        assert {run.run for run in fold.held_out} == {number}
-        prompts = {r for run in others for r in run.events["prompt"]}
-        ids = [tuple(loaded.tokenizer(p)["input_ids"]) for p in prompts]
-        held_out = {tuple(t.ids[:-3]) for some in fold.texts.values() for t in some}
-        shown = {p for r in fold.held_out for p in r.events["prompt"]}
-        assert held_out <= {tuple(loaded.tokenizer(p)["input_ids"]) for p in shown}
-        assert not held_out & set(ids)
+        removed = dict(pruning.variants(bench, number, choice, []))
+        made = pruning.network_of(others, choice)
+        assert removed["before"] is None
+        assert np.array_equal(removed["network"].units, made.units)
+        assert not (removed["matched 0"].units & made.units).any()
+        seen = {tuple(loaded.tokenizer(p)["input_ids"]) for r in others for p in r.events["prompt"]}
+        judged = {tuple(t.ids[:-3]) for some in bench.texts[number].values() for t in some}
+        assert len(judged) == 3 * 6
+        assert not judged & seen
 
 
 def test_share_takes_the_units_with_the_largest_t(runs):
@@ -114,10 +85,10 @@ def test_share_takes_the_units_with_the_largest_t(runs):
 
 
 def test_perplexities_are_those_of_the_lesioned_model(scanned, runs, loaded, small):
-    """From plain transformers and columns set to zero by hand, without any of the code's tools."""
+    """From plain transformers, one text at a time, and columns set to zero by hand."""
     _, record = small
     choice = Choice(task="pathology", share=0.2)
-    texts, before, after = {}, [], []
+    before, after = [], []
     for number in (1, 2):
         removed = pruning.network_of([run for run in runs if run.run != number], choice)
         module = transformers.AutoModelForCausalLM.from_pretrained(scanned[1])
@@ -125,12 +96,8 @@ def test_perplexities_are_those_of_the_lesioned_model(scanned, runs, loaded, sma
         for site in removed.brain.sites:
             units = np.flatnonzero(removed.units[removed.brain.slice_of(site)])
             lesioned.get_submodule(site.module).weight.data[:, units] = 0
-        run = next(r for r in runs if r.task == "pathology" and r.run == number)
-        is_task = (run.events["trial_type"] == "pathology").to_numpy()
-        texts = [t for t, on in zip(heldout.texts_of(loaded, run), is_task, strict=True) if on][:6]
-        for text in texts:
-            ids = torch.tensor([text.ids])
-            with torch.no_grad():
+        for ids in texts_of(loaded, runs, number):
+            with torch.no_grad():  # the tiny model has no template: all tokens but the first count
                 before.append(module(input_ids=ids, labels=ids).loss.item())
                 after.append(lesioned(input_ids=ids, labels=ids).loss.item())
     numbers = record["evaluation"]["pathology"]
@@ -186,7 +153,7 @@ def test_a_mask_from_elsewhere_can_be_pruned(scanned, runs, tmp_path, capsys):
         (["--network", "botany"], "no task 'botany'"),
         (["--network", "pathology", "--share", "5"], "--share is 5.0"),
         ([], "name one of --network TASK and --mask IMAGE"),
-        (["--network", "pathology", "--n-pairs", "1"], "an interval needs at least 2"),
+        (["--network", "pathology", "--n-pairs", "1"], "it must be 0, or 2 or more"),
     ],
 )
 def test_bad_requests_are_one_line(scanned, tmp_path, capsys, options, message):
@@ -205,12 +172,12 @@ def test_other_weights_than_the_scanned_ones_are_refused(scanned, tiny_folders, 
     module.save_pretrained(other)
     base = ["prune", str(scanned[0]), "--model", str(other), "--network", "pathology"]
     assert cli.main([*base, "--out", str(tmp_path / "x")]) == 2
-    assert "the dataset was scanned with" in capsys.readouterr().err
+    assert "has other weights" in capsys.readouterr().err
 
 
 def test_interrupted_work_resumes(runs, loaded, tmp_path, monkeypatch):
     """What is done is not done again, and the numbers are the same."""
-    choice = Choice(task="pathology", share=0.2, n_random=1, n_texts=4, n_pairs=0)
+    choice = Choice(task="pathology", share=0.2, n_random=1, n_prompts=4, n_pairs=0)
     whole = pruning.prune(runs, loaded, choice, tmp_path / "whole", quiet=True)
     calls, real = [], pruning.log_likelihoods
 
@@ -225,26 +192,10 @@ def test_interrupted_work_resumes(runs, loaded, tmp_path, monkeypatch):
         pruning.prune(runs, loaded, choice, tmp_path / "cut", quiet=True)
     assert not (tmp_path / "cut").exists()
     resumed = pruning.prune(runs, loaded, choice, tmp_path / "cut", quiet=True)
-    n_all = 2 * 5 * 3  # folds, variants, rows
-    assert len(calls) == 8 + n_all - 6  # two variants of three rows were done
+    n_all = 2 * 5  # held-out runs, and what is removed
+    assert len(calls) == 8 + n_all - 7
     assert resumed["evaluation"] == whole["evaluation"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
-
-
-def test_a_journal_forgets_what_other_settings_made(tmp_path):
-    path = tmp_path / "j.jsonl"
-    with suppress(KeyboardInterrupt), Journal(path, {"a": 1}) as journal:
-        journal["x"] = [1.5]
-        raise KeyboardInterrupt
-    with path.open("a") as file:
-        file.write('{"key": "y", "val')  # the process was killed here
-    with suppress(KeyboardInterrupt), Journal(path, {"a": 1}) as journal:
-        assert journal["x"] == [1.5]
-        assert "y" not in journal
-        raise KeyboardInterrupt
-    with Journal(path, {"a": 2}) as journal:
-        assert "x" not in journal
-    assert not path.exists()
 
 
 def test_losses_of_known_log_probabilities():

@@ -174,6 +174,8 @@ def test_a_bundled_name_is_not_taken_for_a_folder(tmp_path):
         (SMALL + "seed = []\n", "seed is an empty list"),
         (SMALL + "temperature = 1\nseed = [1, 2, 1]\n", "seed holds 1 twice"),
         (SMALL + "seed = [1, 2]\n", "temperature 0 is greedy and uses no seed"),
+        (SMALL + 'seed = [1, 2]\n[recording]\nmode = "read"\n', "nothing is generated"),
+        (SMALL + 'temperature = [1, 2]\n[recording]\nmode = "read"\n', "temperature is a list"),
         (SMALL + 'revision = ["v1.0", "v10"]\n', "'v1.0' and 'v10' have the same BIDS label"),
         (SMALL + 'revision = ["A", "a"]\n', "have the same BIDS label ses-reva"),
         (SMALL + '[[model]]\nname = "A"\n', "'a' and 'A' have the same BIDS label sub-A"),
@@ -204,7 +206,16 @@ def test_a_missing_file_is_named(tmp_path):
         read_study(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("option", [["--seed", "1"], ["--n-null", "3"], ["--no-untrained"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--seed", "1"],
+        ["--n-null", "3"],
+        ["--no-untrained"],
+        ["--n-runs", str(paradigm.N_RUNS)],  # the default, but perhaps not what the file says
+        ["--task", "pathology"],
+    ],
+)
 def test_options_of_the_scan_do_not_go_with_a_study_file(tmp_path, option, capsys):
     path = tmp_path / "study.toml"
     path.write_text(SMALL)

@@ -32,7 +32,7 @@ from llm2nifti.bids.reading import (
     read_all,
     runs,
 )
-from llm2nifti.bids.writing import clear_work, write
+from llm2nifti.bids.writing import clear_work, stimulus_names, write
 
 __all__ = [
     "DERIVATIVES",
@@ -58,6 +58,7 @@ __all__ = [
     "remove_dataset",
     "runs",
     "shared",
+    "stimulus_names",
     "weights_hash",
     "write",
     "write_dataset_files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ neighbours in an arbitrary order: smoothing and cluster statistics mean nothing.
 IGNORED = [
     "*.html",
     "summary.json",
+    "lesion.json",
+    "lesion_masks.json",
+    "*_evaluations.jsonl",
     "figures",
     "figures/",
     "*_statmap.*",
@@ -127,18 +131,29 @@ def remove_dataset(root: Path) -> None:
     if not _is_ours(root):
         return
     people = root / "participants.tsv"
-    ours = list(read_tsv(people)["participant_id"]) if people.exists() else []
+    named = list(read_tsv(people)["participant_id"]) if people.exists() else []
+    # A table that was edited by hand must not lead out of the dataset, or to all of it.
+    ours = [name for name in named if re.fullmatch(r"sub-[0-9A-Za-z]+", str(name))]
+    shown = [name for subject in ours for name in _images_of(root / subject)]
     for path in [*(root / name for name in ours), root / DERIVATIVES]:
         if path.exists():
             shutil.rmtree(path)
     single = ["README.md", "participants.tsv", "participants.json", ".bidsignore"]
     # The description stays: it says that the folder is ours to write to.
     single += [VALIDATOR_CONFIG, "code/llm2nifti_plan.json"]
+    single += [f"stimuli/{name}" for name in shown]
     for path in [*root.glob("task-*_events.json"), *(root / name for name in single)]:
         path.unlink(missing_ok=True)
     for work in (root / WORK).glob("*"):
         if work.is_dir():
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _images_of(folder: Path) -> set[str]:
+    """Images under ``stimuli/`` that a model was shown."""
+    tables = [read_tsv(path) for path in folder.glob("**/func/*_events.tsv")]
+    shown = {str(name) for t in tables if "stim_file" in t for name in t["stim_file"]}
+    return {name for name in shown if name == Path(name).name}
 
 
 def _is_ours(root: Path) -> bool:

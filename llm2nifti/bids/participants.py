@@ -129,16 +129,25 @@ def _read(path: Path) -> pd.DataFrame:
 def _add_row(
     path: Path, root: Path, row: dict[str, str], columns: Mapping[str, Any], *, merge: bool
 ) -> None:
-    """Add a row to a sorted table, or keep what is equal of the row that is there."""
+    """Add a row to a sorted table, or keep what is equal of the row that is there.
+
+    Columns that others added stay.
+    """
     key = next(iter(columns))
     names = list(columns)
     table = pd.DataFrame(columns=names, dtype=str)
     if path.exists():
-        table = _read(path).reindex(columns=names, fill_value="n/a")
+        table = _read(path)
+        names += [name for name in table if name not in columns]
+        table = table.reindex(columns=names, fill_value="n/a")
+        row = {**dict.fromkeys(names, "n/a"), **row}
     known = table[key] == row[key]
     if known.any():
         old = table.loc[known].iloc[0]
-        same = {name: old[name] if old[name] == row[name] else "n/a" for name in names}
+        same = {
+            name: old[name] if old[name] == row[name] or name not in columns else "n/a"
+            for name in names
+        }
         if not merge or same == dict(old):
             return
         table, row = table[~known], same

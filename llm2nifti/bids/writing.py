@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from llm2nifti.bids.dataset import check_folder, write_dataset_files, write_even
 from llm2nifti.bids.files import (
     WORK,
     ExistsError,
+    LabelError,
     atomic,
     label,
     shared,
@@ -119,24 +121,49 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
     events["response"] = recording.responses
     first = ["onset", "duration", "trial_type", "block", "stim_id", "prompt", "response"]
     if "image" in events:
-        pairs = zip(events["stim_id"], events["image"], strict=True)
-        events["stim_file"] = [_stimulus_name(stim_id, image) for stim_id, image in pairs]
+        events["stim_file"] = stimulus_names(events)
         first.insert(4, "stim_file")
     return events[[*first, "question_frame", "topic", "concept"]]
 
 
-def _stimulus_name(stim_id: str, image: str) -> str:
-    """Name of an image under ``stimuli/``: unique and safe."""
-    return f"{label(stim_id)}{Path(image).suffix.lower()}"
+def stimulus_names(trials: pd.DataFrame) -> list[str]:
+    """Names that images get under ``stimuli/``, made of their identifiers.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        Columns ``stim_id`` and ``image``.
+
+    Returns
+    -------
+    list of str
+        One a row.
+
+    Raises
+    ------
+    LabelError
+        If an identifier has no ASCII letter or digit, or two would give the same name.
+    """
+    names: list[str] = []
+    owners: dict[str, str] = {}
+    for stim_id, image in zip(trials["stim_id"], trials["image"], strict=True):
+        names.append(f"{label(stim_id)}{Path(image).suffix.lower()}")
+        other = owners.setdefault(names[-1].lower(), stim_id)
+        if other != stim_id:
+            raise LabelError(
+                f"images {other!r} and {stim_id!r} would both be called {names[-1]}: names keep "
+                "only letters and digits of the stim_id, so rename one"
+            )
+    return names
 
 
 def _copy_images(root: Path, trials: pd.DataFrame) -> None:
     """Keep the images that were shown with the dataset."""
     if "image" not in trials:
         return
-    for stim_id, image in zip(trials["stim_id"], trials["image"], strict=True):
-        path = root / "stimuli" / _stimulus_name(stim_id, image)
-        if not path.exists():
+    for name, image in zip(stimulus_names(trials), trials["image"], strict=True):
+        path = root / "stimuli" / name
+        if not path.exists() or not filecmp.cmp(image, path, shallow=False):
             with atomic(path, root) as temporary:
                 shutil.copyfile(image, temporary)
 

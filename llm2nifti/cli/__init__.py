@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 
 from llm2nifti import __version__
-from llm2nifti.cli import analysis, lookup, pruning, scanning
+from llm2nifti.cli import analysis, intervening, lookup, pruning, scanning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     try:
         args.handler(args)
     except KeyboardInterrupt:
@@ -60,6 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llm2nifti {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (scanning, analysis, pruning, lookup):
+    for part in (scanning, analysis, intervening, pruning, lookup):
         part.add_commands(commands)
     return parser

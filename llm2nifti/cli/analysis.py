@@ -79,6 +79,10 @@ def _glm(args: argparse.Namespace) -> None:
             study.update_summary(args.dataset, who, tasks=tasks, options=None)
         bids.clear_work(args.dataset)
     text = study.table({"tasks": numbers})
+    if "tasks" in summary:
+        text += (
+            f"\nthe report is of the maps before: llm2nifti report {args.dataset} makes it again"
+        )
     if args.frames == "token":
         rate = glm.token_level(runs[0]).summary()
         numbers["token_level_null"] = rate

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_session, show
+from llm2nifti.cli.command import add_command, add_dataset, show
+from llm2nifti.cli.intervening import add_model
 
 
 def add_commands(commands: Any) -> None:
@@ -22,17 +23,15 @@ def add_commands(commands: Any) -> None:
     add("--share", type=float, help="only this share of the units: those with the largest |t|")
     add("--keep", action="store_true", help="keep these units and prune all others")
     add("--n-random", type=int, default=3, help="random controls of each kind")
-    add("--n-texts", type=int, default=24, help="held-out texts of each task and run; 0: no test")
+    add("--n-prompts", type=int, default=8, help="held-out prompts of each task and run; 0: none")
     add("--n-pairs", type=int, default=10, help="pairs of speed measurements; 0: none")
-    add("--model", help="the model that was scanned (default: as the dataset names it)")
-    add("--device", default="cpu", help="torch device such as cuda")
     add("--overwrite", action="store_true", help="replace an earlier pruned model")
-    add_session(parser)
+    add_model(parser)
 
 
 def _prune(args: argparse.Namespace) -> None:
-    from llm2nifti import bids, models
-    from llm2nifti.study import losses, pruning
+    from llm2nifti import bids
+    from llm2nifti.study import losses, pruning, reloading
 
     runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
     choice = pruning.Choice(
@@ -41,12 +40,11 @@ def _prune(args: argparse.Namespace) -> None:
         share=args.share,
         keep=args.keep,
         n_random=args.n_random,
-        n_texts=args.n_texts,
+        n_prompts=args.n_prompts,
         n_pairs=args.n_pairs,
     )
     choice.check()
-    scanned = runs[0].sidecar["Model"]
-    model = models.load(args.model or scanned["Name"], device=args.device, dtype=scanned["DType"])
+    model = reloading.reload(runs[0], name=args.model, device=args.device)
     how = {"overwrite": args.overwrite, "quiet": args.quiet}
     content = pruning.prune(runs, model, choice, args.out, **how)
     show(args, content, f"{losses.pruning_table(content)}\n\nwritten: {args.out}")

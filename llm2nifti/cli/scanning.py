@@ -113,12 +113,17 @@ def _what(args: argparse.Namespace) -> StudyFile:
 
     if args.dataset.suffix != ".toml" or args.dataset.is_dir():
         return StudyFile(args.dataset, (_plan(args),), getattr(args, "n_null", 0))
-    plain = vars(args.parser.parse_args([str(args.dataset)]))
-    for name in plain.keys() - _WITH_STUDY_FILE:
-        if getattr(args, name, plain[name]) != plain[name]:
-            option = name.replace("_", "-")
-            raise StudyError(f"--{option} does not go with a study file: set it in {args.dataset}")
+    for name in sorted(_given(args) - _WITH_STUDY_FILE):
+        option = name.replace("_", "-")
+        raise StudyError(f"--{option} does not go with a study file: set it in {args.dataset}")
     return read_study(args.dataset)
+
+
+def _given(args: argparse.Namespace) -> set[str]:
+    """Names of the arguments that were typed, be it with the value of the default."""
+    blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # what is there, no default replaces
+    typed = args.parser.parse_args(args.argv[1:], blank)
+    return {name for name, value in vars(typed).items() if value is not None}
 
 
 def _plan(args: argparse.Namespace) -> Any:

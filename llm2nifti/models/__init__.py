@@ -67,7 +67,7 @@ def load(
         Seed of the random weights.
     device : str, default="cpu"
         A torch device, or ``auto``: accelerate spreads the weights over all GPUs, the memory and,
-        what does not fit, a temporary folder.
+        what does not fit, a temporary folder. Random weights stay in the memory.
     dtype : {"float32", "bfloat16", "float16"}
         Type of the weights.
     revision : str, optional
@@ -99,7 +99,7 @@ def load(
         source = replace(source, device_map="auto", offload_folder=offload)
     try:
         loaded = from_pretrained(source, DTYPES[dtype], seed if untrained else None)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
         raise ModelError(_explain(name, folder, error)) from error
     module = loaded.module.eval()
     if device != "auto":
@@ -111,7 +111,7 @@ def load(
         "Licence": licence(name, folder),
         "WeightsHash": weights,
         "DType": dtype,
-        "Device": str(device).split(":", maxsplit=1)[0],
+        "Device": "cpu" if device == "auto" and untrained else device.partition(":")[0],
     }
     title = f"{title}-untrained" if untrained else title
     return LoadedModel(title, module, loaded.tokenizer, provenance, loaded.kind, loaded.processor)
@@ -170,7 +170,8 @@ def known() -> pd.DataFrame:
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = sorted(scan_cache_dir().repos, key=lambda repo: repo.repo_id)
+        found = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
+        repos = sorted(found, key=lambda repo: repo.repo_id)
         rows += [(r.repo_id, "yes", "see its card", "Hugging Face cache") for r in repos]
     except CacheNotFound:
         pass

@@ -15,7 +15,7 @@ from torch import nn
 
 from llm2nifti.models.cache import ModelError
 from llm2nifti.models.hints import block_classes, is_copy, is_norm
-from llm2nifti.models.probing import Pass, Probe, run, text_passes
+from llm2nifti.models.probing import N_TRIALS, Pass, Probe, run, text_passes
 from llm2nifti.models.roles import Block, find_block
 
 
@@ -208,7 +208,7 @@ def _stack(
 ) -> Stack:
     """Describe one stack."""
     output = probe.shapes[blocks[-1]]
-    if len(output) != 3:
+    if len(output) != 3 or output[0] % N_TRIALS:  # XLNet puts tokens first
         raise UnknownArchitectureError(
             f"block {blocks[-1]!r} puts out {output}, not (trials, tokens, units)"
         )

@@ -20,6 +20,7 @@ CHILD = "units"  # the module that the hidden units of all experts pass
 
 def experts_in(model: nn.Module, prefix: str = "") -> list[str]:
     """Names of the modules under `prefix` that hold stacked experts of a kind that can be read."""
+    # Before transformers 5.7 and 5.20, which name the last two, there were no others with a gate.
     return [
         name
         for name, module in model.named_modules()
@@ -27,10 +28,10 @@ def experts_in(model: nn.Module, prefix: str = "") -> list[str]:
         and hasattr(module, "_apply_gate")
         and getattr(getattr(module, "down_proj", None), "ndim", 0) == 3
         and getattr(module, "has_gate", False)
-        and getattr(module, "is_concatenated", False)
         and not getattr(module, "is_transposed", True)
         and not getattr(module, "has_bias", True)
-        and not getattr(module, "has_post_expert_norm", True)
+        and getattr(module, "is_concatenated", True)
+        and not getattr(module, "has_post_expert_norm", False)
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from llm2nifti.models.cache import ModelError
 
@@ -66,6 +67,12 @@ def indices(config: Any, layout: str, which: str, n_units: int) -> torch.Tensor:
     return group[:, start : start + per_group[which] * size].flatten()
 
 
+def n_outputs(module: nn.Module) -> int:
+    """Units that a projection puts out: torch's Linear stores (out, in), Conv1D (in, out)."""
+    weight: Any = module.weight
+    return int(weight.shape[0 if isinstance(module, nn.Linear) else 1])
+
+
 def heads(config: Any) -> tuple[int, int]:
     """Numbers of query heads and of key-value heads.
 
@@ -74,6 +81,7 @@ def heads(config: Any) -> tuple[int, int]:
     FusedError
         If the config names no number of heads.
     """
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("num_attention_heads", "n_head", "num_heads")
     n_q = next((getattr(config, n) for n in names if getattr(config, n, None)), 0)
     if not n_q:

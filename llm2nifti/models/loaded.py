@@ -68,8 +68,9 @@ class LoadedModel:
         config = self.module.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-            if self.kind != "vision" and getattr(config, name, None):
-                return int(getattr(config, name))
+            length = getattr(config, name, None) or 0
+            if self.kind != "vision" and length > 0:  # XLNet's -1 is no limit
+                return int(length)
         return None
 
     def modes(self) -> tuple[Mode, ...]:
@@ -181,12 +182,11 @@ class LoadedModel:
 
     def passes(self) -> list[probing.Pass]:
         """Probe passes over something that the model reads; each returns the model's output."""
-        if self.kind == "vision":
-            return probing.image_passes(self.module)
-        if self.kind != "imagetext":
+        if self.kind not in ("vision", "imagetext"):
             return probing.text_passes(self.module)
         from PIL import Image
 
-        texts = self.render(["a", "a"], has_image=True)
+        # Through the processor: what it makes of an image need not have the size in the config.
+        texts = None if self.kind == "vision" else self.render(["a", "a"], has_image=True)
         images = [Image.effect_noise((64, 64), sigma).convert("RGB") for sigma in (20, 60)]
         return probing.input_passes(self.module, self.image_inputs(images, texts))

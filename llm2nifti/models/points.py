@@ -36,8 +36,8 @@ def parts(model: LoadedModel, brain: ModelBrain) -> dict[Point, list[Part]]:
         index = None
         if site.part:
             which, layout = site.part.split(":")
-            weight = model.module.get_parameter(f"{site.module}.weight")
-            index = fused.indices(model.module.config, layout, which, max(weight.shape))
+            n_fused = fused.n_outputs(model.module.get_submodule(site.module))
+            index = fused.indices(model.module.config, layout, which, n_fused)
         point = Point(site.module, site.where)
         found.setdefault(point, []).append((brain.slice_of(site), index))
     return found

@@ -105,20 +105,8 @@ def text_passes(model: nn.Module) -> list[Pass]:
     ]
 
 
-def image_passes(model: nn.Module) -> list[Pass]:
-    """One pass over fixed noise images of the size that the config names."""
-    config: Any = model.config
-    size = config.image_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    generator = torch.Generator().manual_seed(0)
-    shape = (N_TRIALS, getattr(config, "num_channels", 3), height, width)
-    parameter = next(model.parameters())
-    pixels = torch.rand(shape, generator=generator).to(parameter.device, parameter.dtype)
-    return [lambda: model(pixel_values=pixels)]
-
-
 def input_passes(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Pass]:
-    """One pass over given inputs, for models that read images and text together."""
+    """One pass over given inputs, for models that read images."""
     return [lambda: model(**inputs)]
 
 

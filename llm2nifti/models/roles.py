@@ -1,12 +1,13 @@
 """Which tensors does a block add to the stream? A sum that has to come out decides.
 
 For pre-norm blocks ``resid_out - resid_in`` has to be the sum of one tensor a role. For post-norm
-blocks (BERT) each normalisation layer has to read the stream plus one such tensor.
+blocks (BERT) each normalisation layer has to read the stream plus one such tensor. Of all sums the
+closest counts: in bfloat16 a large stream hides small tensors, and several sums would pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 
@@ -36,16 +37,24 @@ class Block:
     problem : str
         Why the parts could not be established, or empty. The block can still be recorded by
         module names.
+    n_calls : int
+        Calls in one pass; those of a block that is called again (ALBERT shares its weights) cannot
+        be told apart.
     """
 
     name: str
     parts: Mapping[str, str] = field(default_factory=dict)
     projections: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    n_calls: int = 1
 
 
 def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
     """Establish the parts of one block from a probe pass."""
+    n_calls = probe.calls[name]
+    if n_calls > 1:
+        problem = f"block {name!r} is called {n_calls} times in one pass: layers share its weights"
+        return Block(name, problem=problem, n_calls=n_calls)
     candidates = _candidates(model, name, probe)
     parts = _pre_norm(name, candidates, probe) or _post_norm(model, name, candidates, probe)
     if not parts:
@@ -88,15 +97,23 @@ def _pre_norm(block: str, candidates: dict[str, list[str]], probe: Probe) -> dic
     before, after = probe.inputs[block], probe.values[block]
     if before.shape != after.shape:
         return {}
-    for n_roles in range(len(candidates), 0, -1):  # a block of Mamba adds one part only
-        for roles in combinations(candidates, n_roles):
-            for chosen in product(*(candidates[role] for role in roles)):
-                total = before.clone()
-                for part in chosen:
-                    total += probe.values[part].reshape(after.shape)
-                if _is_close(total, after, after - before):
-                    return dict(zip(roles, chosen, strict=True))
-    return {}
+    called = {name: i for i, name in enumerate(probe.values)}
+
+    def total(chosen: Sequence[str]) -> torch.Tensor:
+        found = before.clone()
+        for part in sorted(chosen, key=called.__getitem__):  # rounded as the model does
+            found += probe.values[part].reshape(after.shape)
+        return found
+
+    choices = [
+        dict(zip(roles, chosen, strict=True))
+        for n_roles in range(len(candidates), 0, -1)  # a block of Mamba adds one part only
+        for roles in combinations(candidates, n_roles)
+        for chosen in product(*(candidates[role] for role in roles))
+    ]
+    sums = (_distance(total([*parts.values()]), after) for parts in choices)
+    _, best = min(zip(sums, choices, strict=True), key=lambda pair: pair[0], default=(0.0, {}))
+    return best if _is_close(total([*best.values()]), after, after - before) else {}
 
 
 def _post_norm(
@@ -115,24 +132,29 @@ def _post_norm(
         if read.numel() != stream.numel() or norm not in probe.values:
             continue
         read = read.reshape(stream.shape)
-        fits = [
-            (role, name)
+        sums = {
+            (role, name): stream + probe.values[name].reshape(stream.shape)
             for role, names in candidates.items()
             for name in names
-            if _is_close(stream + probe.values[name].reshape(stream.shape), read, read - stream)
-        ]
-        if not fits or fits[0][0] in parts:
+        }
+        role, name = min(sums, key=lambda key: _distance(sums[key], read), default=("", ""))
+        if not role or role in parts or not _is_close(sums[role, name], read, read - stream):
             return {}
-        parts[fits[0][0]] = fits[0][1]
+        parts[role] = name
         stream = probe.values[norm].reshape(stream.shape)
     return parts if parts and torch.equal(stream, after) else {}
 
 
 def _is_close(found: torch.Tensor, expected: torch.Tensor, change: torch.Tensor) -> bool:
     """Whether a sum comes out, up to the rounding of the stream that it was added to."""
-    error = (found.float() - expected.float()).norm()
+    error = _distance(found, expected)
     rounding = 4 * torch.finfo(expected.dtype).eps * expected.float().norm()
     return bool(error <= 1e-3 * change.float().norm() + rounding) and bool(change.any())
+
+
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Euclidean distance of two tensors."""
+    return float((found.float() - expected.float()).norm())
 
 
 def _projection(model: nn.Module, block: str, part: str, probe: Probe) -> str:

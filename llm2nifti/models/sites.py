@@ -105,9 +105,10 @@ class _Named:
     def find(self, names: Sequence[str], *, strict: bool) -> list[Site]:
         """Sites of these names; with `strict`, a name that no block has raises."""
         stack = self.stack
-        problem = next((block.problem for block in stack.blocks if block.problem), "")
-        if problem and not {"resid", "embed", "norm", "norms", "experts"}.issuperset(names):
-            raise UnknownArchitectureError(problem)
+        for block in stack.blocks:
+            whole = () if block.n_calls > 1 else ("resid", "norms", "experts")
+            if block.problem and not {"embed", "norm", *whole}.issuperset(names):
+                raise UnknownArchitectureError(block.problem)
         sites: list[Site] = []
         if "embed" in names and stack.embedding:
             units = stack.units.get(stack.embedding, stack.width)
@@ -243,7 +244,7 @@ def _matching(model: nn.Module, stack: Stack, pattern: re.Pattern[str]) -> list[
     blocks = [
         Site("resid", layer, block.name, stack.width)
         for layer, block in enumerate(stack.blocks, start=1)
-        if pattern.fullmatch(block.name)
+        if pattern.fullmatch(block.name) and block.n_calls == 1
     ]
     return sorted([*leaves, *blocks], key=lambda site: site.layer)
 

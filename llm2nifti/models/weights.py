@@ -54,7 +54,7 @@ def _of_site(model: nn.Module, site: Site, module: str) -> torch.Tensor:
     if not site.part:
         return write_norms(model, Point(module, site.where), site.n_units)
     which, layout = site.part.split(":")
-    n_fused = max(model.get_parameter(f"{module}.weight").shape)
+    n_fused = fused.n_outputs(model.get_submodule(module))
     norms = write_norms(model, Point(module), n_fused)
     return norms[fused.indices(model.config, layout, which, n_fused)]
 

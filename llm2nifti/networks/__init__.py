@@ -1,5 +1,12 @@
 """Which set of units is it; how repeatable, how distinct; which task is this run?"""
 
+from llm2nifti.networks.dissociation import (
+    Changes,
+    DissociationError,
+    double_dissociations,
+    effect,
+    selectivity,
+)
 from llm2nifti.networks.identification import (
     Identification,
     IdentificationError,
@@ -35,6 +42,8 @@ from llm2nifti.networks.similarity import (
 
 __all__ = [
     "TOP",
+    "Changes",
+    "DissociationError",
     "Estimate",
     "Identification",
     "IdentificationError",
@@ -46,6 +55,8 @@ __all__ = [
     "corrected",
     "correlation",
     "dice",
+    "double_dissociations",
+    "effect",
     "from_mask",
     "jaccard",
     "jackknife",
@@ -56,6 +67,7 @@ __all__ = [
     "name_runs",
     "name_trials",
     "same_and_cross",
+    "selectivity",
     "tasks_of",
     "threshold",
     "threshold_by_permutation",

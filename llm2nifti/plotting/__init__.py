@@ -12,14 +12,17 @@ from llm2nifti.plotting.charts import (
     plot_matrix,
     plot_shares,
 )
+from llm2nifti.plotting.lesions import plot_doses, plot_lesions
 from llm2nifti.plotting.style import save
 
 __all__ = [
     "plot_atlas",
     "plot_bars",
     "plot_design",
+    "plot_doses",
     "plot_floor_plan",
     "plot_layer_profile",
+    "plot_lesions",
     "plot_map",
     "plot_matrix",
     "plot_shares",

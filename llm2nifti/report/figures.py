@@ -63,7 +63,13 @@ class Figure:
     caption: str
 
 
-def draw(source: Source, maps: Mapping[str, TaskMap], *, quiet: bool = False) -> dict[str, Figure]:
+def draw(
+    source: Source,
+    maps: Mapping[str, TaskMap],
+    *,
+    more: Sequence[Plot] = (),
+    quiet: bool = False,
+) -> dict[str, Figure]:
     """Draw all figures into the dataset, as PNG and SVG.
 
     Parameters
@@ -72,6 +78,8 @@ def draw(source: Source, maps: Mapping[str, TaskMap], *, quiet: bool = False) ->
         The dataset.
     maps : mapping of str to TaskMap
         Map of each task.
+    more : sequence of Plot
+        Figures of further sections.
     quiet : bool, default=False
         Show no progress bar.
 
@@ -86,7 +94,7 @@ def draw(source: Source, maps: Mapping[str, TaskMap], *, quiet: bool = False) ->
     for task_map in maps.values():
         plots += _task_plots(source, task_map)
     plots += [*_similarity_plots(source.summary), *_identification_plots(source.summary)]
-    plots += _null_plots(source.summary)
+    plots += [*_null_plots(source.summary), *more]
     return {
         plot.stem: _save(plot, folder)
         for plot in tqdm(plots, desc="figures", unit="figure", disable=quiet or None)

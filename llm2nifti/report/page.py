@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import pandas as pd
 from llm2nifti import bids, glm, plotting
 from llm2nifti.report import findings, wording
 from llm2nifti.report.figures import Figure, draw, threshold_words
+from llm2nifti.report.lesions import lesion_section
+from llm2nifti.report.section import Section
 from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
 
 PAGE = "report.html"
@@ -58,19 +60,32 @@ def write(
     """
     source = read_source(root, subject=subject, session=session)
     maps = {task: read_task_map(source, task) for task in source.tasks}
-    figures = draw(source, maps, quiet=quiet)
+    sections = _later_sections(source)
+    plots = [plot for section in sections for plot in section.plots]
+    figures = draw(source, maps, more=plots, quiet=quiet)
     path = source.folder / PAGE
-    bids.write_text(path, source.root, _render(source, maps, figures))
+    bids.write_text(path, source.root, _render(source, maps, figures, sections))
     return path
 
 
-def _render(source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, Figure]) -> str:
+def _later_sections(source: Source) -> list[Section]:
+    """Sections on what was done with the dataset after its analysis."""
+    return [section for section in (lesion_section(source),) if section]
+
+
+def _render(
+    source: Source,
+    maps: Mapping[str, TaskMap],
+    figures: Mapping[str, Figure],
+    sections: Sequence[Section],
+) -> str:
     """Fill in the template of one session."""
     return render(
         "report.html.j2",
         **_context(source),
         figures=figures,
         findings=findings,
+        sections=sections,
         tasks=_task_sections(source, maps, figures),
     )
 

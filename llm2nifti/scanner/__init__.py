@@ -93,11 +93,12 @@ def scan(
     if folder is None:
         temporary = tempfile.TemporaryDirectory(prefix="llm2nifti-", ignore_cleanup_errors=True)
         folder = temporary.name
-    counts = volume_counts(paradigm, settings.frames)
-    journal = Journal(Path(folder), counts.tolist(), brain.n_units, plan)
+    # The operator first: what it refuses must not leave a journal that other settings clash with.
     operator: Generator | Reader = Reader(model, brain, settings, stimuli)
     if settings.mode == "generate":
         operator = Generator(model, brain, settings, stimuli, replay=replay)
+    counts = volume_counts(paradigm, settings.frames)
+    journal = Journal(Path(folder), counts.tolist(), brain.n_units, plan)
     with _progress(paradigm, on_trials) as advance, fast_linear(model.module):
         _run_batches(operator, journal, paradigm.n_trials, settings.batch_size, advance)
     rows = journal.rows()

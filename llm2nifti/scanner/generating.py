@@ -19,7 +19,7 @@ from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.sampling import OwnGenerators, plain_decoding
-from llm2nifti.scanner.settings import Settings
+from llm2nifti.scanner.settings import ScanError, Settings
 from llm2nifti.scanner.sink import Sink, listening
 from llm2nifti.scanner.stimulus import Stimuli
 
@@ -49,6 +49,11 @@ class Generator:
         All trials of the run.
     replay : sequence of (n_frames,) sequences of int, optional
         Tokens to force, one sequence a trial.
+
+    Raises
+    ------
+    ScanError
+        If the prompts need padding and the model reads it.
     """
 
     def __init__(
@@ -67,6 +72,17 @@ class Generator:
         self.replay = replay
         self.stream = Point(model.stacks("generate")[-1].blocks[-1].name)
         self.reads_ahead = prefill.can_continue(model)
+        self._check_padding()
+
+    def _check_padding(self) -> None:
+        """Raise if prompts would have to be padded for a model that reads padding."""
+        is_plain = self.model.kind == "causal" and not self.reads_ahead
+        is_padded = self.settings.batch_size > 1 and len({*map(len, self.stimuli.encoded)}) > 1
+        if is_plain and is_padded and not prefill.leaves_padding_out(self.model):
+            raise ScanError(
+                f"{self.model.name} reads padding as text, so prompts of different lengths cannot "
+                "be recorded together; use --batch-size 1"
+            )
 
     def record(self, trials: slice, out: np.ndarray) -> list[dict[str, Any]]:
         """Record some trials into `out` (n_volumes, n_units); return their metadata."""
@@ -88,7 +104,8 @@ class Generator:
         """Inputs of a batch; what can be read ahead of generation is read here."""
         stim_ids = self.stimuli.stim_ids[trials]
         if self.stimuli.images:
-            inputs = self.stimuli.image_inputs(self.model, trials)
+            rows = range(*trials.indices(len(self.stimuli.images)))
+            inputs = self.stimuli.image_inputs(self.model, rows)
             return _Batch(inputs.pop("input_ids"), inputs.pop("attention_mask"), inputs, stim_ids)
         encoded, fill = self.stimuli.encoded[trials], self.stimuli.fill
         if self.reads_ahead:
@@ -97,7 +114,7 @@ class Generator:
         else:
             prompts, extra = prefill.pad(encoded, fill), {}
         if self.model.kind == "seq2seq":
-            prompts = prefill.pad(encoded, fill, at=None)
+            prompts = prefill.pad(encoded, fill, at_end=True)
         device = self.model.device
         ids, mask = prompts.ids.to(device), prompts.mask.to(device)
         if self.model.kind == "seq2seq":  # ahead of the hooks: the encoder's pass is no frame

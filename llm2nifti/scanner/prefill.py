@@ -4,6 +4,9 @@ All tokens of the prompts but the last are read ahead of generation, in three le
 prompts of the batch share (a chat template), what groups of them share (a question frame), and
 the rest, in batches of about the same length, so that little padding is computed. The keys and
 values of all levels become one cache from which generation goes on, one token a step.
+
+No padding ever stands between two tokens of a prompt: sliding windows and some position biases
+(MPT) count places in the cache, whatever the mask says.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Prompts:
     Attributes
     ----------
     ids, mask : (n_trials, longest) int64 tensor
-        Tokens and attention mask; padding comes between what a group shares and the rest.
+        Tokens and attention mask; padding comes first, or last (see `pad`).
     cache : transformers.DynamicCache or None
         Keys and values of all but the last token; None where nothing was read ahead.
     """
@@ -39,7 +42,7 @@ class Prompts:
     cache: Any = None
 
 
-def pad(encoded: Sequence[Sequence[int]], fill: int, *, at: int | None = 0) -> Prompts:
+def pad(encoded: Sequence[Sequence[int]], fill: int, *, at_end: bool = False) -> Prompts:
     """Pad token ids to one length.
 
     Parameters
@@ -48,18 +51,16 @@ def pad(encoded: Sequence[Sequence[int]], fill: int, *, at: int | None = 0) -> P
         Token ids of each prompt.
     fill : int
         Padding token.
-    at : int or None, default=0
-        Where the padding goes: before this position, or at the end for None.
+    at_end : bool, default=False
+        Put the padding behind the tokens, not before them.
     """
     longest = max(map(len, encoded))
     ids = torch.full((len(encoded), longest), fill)
     mask = torch.zeros_like(ids)
     for row, tokens in enumerate(encoded):
-        first = len(tokens) if at is None else at
-        positions = torch.arange(len(tokens))
-        positions[first:] += longest - len(tokens)
-        ids[row, positions] = torch.tensor(tokens, dtype=ids.dtype)
-        mask[row, positions] = 1
+        start = 0 if at_end else longest - len(tokens)
+        ids[row, start : start + len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
+        mask[row, start : start + len(tokens)] = 1
     return Prompts(ids, mask)
 
 
@@ -85,24 +86,24 @@ def read_ahead(
         With a cache, unless every prompt has a single token.
     """
     heads = [tokens[:-1] for tokens in encoded]
-    n_common = _common_length(heads)
+    n_common = common_length(heads)
     n_shared = n_common + _group_length([tokens[n_common:] for tokens in heads])
-    prompts = pad(encoded, fill, at=n_shared)
+    prompts = pad(encoded, fill)
     if prompts.ids.shape[1] == 1:
         return prompts
     device = model.device
-    cache = _continue(model, None, torch.tensor([heads[0][:n_common]]))
+    cache = extend(model, None, torch.tensor([heads[0][:n_common]]))
     starts = sorted({tuple(tokens[n_common:n_shared]) for tokens in heads})
     group = np.array([starts.index(tuple(tokens[n_common:n_shared])) for tokens in heads])
-    cache = _continue(model, select(cache, [0] * len(starts)), torch.tensor(starts))
+    cache = extend(model, select(cache, [0] * len(starts)), torch.tensor(starts))
     order = np.argsort([len(tokens) for tokens in heads], kind="stable")
     chunks = [rows for rows in np.array_split(order, min(N_CHUNKS, len(order))) if len(rows)]
     read = []
     for rows in chunks:
-        rest = pad([heads[row][n_shared:] for row in rows], fill)
+        rest = pad([heads[row][n_shared:] for row in rows], fill, at_end=True)
         start = select(cache, group[rows])
-        read.append(_continue(model, start, rest.ids, rest.mask))
-    merged = _merge(read, chunks, n_shared, prompts.ids.shape[1] - 1, room)
+        read.append(extend(model, start, rest.ids, rest.mask))
+    merged = _merge(read, chunks, [len(tokens) for tokens in heads], room)
     return Prompts(prompts.ids.to(device), prompts.mask.to(device), merged)
 
 
@@ -114,7 +115,7 @@ def can_continue(model: LoadedModel) -> bool:
     if model.kind != "causal":
         return False
     try:
-        cache = _continue(model, None, torch.zeros((1, 2), dtype=torch.int64))
+        cache = extend(model, None, torch.zeros((1, 2), dtype=torch.int64))
         layers = cache.layers
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
         return False  # its forward takes no such cache
@@ -122,6 +123,20 @@ def can_continue(model: LoadedModel) -> bool:
         type(layer).__name__ == "DynamicLayer" and layer.get_seq_length() == 2 for layer in layers
     )
     return grows and len(layers) == len(model.anatomy.stacks[-1].blocks)
+
+
+@torch.no_grad()
+def leaves_padding_out(model: LoadedModel) -> bool:
+    """Whether padding before a prompt changes nothing; RWKV reads it whatever the mask says."""
+    ids, mask = torch.tensor([[1, 0, 2, 3]]), torch.tensor([[0, 1, 1, 1]])
+    logits = []
+    for first in (0, 1):
+        inputs = {"input_ids": ids[:, first:], "attention_mask": mask[:, first:]}
+        if "position_ids" in signature(model.module.forward).parameters:
+            inputs["position_ids"] = positions(inputs["attention_mask"])
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        logits.append(model.module(**inputs).logits[0, -1].float())
+    return bool((logits[0] - logits[1]).norm() < 0.05 * logits[1].norm())
 
 
 def select(cache: Any, rows: Sequence[int] | np.ndarray) -> Any:
@@ -138,7 +153,7 @@ def select(cache: Any, rows: Sequence[int] | np.ndarray) -> Any:
 
 
 @torch.no_grad()
-def _continue(
+def extend(
     model: LoadedModel, cache: Any, ids: torch.Tensor, mask: torch.Tensor | None = None
 ) -> Any:
     """Cache after reading more tokens, without the head."""
@@ -164,7 +179,7 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _common_length(heads: Sequence[Sequence[int]]) -> int:
+def common_length(heads: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with."""
     columns = zip(*heads, strict=False)
     return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
@@ -180,28 +195,26 @@ def _group_length(rests: Sequence[Sequence[int]]) -> int:
 
 
 def _merge(
-    caches: Sequence[Any], chunks: Sequence[np.ndarray], n_shared: int, length: int, room: int
+    caches: Sequence[Any], chunks: Sequence[np.ndarray], lengths: Sequence[int], room: int
 ) -> Any:
-    """One cache of `length` tokens from those of the chunks; zeros where there is padding."""
+    """One cache from those of the chunks, all prompts ending together; zeros where nothing is."""
     from transformers import DynamicCache
 
     from llm2nifti.scanner.roomy import RoomyLayer
 
     merged = DynamicCache()
-    n_trials = sum(map(len, chunks))
+    longest = max(lengths)
     # A chunk of prompts that have one token and share none has read nothing.
     filled = [(c, rows) for c, rows in zip(caches, chunks, strict=True) if c is not None]
     for i, layer in enumerate(filled[0][0].layers):
         both: list[torch.Tensor] = []
         for name in ("keys", "values"):
             first = getattr(layer, name)
-            whole = first.new_zeros(n_trials, first.shape[1], length + room, first.shape[3])
+            whole = first.new_zeros(len(lengths), first.shape[1], longest + room, first.shape[3])
             for cache, rows in filled:
                 part = getattr(cache.layers[i], name)
-                index = torch.as_tensor(rows, device=part.device)
-                n_rest = part.shape[2] - n_shared
-                whole[index, :, :n_shared] = part[:, :, :n_shared]
-                whole[index, :, length - n_rest : length] = part[:, :, n_shared:]
+                for k, row in enumerate(rows):
+                    whole[row, :, longest - lengths[row] : longest] = part[k, :, : lengths[row]]
             both.append(whole)
-        merged.layers.append(RoomyLayer(both[0], both[1], length))
+        merged.layers.append(RoomyLayer(both[0], both[1], longest))
     return merged

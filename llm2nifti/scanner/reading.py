@@ -18,7 +18,7 @@ from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.generating import measure
-from llm2nifti.scanner.settings import Settings
+from llm2nifti.scanner.settings import ScanError, Settings
 from llm2nifti.scanner.sink import Sink, listening
 from llm2nifti.scanner.stimulus import Stimuli
 
@@ -62,17 +62,30 @@ class Reader:
 
     def _read_images(self, trials: slice, sink: Sink) -> Rows:
         """Read images, with their text where the model reads text."""
-        frames = self.stimuli.frames[trials]
+        batch = range(*trials.indices(len(self.stimuli.images)))
+        # Some models cut large images into tiles; a batch has to have as many of each image.
+        groups = [list(batch)]
+        if self.model.kind == "imagetext":
+            groups = self.stimuli.by_image_size(batch)
+        for group in groups:
+            whole = len(group) == len(batch)  # only then may a trial have several frames
+            into = slice(None) if whole else torch.tensor(group) - batch.start
+            self._read_alike(group, into, sink)
+        return [_empty_row() for _ in batch]
+
+    def _read_alike(self, trials: list[int], into: slice | torch.Tensor, sink: Sink) -> None:
+        """Read images of one size into rows of the batch."""
+        frames = [self.stimuli.frames[trial] for trial in trials]
         inputs = self.stimuli.image_inputs(self.model, trials)
         mask = inputs.get("attention_mask")
 
         def store(point: Point, tensor: torch.Tensor) -> None:
             values = tensor.reshape(len(frames), -1, tensor.shape[-1])
-            sink.put(point, slice(None), self._of_images(values, mask, frames))
+            rows = into if isinstance(into, slice) else into.to(values.device)
+            sink.put(point, rows, self._of_images(values, mask, frames))
 
         with listening(self.model, self.brain, self.stream, store):
             self.model.module(**inputs)
-        return [_empty_row() for _ in frames]
 
     @staticmethod
     def _of_images(
@@ -80,6 +93,11 @@ class Reader:
     ) -> torch.Tensor:
         """(n_frames, n_units) of a batch; stacks of one model differ in their numbers of tokens."""
         if len(frames[0]) > 1:
+            if values.shape[1] != len(frames[0]):
+                raise ScanError(
+                    f"an image has {values.shape[1]} tokens where {len(frames[0])} were expected; "
+                    "use --frames trial or last"
+                )
             return values.flatten(0, 1)
         if frames[0] == [[-1]]:
             return values[:, -1]
@@ -96,7 +114,7 @@ class Reader:
         order = np.argsort([len(tokens) for tokens in encoded], kind="stable")
         rows: dict[int, dict[str, Any]] = {}
         for chunk in np.array_split(order, min(prefill.N_CHUNKS, len(order))):
-            prompts = prefill.pad([encoded[i] for i in chunk], self.stimuli.fill, at=None)
+            prompts = prefill.pad([encoded[i] for i in chunk], self.stimuli.fill, at_end=True)
             pool = Pool([frames[i] for i in chunk], prompts.ids.shape[1], self.model.device)
             into = torch.cat([torch.arange(first[i], first[i + 1]) for i in chunk])
             norms, logits = self._pass(prompts, pool, into, sink)
@@ -131,13 +149,15 @@ class Reader:
         return norms, logits
 
     def _trunk(self) -> Any:
-        """What is run: without the head, where its logits are not needed."""
+        """What is run: without the head, where neither its logits nor its units are needed."""
         module = self.model.module
         if self.model.kind == "seq2seq":
             return module.get_encoder()
         if self.model.kind == "encoder" or self.has_logits:
             return module
-        return module.get_decoder()
+        trunk = module.get_decoder()
+        inside = next((f"{name}." for name, part in module.named_modules() if part is trunk), "")
+        return trunk if all(s.module.startswith(inside) for s in self.brain.sites) else module
 
     def _measure(
         self,

@@ -57,6 +57,8 @@ class Settings:
             raise ScanError(f"batch_size is {self.batch_size}; it must be at least 1")
         if not 0 <= self.temperature < float("inf"):
             raise ScanError(f"temperature is {self.temperature}; it must be 0 or more")
+        if self.seed < 0:
+            raise ScanError(f"seed is {self.seed}; it must be 0 or more")
         if self.mode not in ("auto", *FRAMES):
             raise ScanError(f"mode is {self.mode!r}; use auto, {' or '.join(FRAMES)}")
         allowed = FRAMES.get(self.mode, FRAMES["read"])

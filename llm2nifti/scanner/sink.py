@@ -12,6 +12,7 @@ from llm2nifti.geometry import ModelBrain
 from llm2nifti.hooks import Callback, Point
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.points import parts, tapped
+from llm2nifti.scanner.settings import ScanError
 
 
 class Sink:
@@ -41,9 +42,11 @@ class Sink:
             else torch.zeros(out.shape, dtype=torch.float32, device=model.device)
         )
         self._parts = parts(model, brain)
+        self._unseen = set(self._parts)
 
     def put(self, point: Point, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
         """Store (n_rows, n_module_units) values of a point in rows of the batch, or add them."""
+        self._unseen.discard(point)
         for units, index in self._parts.get(point, ()):
             part = values if index is None else values[:, index.to(values.device)]
             if self._n_summed > 1:
@@ -52,11 +55,21 @@ class Sink:
                 self.values[rows, units] = part.to(self.values.device, torch.float32)
 
     def finish(self) -> None:
-        """Bring what is on the device to the recording."""
+        """Bring what is on the device to the recording.
+
+        Raises
+        ------
+        ScanError
+            If a module was not called: its values would be zeros that nothing gave.
+        """
+        if self._unseen:
+            name = min(self._unseen).module
+            raise ScanError(f"module {name!r} was not called in this mode; leave it out of --sites")
         if self._n_summed > 1:
             self.values /= self._n_summed
-        if not np.shares_memory(self._out, self.values.numpy(force=True)):
-            self._out[:] = self.values.cpu().numpy()
+        values = self.values.numpy(force=True)
+        if not np.shares_memory(self._out, values):
+            self._out[:] = values
 
 
 @contextmanager

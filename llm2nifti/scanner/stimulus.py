@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,26 @@ class Stimuli:
     images: list[Path]
     frames: list[list[Positions]]
 
-    def image_inputs(self, model: LoadedModel, trials: slice) -> dict[str, Any]:
+    def image_inputs(self, model: LoadedModel, trials: Iterable[int]) -> dict[str, Any]:
         """Inputs of a batch of images with their text."""
         from PIL import Image
 
-        images = []
-        for path in self.images[trials]:
-            with Image.open(path) as image:
+        images, texts = [], []
+        for trial in trials:
+            texts.append(self.rendered[trial])
+            with Image.open(self.images[trial]) as image:
                 images.append(image.convert("RGB"))
-        return model.image_inputs(images, self.rendered[trials])
+        return model.image_inputs(images, texts)
+
+    def by_image_size(self, trials: Iterable[int]) -> list[list[int]]:
+        """Trials in groups whose images have one size."""
+        from PIL import Image
+
+        groups: dict[tuple[int, int], list[int]] = {}
+        for trial in trials:
+            with Image.open(self.images[trial]) as image:
+                groups.setdefault(image.size, []).append(trial)
+        return list(groups.values())
 
 
 def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimuli:
@@ -82,8 +93,8 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     frames: list[list[Positions]] = []
     if settings.mode == "read":
         frames = _image_frames(model, settings, len(images)) if images else []
-        for i, prompt in enumerate(prompts if not images else []):
-            frames.append(_text_frames(model, rendered[i], prompt, encoded[i], settings.frames))
+        if not images:
+            frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
     _check_frames(paradigm, settings, frames)
     return Stimuli(
         n_frames=paradigm.n_frames,
@@ -91,14 +102,14 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         prompts=prompts,
         rendered=rendered,
         encoded=encoded,
-        fill=_fill(model),
+        fill=fill_token(model),
         is_chat=rendered != prompts and model.kind != "vision",
         images=images,
         frames=frames,
     )
 
 
-def _fill(model: LoadedModel) -> int:
+def fill_token(model: LoadedModel) -> int:
     """Padding token; its embedding is never attended to."""
     if model.tokenizer is None:
         return 0
@@ -167,14 +178,63 @@ def _image_frames(model: LoadedModel, settings: Settings, n_trials: int) -> list
     return [[[-1] if settings.frames == "last" else list(range(n_tokens))]] * n_trials
 
 
+def read_frames(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    rendered: Sequence[str],
+    template: str,
+    frames: str = "trial",
+) -> list[list[Positions]]:
+    """Positions of the tokens that make up each frame of each prompt, without the template's.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model.
+    prompts, rendered : sequence of str
+        Bare prompts, and with the chat template applied.
+    template : str
+        Which template that was; see `llm2nifti.models.LoadedModel.render`.
+    frames : {"trial", "token", "word", "last"}, default="trial"
+        What a frame is; of ``trial`` and ``last`` every prompt has one.
+    """
+    is_rendered = list(rendered) != list(prompts)
+    n_after = _n_after(model, template) if is_rendered else 0
+    found = []
+    for text, prompt in zip(rendered, prompts, strict=True):
+        start, shown = _find(text, prompt, n_after)
+        spans = _spans(model, text, rendered=is_rendered)
+        found.append(_text_frames(text, shown, start, spans, frames))
+    return found
+
+
+def _n_after(model: LoadedModel, template: str) -> int:
+    """Characters that the chat template puts after a prompt."""
+    mark = "\N{SNOWMAN}"
+    return len(model.render([mark], template)[0].rpartition(mark)[2])
+
+
+def _find(text: str, prompt: str, n_after: int) -> tuple[int, str]:
+    """Where in the rendered text a prompt starts, and how it is shown there.
+
+    It is the last thing before what the template adds: "ant" also stands in "assistant".
+    """
+    for shown in (prompt, prompt.strip()):  # some templates trim
+        start = text.rfind(shown, 0, len(text) - n_after)
+        if start >= 0:
+            return start, shown
+    raise ScanError(
+        f"the chat template changes the prompt {prompt!r}, so its tokens cannot be found; "
+        "use --template none"
+    )
+
+
 def _text_frames(
-    model: LoadedModel, text: str, prompt: str, ids: list[int], frames: str
+    text: str, prompt: str, start: int, spans: Sequence[tuple[int, int]], frames: str
 ) -> list[Positions]:
     """Positions of each frame of one prompt: template and special tokens are not stimulus."""
-    spans = _spans(model, text, rendered=text != prompt)
-    start = text.rfind(prompt)
     stop = start + len(prompt)
-    inside = [i for i, (a, b) in enumerate(spans[: len(ids)]) if a < stop and b > start]
+    inside = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
     if frames == "trial":
         return [inside]
     if frames == "last":

@@ -149,6 +149,7 @@ def _crew(dask: str | None, threads: int | None) -> Iterator[Crew]:
     """Workers of a cluster, or this process."""
     from llm2nifti.study import scanning
 
+    scanning.check_threads(threads)
     if dask is None:
         with scanning.torch_threads(threads):
             yield scanning.ThisProcess()

@@ -217,6 +217,7 @@ class Workers:
 
         from distributed import KilledWorker
 
+        future: Any = None
         try:
             for future in order(self._futures, loop=self._client.loop):
                 yield future.result()
@@ -226,11 +227,9 @@ class Workers:
                 f"{error.task!r} was lost with its worker again and again; is there too little "
                 "memory? Use fewer workers or a smaller batch; the same command resumes"
             ) from None
-        except (CancelledError, OSError) as error:
-            if (
-                isinstance(error, OSError) and error.errno
-            ):  # of the work itself, such as a full disk
-                raise
+        except (CancelledError, OSError):
+            if future is not None and future.status == "error":
+                raise  # of the work itself, such as a full disk or a missing file
             raise ClusterError(
                 "the connection to the Dask scheduler was lost; the same command resumes"
             ) from None

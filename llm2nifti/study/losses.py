@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llm2nifti.study.heldout import interval
-
+N_BOOTSTRAPS = 2000
 Rows = dict[str, NDArray[np.float64]]  # mean log probability of each text, by task
 
 
@@ -44,7 +43,7 @@ def _one_task(values: Rows) -> dict[str, Any]:
     loss = {name: values["before"] - v for name, v in values.items()}
     out: dict[str, Any] = {"n_prompts": len(values["before"])}
     out |= {name: perplexity[name] for name in ("before", "network", "magnitude")}
-    out["delta"], out["interval"] = float(loss["network"].mean()), interval(loss["network"])
+    out["delta"], out["interval"] = float(loss["network"].mean()), _interval(loss["network"])
     out["beyond"] = {}
     for kind in ("magnitude", "random", "matched"):
         names = [name for name in values if name.split(" ")[0] == kind]
@@ -52,7 +51,7 @@ def _one_task(values: Rows) -> dict[str, Any]:
             out[kind] = [perplexity[name] for name in names]
         if names:
             excess = loss["network"] - np.mean([loss[name] for name in names], axis=0)
-            out["beyond"][kind] = {"value": float(excess.mean()), "interval": interval(excess)}
+            out["beyond"][kind] = {"value": float(excess.mean()), "interval": _interval(excess)}
     return out
 
 
@@ -99,3 +98,11 @@ def _spread(values: Sequence[float]) -> str:
     if not values:
         return "n/a"
     return f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    """95 % percentile bootstrap interval of the mean over prompts."""
+    rng = np.random.default_rng(20231110)
+    draws = rng.integers(len(values), size=(N_BOOTSTRAPS, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return [float(low), float(high)]

@@ -70,6 +70,8 @@ class Design:
                     f"tasks {labels[bids.label(task)]!r} and {task!r} have the same BIDS label "
                     f"{bids.label(task)!r}; rename one"
                 )
+        if stimuli.IMAGE in table:
+            bids.stimulus_names(table)  # for its checks
         return paradigm.experiment(
             self.tasks or found,
             n_runs=self.n_runs,
@@ -163,6 +165,18 @@ class Plan:
         return "_".join(bids.folder_of(self.model.label(), self.model.session).parts)
 
 
+def check_shared(plans: Sequence[Plan]) -> None:
+    """Raise StudyError unless all plans show the same and compress alike: a dataset has one way."""
+    for plan in plans:
+        for name in ("design", "compress"):
+            first, other = getattr(plans[0], name), getattr(plan, name)
+            if other != first:
+                raise StudyError(
+                    f"all plans of a dataset have one {name}; {plans[0].who} has {first}, "
+                    f"{plan.who} {other}"
+                )
+
+
 def check_labels(plans: Sequence[Plan]) -> None:
     """Raise StudyError unless every model and session, and every untrained copy, is named apart."""
     seen: dict[str, Plan] = {}
@@ -244,14 +258,24 @@ def _content(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """Content as `_content` makes it, also of a file from before a study had several models."""
-    if "scans" in content:
-        return content
-    design, name = content["design"], models.short_name(content["model"]["name"])
+    """Content as `_content` makes it, also of a file that an older version wrote.
+
+    What did not exist then had the value that is now the default. Once there was one model only.
+    """
+    design = {**asdict(Design()), **content["design"]}
     if design["stimuli_path"]:
-        design = {**design, "stimuli_path": Path(design["stimuli_path"]).name}
-    model = {"revision": None, **content["model"], "name": name}
-    scans = {f"sub-{bids.label(name)}": {"model": model, "settings": content["settings"]}}
+        design["stimuli_path"] = Path(design["stimuli_path"]).name
+    scans = content.get("scans")
+    if scans is None:
+        name = models.short_name(content["model"]["name"])
+        kept = {"model": {**content["model"], "name": name}, "settings": content["settings"]}
+        scans = {f"sub-{bids.label(name)}": kept}
+    model, settings = asdict(ModelChoice()), asdict(Settings())
+    del model["subject"], model["session"]
+    scans = {
+        who: {"model": {**model, **kept["model"]}, "settings": {**settings, **kept["settings"]}}
+        for who, kept in scans.items()
+    }
     return {**content, "design": design, "scans": scans}
 
 

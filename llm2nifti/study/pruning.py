@@ -8,7 +8,8 @@ those with the smallest weights, random ones, and random ones that are as active
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from tqdm import tqdm
 
 from llm2nifti import bids, glm, networks, surgery
 from llm2nifti.bids import Run
-from llm2nifti.interventions import control_trials, lesion
+from llm2nifti.interventions import lesion
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
+from llm2nifti.scanner.likelihood import log_likelihoods
 from llm2nifti.study.analysis import THRESHOLD, by_task
-from llm2nifti.study.heldout import Text, log_likelihoods, texts_of
-from llm2nifti.study.journal import Journal
+from llm2nifti.study.evaluations import Evaluations
+from llm2nifti.study.lesion_bench import Bench, Sizes
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.losses import Rows, summarise
 
 N_RANDOM = 3
-N_TEXTS = 24  # texts of a task and run; of the control as many
+N_PROMPTS = 8
 N_PAIRS = 10
 
 
@@ -51,8 +53,8 @@ class Choice:
         Remove all other units instead.
     n_random : int
         Random controls of each kind.
-    n_texts : int
-        Most held-out texts of each task and run.
+    n_prompts : int
+        Held-out prompts of each task and run; 0 measures no perplexity.
     n_pairs : int
         Pairs of speed measurements; 0 measures none.
     """
@@ -62,7 +64,7 @@ class Choice:
     share: float | None = None
     keep: bool = False
     n_random: int = N_RANDOM
-    n_texts: int = N_TEXTS
+    n_prompts: int = N_PROMPTS
     n_pairs: int = N_PAIRS
 
     def check(self) -> None:
@@ -71,11 +73,12 @@ class Choice:
             raise StudyError("name one of --network TASK and --mask IMAGE")
         if self.share is not None and not 0 < self.share < 1:
             raise StudyError(f"--share is {self.share}; it must lie between 0 and 1")
-        for name, least in (("n_random", 0), ("n_texts", 0), ("n_pairs", 0)):
-            if getattr(self, name) < least:
-                raise StudyError(f"{name} is {getattr(self, name)}; it cannot be negative")
-        if self.n_pairs == 1:
-            raise StudyError("n_pairs is 1; an interval needs at least 2")
+        if self.n_random < 1:
+            raise StudyError(f"n-random is {self.n_random}; it must be 1 or more")
+        if self.n_prompts < 0:
+            raise StudyError(f"n-prompts is {self.n_prompts}; it must be 0 or more")
+        if self.n_pairs < 0 or self.n_pairs == 1:
+            raise StudyError(f"n-pairs is {self.n_pairs}; it must be 0, or 2 or more")
 
 
 def prune(
@@ -118,19 +121,23 @@ def prune(
     """
     choice.check()
     surgery.check_free(out, overwrite=overwrite)
-    _check_model(runs, model)
     whole = network_of(runs, choice)
     surgery.to_remove(whole, keep=choice.keep)  # what cannot be done is said before long work
-    digest = hashlib.sha256(whole.signs.tobytes()).hexdigest()
-    settings = {"choice": _plain(choice), "units": digest, "model": model.source}
-    with Journal(out.with_name(f".{out.name}.journal.jsonl"), settings) as journal:
-        evaluation = _evaluation(runs, model, choice, journal, quiet=quiet)
-        pruned = surgery.prune(model, whole, keep=choice.keep)
-        record: dict[str, Any] = {"choice": _plain(choice), **evaluation}
-        record["bytes_in_memory"] = [_n_bytes(model), _n_bytes(pruned.model)]
-        if choice.n_pairs and model.kind == "causal":
-            record["speed"] = surgery.compare_speed(model, pruned.model, n_pairs=choice.n_pairs)
-        surgery.save(pruned, out, overwrite=overwrite, record=record)
+    settings = {
+        "choice": _plain(choice),
+        "units": hashlib.sha256(whole.signs.tobytes()).hexdigest(),
+        "weights": model.source["WeightsHash"],
+    }
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+    kept = Evaluations(out.with_name(f".{out.name}-{digest}.jsonl"), settings)
+    record: dict[str, Any] = {"choice": _plain(choice)}
+    record |= _evaluation(runs, model, choice, kept, quiet=quiet)
+    pruned = surgery.prune(model, whole, keep=choice.keep)
+    record["bytes_in_memory"] = [_n_bytes(model), _n_bytes(pruned.model)]
+    if choice.n_pairs and model.kind == "causal":
+        record["speed"] = surgery.compare_speed(model, pruned.model, n_pairs=choice.n_pairs)
+    surgery.save(pruned, out, overwrite=overwrite, record=record)
+    kept.path.unlink()
     return {"folder": str(out), **pruned.summary(), "bytes": surgery.weight_bytes(out), **record}
 
 
@@ -142,16 +149,6 @@ def _plain(choice: Choice) -> dict[str, Any]:
 def _n_bytes(model: LoadedModel) -> int:
     """Bytes of the weights in memory, tied ones once."""
     return sum(p.numel() * p.element_size() for p in model.module.parameters())
-
-
-def _check_model(runs: Sequence[Run], model: LoadedModel) -> None:
-    """Raise StudyError unless the runs are of this model."""
-    scanned = runs[0].sidecar["Model"]["WeightsHash"]
-    if model.source["WeightsHash"] != scanned:
-        raise StudyError(
-            f"{model.name} has weights {model.source['WeightsHash'][:12]}, the dataset was scanned "
-            f"with {scanned[:12]}; name that model with --model"
-        )
 
 
 def network_of(runs: Sequence[Run], choice: Choice) -> Network:
@@ -213,92 +210,71 @@ def _top(network: Network, scores: NDArray, share: float) -> Network:
 
 
 def _evaluation(
-    runs: Sequence[Run], model: LoadedModel, choice: Choice, journal: Journal, *, quiet: bool
+    runs: Sequence[Run], model: LoadedModel, choice: Choice, kept: Evaluations, *, quiet: bool
 ) -> dict[str, Any]:
     """Perplexity of held-out text before and after, by task."""
-    if not choice.n_texts:
-        return {"evaluation": {}, "evaluation_notes": ["not measured"]}
-    if model.kind != "causal":
-        return {"evaluation": {}, "evaluation_notes": ["perplexity needs a causal model"]}
-    numbers = sorted({run.run for run in runs})
-    if choice.task is not None and len(numbers) < 2:
-        raise StudyError(
-            "a network is judged on runs that did not make it; scan 2 or more runs, or set "
-            "--n-texts 0"
-        )
+    if not choice.n_prompts:
+        return {"evaluation": {}, "evaluation_notes": ["perplexity was not measured"]}
+    if "generate" not in model.modes():
+        return {"evaluation": {}, "evaluation_notes": [f"{model.name} predicts no tokens"]}
+    given = [network_of(runs, choice)] if choice.mask is not None else []
+    sizes = Sizes(choice.n_random, choice.n_prompts)
+    bench = Bench(model, runs, sizes, tasks=[choice.task or ""], given=given)
+    notes = ["a mask is judged on all runs, whatever it was made from"] if given else []
     folds = []
-    notes: list[str] = []
-    n_variants = 3 + 2 * choice.n_random
-    with tqdm(total=len(numbers) * n_variants, desc="prune", disable=quiet or None) as bar:
-        for number in numbers:
-            fold = _Fold(runs, number, model, choice)
-            variants = fold.variants(notes)
-            folds.append(
-                {name: fold.measure(name, net, journal, bar.update) for name, net in variants}
-            )
-    if choice.mask is not None:
-        notes.append("a mask is judged on all runs, whatever it was made from")
+    total = len(bench.folds) * (3 + 2 * choice.n_random)
+    with tqdm(total=total, desc="prune", disable=quiet or None) as bar:
+        for fold in bench.folds:
+            rows: dict[str, Rows] = {}
+            for name, removed in variants(bench, fold, choice, notes):
+                key = f"run {fold}: {name}"
+                if key not in kept:
+                    kept.add(key, _measure(bench, fold, removed))
+                rows[name] = {task: np.array(values) for task, values in kept[key].items()}
+                bar.update()
+            folds.append(rows)
     return {"evaluation": summarise(folds), "evaluation_notes": list(dict.fromkeys(notes))}
 
 
-class _Fold:
-    """One held-out run of every task, and the network of the other runs."""
+def variants(
+    bench: Bench, fold: int, choice: Choice, notes: list[str]
+) -> Iterator[tuple[str, Network | None]]:
+    """What is removed, by name: nothing, the network, and as much otherwise.
 
-    def __init__(
-        self, runs: Sequence[Run], number: int, model: LoadedModel, choice: Choice
-    ) -> None:
-        self.number = number
-        self.model = model
-        self.choice = choice
-        self.others = [run for run in runs if run.run != number or choice.mask is not None]
-        self.held_out = [run for run in runs if run.run == number]
-        self._texts: dict[str, list[Text]] = {}
+    Parameters
+    ----------
+    bench : Bench
+        Model and runs.
+    fold : int
+        Number of the run that is held out: the network is made from the others.
+    choice : Choice
+        What to prune.
+    notes : list of str
+        Gets the reason where something cannot be had.
+    """
+    others = [run for run in bench.runs if run.run != fold]
+    removed = surgery.to_remove(network_of(others, choice), keep=choice.keep)
+    yield "before", None
+    yield "network", removed
+    yield "magnitude", surgery.smallest(bench.model, removed)
+    for seed in range(choice.n_random):
+        yield f"random {seed}", surgery.at_random(removed, seed=seed)
+    activity = bench.controls(fold).activity
+    try:
+        for seed in range(choice.n_random):
+            yield f"matched {seed}", networks.matched(removed, activity, seed=seed)
+    except networks.ThresholdError as error:
+        notes.append(str(error))
 
-    def variants(self, notes: list[str]) -> list[tuple[str, Network | None]]:
-        """What is removed, by name; nothing first."""
-        network = network_of(self.others, self.choice)
-        removed = surgery.to_remove(network, keep=self.choice.keep)
-        seeds = range(self.choice.n_random)
-        found: list[tuple[str, Network | None]] = [("before", None), ("network", removed)]
-        found.append(("magnitude", surgery.smallest(self.model, removed)))
-        found += [(f"random {seed}", surgery.at_random(removed, seed=seed)) for seed in seeds]
-        activity = control_trials(self.others).activity
-        try:
-            for seed in seeds:
-                matched = networks.matched(removed, activity, seed=seed)
-                found.append((f"matched {seed}", matched))
-        except networks.ThresholdError as error:
-            notes.append(str(error))
-        return found
 
-    def measure(
-        self, name: str, removed: Network | None, journal: Journal, done: Callable[[], Any]
-    ) -> Rows:
-        """Mean log probability of each held-out text, by task."""
-        key = f"run {self.number}: {name}"
-        if key not in journal:
-            texts = self.texts
-            if removed is None:
-                rows = {task: log_likelihoods(self.model, some) for task, some in texts.items()}
-            else:
-                with lesion(self.model, removed, "zero"):
-                    rows = {task: log_likelihoods(self.model, some) for task, some in texts.items()}
-            journal[key] = {task: values.tolist() for task, values in rows.items()}
-        done()
-        return {task: np.array(values) for task, values in journal[key].items()}
-
-    @property
-    def texts(self) -> dict[str, list[Text]]:
-        """Held-out texts by task; control trials of all runs together."""
-        if not self._texts:
-            control: list[Text] = []
-            for run in self.held_out:
-                is_control = (run.events["trial_type"] == glm.CONTROL).to_numpy()
-                texts = texts_of(self.model, run)
-                own = [t for t, c in zip(texts, is_control, strict=True) if not c]
-                self._texts[run.task] = own[: self.choice.n_texts]
-                control += [t for t, c in zip(texts, is_control, strict=True) if c]
-            order = np.random.default_rng(self.number).permutation(len(control))
-            some = order[: self.choice.n_texts]
-            self._texts[glm.CONTROL] = [control[i] for i in some]
-        return self._texts
+def _measure(bench: Bench, fold: int, removed: Network | None) -> dict[str, list[float]]:
+    """Mean log probability of each held-out text, by task."""
+    by_task = bench.texts[fold]
+    texts = [text for some in by_task.values() for text in some]
+    if removed is None:
+        values = log_likelihoods(bench.model, texts)
+    else:
+        with lesion(bench.model, removed, "zero"):
+            values = log_likelihoods(bench.model, texts)
+    ends = np.cumsum([len(some) for some in by_task.values()])[:-1]
+    return {t: v.tolist() for t, v in zip(by_task, np.split(values, ends), strict=True)}

@@ -25,7 +25,15 @@ from llm2nifti.scanner import ScanError, Settings
 from llm2nifti.scanner import check as check_prompts
 from llm2nifti.scanner import scan as scan_run
 from llm2nifti.study.lock import StudyError
-from llm2nifti.study.plans import PLAN_FILE, Design, ModelChoice, Plan, check_labels, keep_plans
+from llm2nifti.study.plans import (
+    PLAN_FILE,
+    Design,
+    ModelChoice,
+    Plan,
+    check_labels,
+    check_shared,
+    keep_plans,
+)
 
 __all__ = [
     "PLAN_FILE",
@@ -142,6 +150,7 @@ def check(root: Path, plans: Plan | Sequence[Plan]) -> list[Paradigm]:
     plans = _as_list(plans)
     bids.check_folder(root)
     check_labels(plans)
+    check_shared(plans)
     return plans[0].design.paradigms()
 
 
@@ -149,6 +158,12 @@ def _jobs(plan: Plan, designs: Sequence[Paradigm]) -> list[Job]:
     """Runs of a model, then those of its untrained copy."""
     copies = [False, True] if plan.model.untrained else [False]
     return [Job(plan, design, untrained) for untrained in copies for design in designs]
+
+
+def check_threads(number: int | None) -> None:
+    """Raise StudyError if a number of threads is below 1."""
+    if number is not None and number < 1:
+        raise StudyError(f"threads is {number}; it must be at least 1")
 
 
 @contextmanager
@@ -160,11 +175,10 @@ def torch_threads(number: int | None) -> Iterator[None]:
     StudyError
         If the number is below 1.
     """
+    check_threads(number)
     if number is None:
         yield
         return
-    if number < 1:
-        raise StudyError(f"threads is {number}; it must be at least 1")
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -57,6 +57,7 @@ def analyse(
     dict
         The content of ``summary.json`` in the session's `llm2nifti.bids.analysis_folder`.
     """
+    root = Path(root).resolve()  # the mapper may work in another folder
     runs = bids.read_all(root, subject=subject, session=session)
     who = (runs[0].subject, runs[0].session)
     parts: dict[str, Any] = describe_dataset(runs)
@@ -173,7 +174,8 @@ def _analyse_untrained(root: Path, who: Who, *, quiet: bool) -> dict[str, Any] |
     """The same figures for the untrained copy: a baseline of input similarity, not a null."""
     subject, session = who
     listed = bids.runs(root)
-    subjects = listed.loc[listed["untrained"] & (listed["session"] == session), "subject"].unique()
+    rows = listed[listed["untrained"] & (listed["session"] == session)]
+    subjects = list(rows["subject"].unique())
     if len(bids.analysed(root)) > 1:
         subjects = [name for name in subjects if name == bids.label(f"{subject}-untrained")]
     if not subjects or subjects[0] == subject:

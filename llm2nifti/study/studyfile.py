@@ -131,6 +131,7 @@ def _read(path: Path) -> StudyFile:
     for number, table in enumerate(content["model"], start=1):
         place = f"[[model]] {number} "
         _check_model(table, place)
+        _check_sampling(table, recording, place)
         table["name"] = [_found(name, path.parent) for name in _values(table, "name")]
         _check_revisions(table, place)
         plans += [
@@ -175,6 +176,16 @@ def _check_model(table: Table, place: str) -> None:
         raise StudyError(f"{place}name is missing; give a model's name, identifier or file")
     if len(_values(table, "name")) > 1 and "subject" not in table:
         raise StudyError(f"{place}subject is missing: several names need one label to share")
+
+
+def _check_sampling(table: Table, recording: Table, place: str) -> None:
+    """Raise StudyError if sessions would differ in nothing but their name."""
+    for key in ("seed", "temperature"):
+        if len(_values(table, key)) > 1 and recording.get("mode") == "read":
+            raise StudyError(
+                f"{place}{key} is a list, but in mode read nothing is generated, so all of its "
+                "sessions would be the same; give one value"
+            )
     if len(_values(table, "seed")) > 1 and 0 in (_values(table, "temperature") or [0]):
         raise StudyError(
             f"{place}seed is a list, but temperature 0 is greedy and uses no seed; give a "

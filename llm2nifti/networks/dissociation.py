@@ -1,0 +1,214 @@
+"""Does a network's lesion hurt its own task most? Effects of lesions against matched controls.
+
+A text is the unit of inference. Its change is what a lesion does to its mean log probability a
+token: below 0 the text became less likely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_BOOTSTRAP = 2000
+
+
+class DissociationError(ValueError):
+    """The effects of these lesions cannot be compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """What the lesions of one network, and of its controls, do to the texts of each task.
+
+    Attributes
+    ----------
+    network : str
+        Whose network it is.
+    lesion : mapping of str to (n_texts,) array
+        Change of each text in nats a token, by task.
+    random : mapping of str to (n_random, n_texts) array
+        The same for matched random units.
+    bottom : mapping of str to (n_texts,) array
+        The same for the units that respond least; empty where they were not lesioned.
+    """
+
+    network: str
+    lesion: Mapping[str, NDArray[np.float64]]
+    random: Mapping[str, NDArray[np.float64]]
+    bottom: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def excess(self, task: str) -> NDArray[np.float64]:
+        """(n_texts,) change beyond that of the random units' mean."""
+        return self.lesion[task] - self.random[task].mean(axis=0)
+
+
+def effect(changes: Changes, task: str, *, seed: int = 0) -> dict[str, Any]:
+    """Effect of one lesion on one task.
+
+    Parameters
+    ----------
+    changes : Changes
+        Of one network.
+    task : str
+        Whose texts.
+    seed : int, default=0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``delta`` and its bootstrap ``interval`` over texts, ``random`` (one mean a draw),
+        ``bottom``, and ``excess`` over the random mean with ``excess_interval``.
+    """
+    rows = _resampled(len(changes.lesion[task]), seed)
+    excess = changes.excess(task)
+    bottom = changes.bottom.get(task)
+    return {
+        "delta": float(changes.lesion[task].mean()),
+        "interval": _interval(changes.lesion[task][rows].mean(axis=1)),
+        "random": changes.random[task].mean(axis=1).tolist(),
+        "bottom": None if bottom is None else float(bottom.mean()),
+        "excess": float(excess.mean()),
+        "excess_interval": _interval(excess[rows].mean(axis=1)),
+        "n_texts": len(excess),
+    }
+
+
+def selectivity(changes: Sequence[Changes], *, seed: int = 0) -> dict[str, Any]:
+    """How much more the lesions hurt the tasks whose networks they take than other tasks.
+
+    Parameters
+    ----------
+    changes : sequence of Changes
+        One a network; those whose name is a task are compared.
+    seed : int, default=0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``value``: mean change of a network's own task minus that of the other tasks (below 0: the
+        own task is hurt more); ``interval`` by bootstrap over texts; ``random``: the same figure
+        of each set of matched random units, its null.
+
+    Raises
+    ------
+    DissociationError
+        If there are fewer than 2 tasks with a network.
+    """
+    tasks = _tasks(changes)
+    matrices = _matrices(changes, tasks)
+    draws = _bootstrap(matrices, tasks, seed)
+    n_random = min(c.random[t].shape[0] for c in changes for t in tasks)
+    null = [
+        _own_minus_other(np.array([[c.random[t][i].mean() for t in tasks] for c in changes]))
+        for i in range(n_random)
+    ]
+    means = np.array([[matrices[i][t].mean() for t in tasks] for i in range(len(tasks))])
+    return {
+        "tasks": tasks,
+        "value": float(_own_minus_other(means)),
+        "interval": _interval(np.array([_own_minus_other(draw) for draw in draws])),
+        "random": [float(value) for value in null],
+    }
+
+
+def double_dissociations(changes: Sequence[Changes], *, seed: int = 0) -> list[dict[str, Any]]:
+    """Test every pair of networks for a double dissociation.
+
+    Parameters
+    ----------
+    changes : sequence of Changes
+        One a network; those whose name is a task are compared.
+    seed : int, default=0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    list of dict
+        One a pair: ``first`` and ``second``: how much more a task is hurt by its own network's
+        lesion than by the other's (below 0: more), each with an interval by bootstrap over texts;
+        ``holds``: both intervals lie below 0; ``random_holds``: share of the sets of matched random
+        units for which both figures lie below 0, without any interval: chance gives about 1/4.
+
+    Notes
+    -----
+    A crossover: the lesion of A hurts task A more than the lesion of B does, and the reverse. It
+    compares lesions on the same texts, so that tasks need not be equally easy to hurt. The
+    intervals are 95 % each and not corrected for the number of pairs.
+    """
+    tasks = _tasks(changes)
+    matrices = _matrices(changes, tasks)
+    draws = _bootstrap(matrices, tasks, seed)
+    means = np.array([[matrices[i][t].mean() for t in tasks] for i in range(len(tasks))])
+    n_random = min(c.random[t].shape[0] for c in changes for t in tasks)
+    null = np.array(
+        [[[c.random[t][i].mean() for t in tasks] for c in changes] for i in range(n_random)]
+    )
+    out = []
+    for a in range(len(tasks)):
+        for b in range(a):
+            pair: dict[str, Any] = {"pair": [tasks[b], tasks[a]]}
+            for name, own, other in (("first", b, a), ("second", a, b)):
+                spread = draws[:, own, own] - draws[:, other, own]
+                value = float(means[own, own] - means[other, own])
+                pair[name] = {"value": value, "interval": _interval(spread)}
+            pair["holds"] = all(pair[name]["interval"][1] < 0 for name in ("first", "second"))
+            crossed = (null[:, a, a] < null[:, b, a]) & (null[:, b, b] < null[:, a, b])
+            pair["random_holds"] = float(crossed.mean())
+            out.append(pair)
+    return out
+
+
+def _tasks(changes: Sequence[Changes]) -> list[str]:
+    """Tasks that have a network, in the order of the networks."""
+    tasks = [c.network for c in changes]
+    if len(tasks) < 2 or any(task not in c.lesion for task in tasks for c in changes):
+        raise DissociationError(
+            f"a dissociation needs networks of 2 or more tasks and texts of each; there are "
+            f"{', '.join(tasks) or 'none'}"
+        )
+    return tasks
+
+
+def _matrices(changes: Sequence[Changes], tasks: Sequence[str]) -> list[dict[str, NDArray]]:
+    """Change of every text, by network and task."""
+    return [{task: c.lesion[task] for task in tasks} for c in changes]
+
+
+def _bootstrap(
+    matrices: Sequence[Mapping[str, NDArray]], tasks: Sequence[str], seed: int
+) -> NDArray[np.float64]:
+    """(n_bootstrap, n_networks, n_tasks) means of resampled texts, the same for all networks."""
+    out = np.empty((N_BOOTSTRAP, len(matrices), len(tasks)))
+    for j, task in enumerate(tasks):
+        rows = _resampled(len(matrices[0][task]), seed + j)
+        for i, matrix in enumerate(matrices):
+            out[:, i, j] = matrix[task][rows].mean(axis=1)
+    return out
+
+
+def _own_minus_other(matrix: NDArray) -> float:
+    """Mean of the diagonal minus mean of the rest, after taking out how fragile each task is.
+
+    Rows are networks, columns tasks. A task that any lesion hurts would otherwise count for its own
+    network too.
+    """
+    centred = matrix - matrix.mean(axis=0)
+    own = np.eye(len(matrix), dtype=bool)
+    return float(centred[own].mean() - centred[~own].mean())
+
+
+def _resampled(n: int, seed: int) -> NDArray[np.int64]:
+    """(n_bootstrap, n) rows drawn with replacement."""
+    return np.random.default_rng([seed, 20231110]).integers(n, size=(N_BOOTSTRAP, n))
+
+
+def _interval(draws: NDArray) -> list[float]:
+    """95 % percentile interval."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return [float(low), float(high)]

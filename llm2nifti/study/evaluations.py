@@ -1,0 +1,77 @@
+"""Where are finished pieces of long work kept? In a file of lines, one as soon as it is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llm2nifti.study.lock import StudyError
+
+
+class Evaluations:
+    """Results by key, each written when it comes; what an interruption cut off is dropped.
+
+    Parameters
+    ----------
+    path : Path
+        A file of JSON lines; the first says what settings they were made with.
+    settings : dict
+        What decides the results.
+    overwrite : bool, default=False
+        Start anew.
+
+    Raises
+    ------
+    StudyError
+        If the file was made with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        self._found: dict[str, Any] = {}
+        if overwrite:
+            path.unlink(missing_ok=True)
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if whole:
+            _compare(path, json.loads(whole[0]), json.loads(json.dumps(settings)))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = [json.dumps(settings) + "\n"]
+        if whole != lines:
+            path.write_text("".join(whole), "utf-8")
+        for line in whole[1:]:
+            self._found.update([json.loads(line)])
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the result is there."""
+        return key in self._found
+
+    def __getitem__(self, key: str) -> Any:
+        """Result of one key."""
+        return self._found[key]
+
+    def __len__(self) -> int:
+        """Number of results."""
+        return len(self._found)
+
+    def add(self, key: str, result: Any) -> None:
+        """Keep a result, on disk too."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, result]) + "\n")
+        self._found[key] = result
+
+
+def _compare(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise StudyError where settings differ."""
+    changed = [
+        f"{name} {kept.get(name)!r}, now {value!r}"
+        for name, value in asked.items()
+        if kept.get(name) != value
+    ]
+    if changed:
+        raise StudyError(
+            f"{path} was made with other settings ({'; '.join(changed)}); use the same, or "
+            "--overwrite to start anew"
+        )

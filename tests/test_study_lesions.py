@@ -1,0 +1,214 @@
+"""The lesion experiment on a small dataset of a tiny model, one lesion done again by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from llm2nifti import bids, cli, geometry, glm, models, report
+from llm2nifti.models import ModelError
+from llm2nifti.study import StudyError, analyse
+from llm2nifti.study.evaluations import Evaluations
+from llm2nifti.study.lesion_bench import Bench, Condition, Sizes
+from llm2nifti.study.lesions import lesion_dataset, table
+from llm2nifti.study.reloading import reload
+
+SIZES = Sizes(n_random=2, n_prompts=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folders):
+    return str(tiny_folders["llama"])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, folder):
+    """Two tasks, two runs, with the untrained copy, analysed."""
+    root = tmp_path_factory.mktemp("lesions") / "ds"
+    sizes = ["--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4", "--n-frames", "3"]
+    tasks = ["--task", "pathology", "--task", "archeology"]
+    assert cli.main(["scan", str(root), "--model", folder, *tasks, *sizes, "--quiet"]) == 0
+    analyse(root, n_null=20, quiet=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def content(root, folder):
+    return lesion_dataset(root, sizes=SIZES, model_name=folder, quiet=True)
+
+
+def by_hand(root, folder, content):
+    """Change of pathology's text in run 1, from weights and transformers' loss alone."""
+    runs = [run for run in bids.read_all(root) if run.task == "pathology"]
+    contrast = glm.run_contrast(runs[1].values(), runs[1].events, "pathology - control")
+    t = np.abs(np.nan_to_num(np.ravel(contrast.stat())))
+    brain = runs[0].brain
+    added = np.concatenate([np.full(s.n_units, s.name in ("attn", "mlp")) for s in brain.sites])
+    k = round(0.01 * added.sum())
+    chosen = np.argsort(-np.where(added, t, -1), kind="stable")[:k]
+    others = [run for run in bids.read_all(root) if run.run == 2]
+    control = np.concatenate(
+        [r.values()[(r.events["trial_type"] == "control").to_numpy()] for r in others]
+    ).mean(axis=0)
+    model = models.load(folder)
+    lesioned = copy.deepcopy(model.module)
+    for site in brain.sites:
+        layer = lesioned.get_submodule(site.module)
+        units = [u for u in chosen - brain.slice_of(site).start if 0 <= u < site.n_units]
+        if not units:
+            continue
+        target = next(m for m in reversed(list(layer.modules())) if isinstance(m, torch.nn.Linear))
+        value = torch.from_numpy(control[brain.slice_of(site)][units])
+        target.bias = torch.nn.Parameter(torch.zeros(site.n_units))
+        target.weight.data[units], target.bias.data[units] = 0, value
+    run = runs[0]
+    rows = np.flatnonzero((run.events["trial_type"] == "pathology").to_numpy())
+    rows = rows[np.linspace(0, len(rows) - 1, 3).round().astype(int)]
+    tokens = [list(t) for _, t in run.tokens.groupby("trial")["token_id"]]
+    out = []
+    for row in rows:
+        prompt = model.tokenizer(run.events["prompt"].iloc[row])["input_ids"]
+        ids = torch.tensor([[*prompt, *tokens[row]]])
+        with torch.no_grad():
+            losses = [float(m(input_ids=ids, labels=ids).loss) for m in (model.module, lesioned)]
+        out.append(losses[0] - losses[1])
+    return out
+
+
+def test_an_effect_equals_the_same_lesion_made_in_the_weights(root, folder, content):
+    path = next((root / bids.DERIVATIVES).glob("sub-tiny*llama_lesions_evaluations.jsonl"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    found = next(
+        change["pathology"]
+        for key, change in lines
+        if json.loads(key)[-3:] == [1, "pathology", "lesion"]
+    )
+    np.testing.assert_allclose(found, by_hand(root, folder, content), atol=2e-5)
+    assert np.abs(found).max() > 1e-4
+
+
+def test_the_result_has_every_cell_with_its_controls(root, content):
+    kept = json.loads((root / bids.DERIVATIVES / "lesion.json").read_text())
+    assert kept == json.loads(json.dumps(content))
+    for effects in (content["effects"], content["untrained"]["effects"]):
+        assert set(effects) == {"archeology", "pathology"}
+        for name in effects:
+            assert set(effects[name]) == {"archeology", "pathology", "control"}
+            cell = effects[name]["control"]
+            assert len(cell["random"]) == 2
+            assert cell["interval"][0] <= cell["delta"] <= cell["interval"][1]
+            assert cell["n_texts"] == 6
+    assert content["conditions"][0]["sites"] == ["attn", "mlp"]
+    assert content["held_out"]
+    text = table(content)
+    assert "pathology" in text
+    assert "untrained: own task minus other tasks" in text
+
+
+def test_lesion_mass_is_what_was_asked_for(root, folder):
+    model = models.load(folder)
+    runs = bids.read_all(root)
+    bench = Bench(model, runs, SIZES)
+    condition = Condition(("attn", "mlp"), "mean", 0.05)
+    made = {k: bench.network(condition, "pathology", 1, k) for k in ("lesion", "bottom", "random0")}
+    n = round(0.05 * sum(s.n_units for s in runs[0].brain.sites if s.name in ("attn", "mlp")))
+    for network in made.values():
+        assert network.n_units == n
+        active = network.profile().query("n_active > 0")
+        assert set(active["site"]) <= {"attn", "mlp"}
+    assert not (made["lesion"].units & made["bottom"].units).any()
+    assert not (made["lesion"].units & made["random0"].units).any()
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(root, folder, content, monkeypatch):
+    done = []
+
+    def change(self, *args):
+        done.append(args)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    original = Bench.change
+    monkeypatch.setattr(Bench, "change", change)
+    options = {"sizes": SIZES, "model_name": folder, "quiet": True}
+    kept = (root / bids.DERIVATIVES / "lesion.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        lesion_dataset(root, [Condition(share=0.05)], **options)
+    assert (root / bids.DERIVATIVES / "lesion.json").read_bytes() == kept
+    n_before = len(done) - 1
+    lesion_dataset(root, [Condition(share=0.05)], **options)
+    n_all = 2 * 2 * 2 * 4  # models, folds, networks; lesion, bottom, two random
+    assert len(done) - 1 - n_before == n_all - n_before
+    lesion_dataset(root, **options)  # was all there
+    assert len(done) - 1 == n_all
+    with pytest.raises(StudyError, match="other settings"):
+        lesion_dataset(root, sizes=Sizes(n_random=1, n_prompts=3), model_name=folder, quiet=True)
+
+
+def test_a_mask_drawn_by_hand_is_lesioned(root, folder, tmp_path, capsys):
+    brain = bids.read_all(root)[0].brain
+    units = np.zeros(brain.n_units, np.float32)
+    units[brain.slice_of(next(s for s in brain.sites if s.name == "mlp"))][:5] = 1
+    nib.save(geometry.to_img(brain, units), tmp_path / "drawn.nii.gz")
+    options = ["--n-random", "1", "--n-prompts", "2", "--quiet", "--model", folder]
+    mask = str(tmp_path / "drawn.nii.gz")
+    assert cli.main(["lesion", str(root), "--networks", mask, "--mode", "zero", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "drawn" in printed
+    assert "whether they saw these texts is not known" in printed
+    wrong = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
+    nib.save(wrong, tmp_path / "wrong.nii.gz")
+    mask = str(tmp_path / "wrong.nii.gz")
+    assert cli.main(["lesion", str(root), "--networks", mask, *options]) == 2
+    assert f"has shape (3, 3, 3), space {brain.space} has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--networks", "nothing"], "neither a task of the dataset (archeology, pathology)"),
+        (["--sites", "router"], "has no site 'router'; it was scanned with embed, attn"),
+        (["--share", "0"], "share is 0"),
+        (["--mode", "median"], "use mean, zero or resample"),
+        (["--n-random", "0"], "n-random is 0"),
+    ],
+)
+def test_bad_requests_are_one_line(root, folder, capsys, options, message):
+    assert cli.main(["lesion", str(root), "--model", folder, "--quiet", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_model_has_to_be_the_one_that_was_scanned(root, tiny_folders):
+    run = bids.read_all(root)[0]
+    with pytest.raises(StudyError, match="other weights"):
+        reload(run, name=str(tiny_folders["mistral"]))
+    with pytest.raises(ModelError, match="say where it is with --model"):
+        reload(run)
+
+
+def test_what_an_interruption_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "x_evaluations.jsonl"
+    kept = Evaluations(path, {"a": 1})
+    kept.add("first", [1.5])
+    path.write_text(path.read_text() + '["second", [2')
+    again = Evaluations(path, {"a": 1})
+    assert again["first"] == [1.5]
+    assert "second" not in again
+    again.add("second", [2.5])
+    assert Evaluations(path, {"a": 1})["second"] == [2.5]
+    assert len(Evaluations(path, {"a": 2}, overwrite=True)) == 0
+
+
+def test_the_report_tells_of_the_lesions(root, content):
+    text = report.write(root, quiet=True).read_text()
+    assert "What happens without a network?" in text
+    assert text.count("<img") >= 2
+    assert "The untrained copy: lesions change" in text
