@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import transformers
 
 from llm2nifti import bids, cli, geometry, glm, models, surgery
-from llm2nifti.study import losses, pruning
+from llm2nifti.study import StudyError, losses, pruning
 from llm2nifti.study.lesion_bench import Bench, Sizes
 from llm2nifti.study.pruning import Choice
 
@@ -173,6 +174,17 @@ def test_other_weights_than_the_scanned_ones_are_refused(scanned, tiny_folders, 
     base = ["prune", str(scanned[0]), "--model", str(other), "--network", "pathology"]
     assert cli.main([*base, "--out", str(tmp_path / "x")]) == 2
     assert "has other weights" in capsys.readouterr().err
+
+
+def test_a_network_needs_a_run_that_did_not_make_it(runs, loaded, tmp_path):
+    first = [run for run in runs if run.run == 1]
+    choice = Choice(task="pathology", share=0.2, n_pairs=0)
+    with pytest.raises(StudyError, match="need 2 or more runs"):
+        pruning.prune(first, loaded, choice, tmp_path / "x", quiet=True)
+    assert not list(tmp_path.iterdir())
+    untested = pruning.prune(first, loaded, replace(choice, n_prompts=0), tmp_path / "x")
+    assert untested["evaluation"] == {}
+    assert "not measured" in losses.pruning_table(untested)
 
 
 def test_interrupted_work_resumes(runs, loaded, tmp_path, monkeypatch):

@@ -131,7 +131,12 @@ def prune(
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     kept = Evaluations(out.with_name(f".{out.name}-{digest}.jsonl"), settings)
     record: dict[str, Any] = {"choice": _plain(choice)}
-    record |= _evaluation(runs, model, choice, kept, quiet=quiet)
+    try:
+        record |= _evaluation(runs, model, choice, kept, quiet=quiet)
+    except BaseException:
+        if not len(kept):  # there is nothing to resume
+            kept.path.unlink()
+        raise
     pruned = surgery.prune(model, whole, keep=choice.keep)
     record["bytes_in_memory"] = [_n_bytes(model), _n_bytes(pruned.model)]
     if choice.n_pairs and model.kind == "causal":

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from llm2nifti.hooks import first_tensor
 from llm2nifti.models import LoadedModel
 
 
@@ -64,12 +65,12 @@ def _pairs(
     """Speeds of one act."""
     both = (before.module, after.module)
     for module in both:  # the first call allocates
-        act(module)
+        _wait(act(module))
     rates = np.empty((n_pairs, 2))
     for i in range(n_pairs):
         for which in (0, 1) if i % 2 else (1, 0):
             start = perf_counter()
-            act(both[which])
+            _wait(act(both[which]))
             rates[i, which] = n_tokens / (perf_counter() - start)
     logs = np.log(rates[:, 1] / rates[:, 0])
     half = stats.t.ppf(0.975, n_pairs - 1) * logs.std(ddof=1) / np.sqrt(n_pairs)
@@ -80,3 +81,10 @@ def _pairs(
         "interval": np.exp([logs.mean() - half, logs.mean() + half]).tolist(),
         "n_pairs": n_pairs,
     }
+
+
+def _wait(result: Any) -> None:
+    """Read a value: a GPU computes until then, while Python goes on."""
+    tensor, _ = first_tensor(result)
+    if tensor is not None:
+        tensor.flatten()[-1].item()
