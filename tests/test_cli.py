@@ -15,7 +15,7 @@ from tests_support import make_dataset
 from llm2nifti import cli, study
 
 COMMANDS = ["run", "scan", "glm", "networks", "null", "report", "where", "models", "stimuli"]
-COMMANDS += ["lesion", "steer", "monitor", "detect", "target", "train"]
+COMMANDS += ["lesion", "steer", "monitor", "detect", "prune", "target", "train"]
 README = Path(__file__).parents[1] / "README.md"
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from llm2nifti import __version__
-from llm2nifti.cli import analysis, intervening, lookup, monitoring, scanning, training
+from llm2nifti.cli import analysis, intervening, lookup, monitoring, pruning, scanning, training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llm2nifti {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (scanning, analysis, intervening, monitoring, training, lookup):
+    parts = (scanning, analysis, intervening, monitoring, pruning, training, lookup)
+    for part in parts:
         part.add_commands(commands)
     return parser

@@ -56,7 +56,7 @@ def indices(config: Any, layout: str, which: str, n_units: int) -> torch.Tensor:
     if layout not in LAYOUTS:
         known = "; ".join(f"{name}: {text}" for name, text in LAYOUTS.items())
         raise FusedError(f"layout is {layout!r}; use one of: {known}")
-    n_q, n_kv = _heads(config)
+    n_q, n_kv = heads(config)
     size, rest = divmod(n_units, n_q + 2 * n_kv)
     if rest or n_q % n_kv:
         raise FusedError(f"{n_units} units are not {n_q} query and twice {n_kv} key-value heads")
@@ -73,8 +73,14 @@ def n_outputs(module: nn.Module) -> int:
     return int(weight.shape[0 if isinstance(module, nn.Linear) else 1])
 
 
-def _heads(config: Any) -> tuple[int, int]:
-    """Numbers of query heads and of key-value heads."""
+def heads(config: Any) -> tuple[int, int]:
+    """Numbers of query heads and of key-value heads.
+
+    Raises
+    ------
+    FusedError
+        If the config names no number of heads.
+    """
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("num_attention_heads", "n_head", "num_heads")
     n_q = next((getattr(config, n) for n in names if getattr(config, n, None)), 0)

@@ -181,7 +181,7 @@ class LoadedModel:
         }
 
     def probe_passes(self) -> list[probing.Pass]:
-        """Probe passes over something that the model reads."""
+        """Probe passes over something that the model reads; each returns the model's output."""
         if self.kind not in ("vision", "imagetext"):
             return probing.text_passes(self.module)
         from PIL import Image

@@ -79,7 +79,7 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
     """
     import transformers
 
-    with _quiet():
+    with quiet():
         config = transformers.AutoConfig.from_pretrained(source.name, **source.options)
         kind = kind_of(config)
         auto = getattr(transformers, KINDS[kind])
@@ -138,8 +138,8 @@ def _processor(source: Source) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings, and no bar for a one-second load."""
+def quiet() -> Iterator[None]:
+    """No warnings and no bars of transformers, for work of a second."""
     from transformers.utils import logging
 
     bars_were_on = logging.is_progress_bar_enabled()

@@ -1,21 +1,36 @@
 """Which weights are they? Prune, export, targets for training."""
 
+from llm2nifti.surgery.export import check_free, save, weight_bytes
 from llm2nifti.surgery.feeding import SurgeryError, feeders
 from llm2nifti.surgery.finetuning import Recipe, fine_tuned
 from llm2nifti.surgery.gradients import GradientMask, gradient_mask, network_weights
 from llm2nifti.surgery.lora import lora_config, write_config
+from llm2nifti.surgery.pruning import Pruned, PruneError, prunable, prune, to_remove
+from llm2nifti.surgery.rivals import at_random, smallest
+from llm2nifti.surgery.speed import compare_speed
 from llm2nifti.surgery.targets import default_top, target_modules
 
 __all__ = [
     "GradientMask",
+    "PruneError",
+    "Pruned",
     "Recipe",
     "SurgeryError",
+    "at_random",
+    "check_free",
+    "compare_speed",
     "default_top",
     "feeders",
     "fine_tuned",
     "gradient_mask",
     "lora_config",
     "network_weights",
+    "prunable",
+    "prune",
+    "save",
+    "smallest",
     "target_modules",
+    "to_remove",
+    "weight_bytes",
     "write_config",
 ]

@@ -1,0 +1,50 @@
+"""Command that makes a model smaller: prune."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from llm2nifti.cli.command import add_command, add_dataset, show
+from llm2nifti.cli.intervening import add_model
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this file to the parser."""
+    text = "remove a network's weights, compare with removing as much otherwise, write the model"
+    example = "llm2nifti prune ds-units --network pathology --share 0.05 --out small"
+    parser = add_command(commands, "prune", _prune, text, example)
+    add_dataset(parser)
+    add = parser.add_argument
+    add("--network", metavar="TASK", help="prune the network of this task")
+    add("--mask", type=Path, metavar="IMAGE", help="prune the units of any NIfTI image, instead")
+    add("--out", type=Path, required=True, help="new folder for the pruned model")
+    add("--share", type=float, help="only this share of the units: those with the largest |t|")
+    add("--keep", action="store_true", help="keep these units and prune all others")
+    add("--n-random", type=int, default=3, help="random controls of each kind")
+    add("--n-prompts", type=int, default=8, help="held-out prompts of each task and run; 0: none")
+    add("--n-pairs", type=int, default=10, help="pairs of speed measurements; 0: none")
+    add("--overwrite", action="store_true", help="replace an earlier pruned model")
+    add_model(parser)
+
+
+def _prune(args: argparse.Namespace) -> None:
+    from llm2nifti import bids
+    from llm2nifti.study import losses, pruning, reloading
+
+    runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
+    choice = pruning.Choice(
+        task=args.network,
+        mask=args.mask,
+        share=args.share,
+        keep=args.keep,
+        n_random=args.n_random,
+        n_prompts=args.n_prompts,
+        n_pairs=args.n_pairs,
+    )
+    choice.check()
+    model = reloading.reload(runs[0], name=args.model, device=args.device)
+    how = {"overwrite": args.overwrite, "quiet": args.quiet}
+    content = pruning.prune(runs, model, choice, args.out, **how)
+    show(args, content, f"{losses.pruning_table(content)}\n\nwritten: {args.out}")

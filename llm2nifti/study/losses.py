@@ -1,0 +1,108 @@
+"""What did pruning cost? Perplexities by task, and a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+N_BOOTSTRAPS = 2000
+Rows = dict[str, NDArray[np.float64]]  # mean log probability of each text, by task
+
+
+def summarise(folds: Sequence[dict[str, Rows]]) -> dict[str, Any]:
+    """Perplexities and their differences by task, the prompts of all folds together.
+
+    Parameters
+    ----------
+    folds : sequence of dict
+        For each held-out run: mean log probabilities of each text, by variant and task. Variants:
+        ``before``, ``network``, ``magnitude``, ``random 0``, ..., ``matched 0``, ...
+
+    Returns
+    -------
+    dict
+        For each task the perplexities; ``delta``, the mean loss of log probability a token in nats
+        under the network's removal, with the 95 % bootstrap ``interval`` over prompts; and
+        ``beyond``, by how much that exceeds the loss of each other way, with its interval.
+    """
+    common = [name for name in folds[0] if all(name in fold for fold in folds)]
+    out = {}
+    for task in folds[0]["before"]:
+        values = {name: np.concatenate([fold[name][task] for fold in folds]) for name in common}
+        out[task] = _one_task(values)
+    return out
+
+
+def _one_task(values: Rows) -> dict[str, Any]:
+    """Numbers of one task from (n_prompts,) mean log probabilities."""
+    perplexity = {name: float(np.exp(-v.mean())) for name, v in values.items()}
+    loss = {name: values["before"] - v for name, v in values.items()}
+    out: dict[str, Any] = {"n_prompts": len(values["before"])}
+    out |= {name: perplexity[name] for name in ("before", "network", "magnitude")}
+    out["delta"], out["interval"] = float(loss["network"].mean()), _interval(loss["network"])
+    out["beyond"] = {}
+    for kind in ("magnitude", "random", "matched"):
+        names = [name for name in values if name.split(" ")[0] == kind]
+        if kind != "magnitude":
+            out[kind] = [perplexity[name] for name in names]
+        if names:
+            excess = loss["network"] - np.mean([loss[name] for name in names], axis=0)
+            out["beyond"][kind] = {"value": float(excess.mean()), "interval": _interval(excess)}
+    return out
+
+
+def pruning_table(content: dict[str, Any]) -> str:
+    """Perplexities by task, then sizes and speeds, for the terminal.
+
+    Parameters
+    ----------
+    content : dict
+        From `prune`.
+    """
+    rows = []
+    for task, numbers in content["evaluation"].items():
+        low, high = numbers["interval"]
+        row = {"perplexity of": task, "before": f"{numbers['before']:.2f}"}
+        row["network"] = f"{numbers['network']:.2f}"
+        row["nats lost a token"] = f"{numbers['delta']:.3f} [{low:.3f}, {high:.3f}]"
+        row["magnitude"] = f"{numbers['magnitude']:.2f}"
+        row |= {kind: _spread(numbers[kind]) for kind in ("random", "matched")}
+        rows.append(row)
+    lines = [pd.DataFrame(rows).to_string(index=False)] if rows else []
+    sites = ", ".join(
+        f"{site} {n['n_removed']} of {n['n_units']}" for site, n in content["sites"].items()
+    )
+    lines.append(f"removed: {sites} ({content['how']})")
+    lines += content["notes"] + content["evaluation_notes"]
+    before, after = content["parameters"]
+    n_before, n_after = (n / 1e6 for n in content["bytes_in_memory"])
+    lines.append(
+        f"parameters {before:,} -> {after:,} ({after / before:.1%}), weights {n_before:.1f} -> "
+        f"{n_after:.1f} MB, on disk {content['bytes'] / 1e6:.1f} MB"
+    )
+    for name, speed in content.get("speed", {}).items():
+        low, high = speed["interval"]
+        lines.append(
+            f"{name}: {speed['before']:.0f} -> {speed['after']:.0f} tokens/s, "
+            f"x{speed['ratio']:.3f} [{low:.3f}, {high:.3f}] over {speed['n_pairs']} pairs"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and range of some perplexities."""
+    if not values:
+        return "n/a"
+    return f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    """95 % percentile bootstrap interval of the mean over prompts."""
+    rng = np.random.default_rng(20231110)
+    draws = rng.integers(len(values), size=(N_BOOTSTRAPS, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return [float(low), float(high)]

@@ -1,0 +1,112 @@
+"""How does a pruned model get onto disk? As a folder that plain transformers loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llm2nifti import __version__
+from llm2nifti.models.loading import quiet
+from llm2nifti.surgery.pruning import Pruned, PruneError
+
+RECORD = "prune.json"
+
+
+def save(
+    pruned: Pruned,
+    folder: Path | str,
+    *,
+    overwrite: bool = False,
+    record: dict[str, Any] | None = None,
+) -> Path:
+    """Write a pruned model as safetensors, with its config, tokenizer and ``prune.json``.
+
+    Parameters
+    ----------
+    pruned : Pruned
+        From `prune`.
+    folder : path-like
+        New folder; it appears when all of it is written.
+    overwrite : bool, default=False
+        Replace a folder that `save` wrote before.
+    record : dict, optional
+        What else to put into ``prune.json``.
+
+    Returns
+    -------
+    Path
+        The folder: ``transformers.AutoModelForCausalLM.from_pretrained(folder)``, or
+        ``llm2nifti ... --model folder``.
+
+    Raises
+    ------
+    PruneError
+        If the folder is there and may not be replaced.
+
+    Examples
+    --------
+    >>> surgery.save(surgery.prune(model, network), "small")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    check_free(folder, overwrite=overwrite)
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}-{os.getpid()}-old")
+    try:
+        temporary.mkdir(parents=True)
+        with quiet():
+            for part in (pruned.model.module, pruned.model.tokenizer, pruned.model.processor):
+                if part is not None:
+                    part.save_pretrained(temporary)
+        sizes = {"bytes": weight_bytes(temporary), "llm2nifti": __version__}
+        write_record(temporary, {**pruned.summary(), **sizes, **(record or {})})
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():  # stopped between the two renames
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raise PruneError unless a folder can be written; before long work.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the model is to go.
+    overwrite : bool
+        Whether an earlier one may be replaced.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / RECORD).exists():
+        raise PruneError(f"{folder} is there and holds no pruned model; choose another folder")
+    if not overwrite:
+        raise PruneError(f"{folder} is there already; use --overwrite, or another folder")
+
+
+def write_record(folder: Path, content: dict[str, Any]) -> None:
+    """Write ``prune.json`` whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the pruned model.
+    content : dict
+        Ready for JSON.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    temporary = folder / f".{RECORD}"
+    temporary.write_text(text + "\n", "utf-8")
+    temporary.replace(folder / RECORD)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the safetensors in a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

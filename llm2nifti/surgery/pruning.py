@@ -1,0 +1,327 @@
+"""What is the model without these units? The same as under a zero lesion, and smaller if it can be.
+
+A unit of ``heads`` or ``mlp_hidden`` is read by one projection: where its column of weights is
+zero, the unit has no effect. Where whole units go from every layer, weights go too.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm2nifti.geometry import ModelBrain, Site
+from llm2nifti.hooks import Point
+from llm2nifti.models import LoadedModel
+from llm2nifti.models.points import tapped
+from llm2nifti.networks import Network
+from llm2nifti.surgery.shrinking import Settings, ShrinkError, cut_heads, cut_units, shrink
+
+CUTS = {"mlp_hidden": cut_units, "heads": cut_heads}
+# Largest difference of outputs, relative to their size, that rounding explains.
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
+ROUNDING_HALF = 5e-2
+
+
+class PruneError(ValueError):
+    """A network cannot be pruned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A model without some units.
+
+    Attributes
+    ----------
+    model : LoadedModel
+        The pruned model; everything that takes a model takes it.
+    removed : Network
+        The units that were removed, in the space of the model before.
+    settings : dict
+        What changed in the config: number before (None where it was left open) and after, by the
+        config's own key.
+    notes : tuple of str
+        How each kind of unit was removed, and why not more.
+    error : float
+        Largest difference between the outputs of the pruned model and of the model under a zero
+        lesion on a probe, relative to the largest output.
+    n_parameters : (int, int)
+        Before and after.
+    """
+
+    model: LoadedModel
+    removed: Network
+    settings: dict[str, tuple[int | None, int]]
+    notes: tuple[str, ...]
+    error: float
+    n_parameters: tuple[int, int]
+
+    def summary(self) -> dict[str, Any]:
+        """What was removed, ready for JSON."""
+        profile = self.removed.profile()
+        profile = profile[profile["site"].isin({s.name for s in prunable(self.removed.brain)})]
+        by_site = profile.groupby("site", sort=False)[["n_units", "n_active"]].sum()
+        return {
+            "network": self.removed.name,
+            "how": self.removed.how,
+            "space": self.removed.brain.space,
+            "n_removed": self.removed.n_units,
+            "sites": {
+                site: {"n_units": int(row["n_units"]), "n_removed": int(row["n_active"])}
+                for site, row in by_site.iterrows()
+            },
+            "settings": {key: list(pair) for key, pair in self.settings.items()},
+            "notes": list(self.notes),
+            "parameters": list(self.n_parameters),
+            "largest_relative_difference_from_zero_lesion": self.error,
+        }
+
+    def __repr__(self) -> str:
+        """Say what was removed and what it saved."""
+        before, after = self.n_parameters
+        text = f"Pruned: {self.model.name!r} has {self.removed.n_units} units less"
+        text += f", {before:,} -> {after:,} parameters ({after / before:.1%})"
+        return "\n  ".join([text, *self.notes])
+
+
+def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned:
+    """Remove the units of a network, or all others.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model, of the network's space. It is not changed.
+    network : Network
+        Units of ``heads`` and ``mlp_hidden`` (the inputs of projections).
+    keep : bool, default=False
+        Keep these units and remove the others of all such sites that were recorded.
+
+    Returns
+    -------
+    Pruned
+        Its model computes what the model computes under ``lesion(model, network, "zero")``.
+        Columns of the removed units are zero. Where units are missing from every layer, the model
+        is built anew, as narrow as the layer that keeps most; heads go by whole key-value groups.
+        What cannot be built, or computes something else on a probe, keeps its zeros; ``notes``
+        says so.
+
+    Raises
+    ------
+    PruneError
+        If a unit owns no weights, nothing is removed, or the network is of another model.
+
+    Examples
+    --------
+    >>> small = surgery.prune(model, network)  # doctest: +SKIP
+    >>> surgery.save(small, "small")  # doctest: +SKIP
+    """
+    removed = to_remove(network, keep=keep)
+    _check(model, removed)
+    module = copy.deepcopy(model.module)
+    _zero_columns(module, removed)
+    with zeroed(model, removed):
+        expected = outputs(model)
+    found = difference(expected, outputs(replace(model, module=module)))
+    if found > tolerance(module):
+        raise PruneError(
+            f"without the weights of these units {model.name} computes something else than under a "
+            f"zero lesion (outputs differ by {found:.1e}): the weights are used elsewhere, too"
+        )
+    module, settings, notes = _shrunk(model, module, removed, expected)
+    pruned = replace(model, module=module, name=f"{model.name}-pruned")
+    numbers = tuple(sum(p.numel() for p in m.parameters()) for m in (model.module, module))
+    digest = hashlib.sha256(np.packbits(removed.units).tobytes()).hexdigest()[:12]
+    source = {
+        **model.source,
+        "Parameters": numbers[1],
+        "WeightsHash": f"{model.source.get('WeightsHash', 'n/a')} without units {digest}",
+    }
+    pruned = replace(pruned, source=source)
+    error = difference(expected, outputs(pruned))
+    return Pruned(pruned, removed, settings, tuple(notes), error, (numbers[0], numbers[1]))
+
+
+def prunable(brain: ModelBrain) -> list[Site]:
+    """Sites whose units own weights: the inputs of projections."""
+    return [site for site in brain.sites if site.where == "input" and not site.part]
+
+
+def to_remove(network: Network, *, keep: bool = False) -> Network:
+    """Units that go when a network is pruned, or when it is all that is kept.
+
+    Parameters
+    ----------
+    network : Network
+        Units of ``heads`` and ``mlp_hidden``.
+    keep : bool, default=False
+        See `prune`.
+
+    Raises
+    ------
+    PruneError
+        If a unit owns no weights, or nothing goes.
+    """
+    sites = prunable(network.brain)
+    can_go = np.zeros(network.brain.n_units, bool)
+    for site in sites:
+        can_go[network.brain.slice_of(site)] = True
+    if (network.units & ~can_go).any() or not sites:
+        homeless = [
+            site.name
+            for site in network.brain.sites
+            if site not in sites
+            and (not sites or network.units[network.brain.slice_of(site)].any())
+        ]
+        raise PruneError(
+            f"network {network.name!r} has units of {', '.join(dict.fromkeys(homeless))}: these "
+            "own no weights, so they cannot be pruned. Scan units that do, with: llm2nifti run "
+            "ds-units --sites heads,mlp_hidden"
+        )
+    units = can_go & ~network.units if keep else network.units
+    if not units.any():
+        raise PruneError(f"nothing to prune: network {network.name!r} has {network.n_units} units")
+    how = f"all but {network.n_units} units: {network.how}" if keep else network.how
+    return replace(network, signs=units.astype(np.int8), how=how, weights=None)
+
+
+def _check(model: LoadedModel, removed: Network) -> None:
+    """Raise PruneError unless the model has the weights that the units own."""
+    for site in prunable(removed.brain):
+        try:
+            weight = model.module.get_parameter(f"{site.module}.weight")
+        except AttributeError:
+            raise PruneError(
+                f"the network is in space {removed.brain.space}, whose module {site.module!r} has "
+                f"no weight in model {model.name!r}; use a network of the same model"
+            ) from None
+        if weight.is_meta or not weight.is_floating_point():
+            raise PruneError(
+                f"{site.module!r} of {model.name} is offloaded or quantised; load the model whole, "
+                "on one device, as float32, bfloat16 or float16"
+            )
+        n_units = weight.shape[column_axis(model.module, site.module)]
+        if n_units != site.n_units:
+            raise PruneError(
+                f"{site.module!r} reads {n_units} units in this model and {site.n_units} in space "
+                f"{removed.brain.space}; use a network of the same model"
+            )
+
+
+def column_axis(module: Any, projection: str) -> int:
+    """Axis of a projection's weight that runs over the units which it reads."""
+    # torch's Linear stores (out, in), Conv1D of GPT-2 (in, out).
+    return 1 if isinstance(module.get_submodule(projection), torch.nn.Linear) else 0
+
+
+def members(removed: Network, site: Site) -> NDArray[np.bool_]:
+    """(n_units,) which units of one site of one layer belong to a network."""
+    return removed.units[removed.brain.slice_of(site)]
+
+
+@torch.no_grad()
+def _zero_columns(module: Any, removed: Network) -> None:
+    """Set the weights that read the units to zero."""
+    for site in prunable(removed.brain):
+        weight = module.get_parameter(f"{site.module}.weight")
+        index = torch.from_numpy(np.flatnonzero(members(removed, site))).to(weight.device)
+        weight.index_fill_(column_axis(module, site.module), index, 0)
+
+
+def _shrunk(
+    model: LoadedModel, module: Any, removed: Network, expected: list[torch.Tensor]
+) -> tuple[Any, dict[str, tuple[int | None, int]], list[str]]:
+    """The smallest model that still computes the same, what changed in its config, and notes."""
+    changed: dict[str, tuple[int | None, int]] = {}
+    notes = []
+    for name in dict.fromkeys(site.name for site in prunable(removed.brain)):
+        sites = [site for site in prunable(removed.brain) if site.name == name]
+        if not any(members(removed, site).any() for site in sites):
+            continue
+        before = module.config.get_text_config().to_dict()
+        try:
+            module, settings = _shrunk_site(model, module, removed, sites, expected)
+        except ShrinkError as error:
+            notes.append(f"{name}: columns set to zero, nothing smaller: {error}")
+            continue
+        pairs = {k: (before.get(k), n) for k, n in settings.items() if before.get(k) != n}
+        changed |= pairs
+        what = ", ".join(f"{key} {old or 'unset'} -> {new}" for key, (old, new) in pairs.items())
+        notes.append(f"{name}: smaller ({what}); the rest of its columns set to zero")
+    return module, changed, notes
+
+
+def _shrunk_site(
+    model: LoadedModel,
+    module: Any,
+    removed: Network,
+    sites: list[Site],
+    expected: list[torch.Tensor],
+) -> tuple[Any, Settings]:
+    """Model without the units of one site, or ShrinkError."""
+    if sites[0].name not in CUTS:
+        raise ShrinkError(f"only {' and '.join(CUTS)} can be cut out")
+    remaining = {site.module: ~members(removed, site) for site in sites}
+    cut = CUTS[sites[0].name](module.config.get_text_config(), remaining)
+    smaller, settings = shrink(module, _blocks(model, remaining), cut)
+    try:
+        found = difference(expected, outputs(replace(model, module=smaller)))
+    except (RuntimeError, ValueError, IndexError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ShrinkError(f"the smaller model does not run ({line})") from error
+    if found > tolerance(module):
+        raise ShrinkError(
+            f"the smaller model computes something else (outputs differ by {found:.1e})"
+        )
+    return smaller, settings
+
+
+def _blocks(model: LoadedModel, projections: Mapping[str, Any]) -> dict[str, str]:
+    """Block of each projection."""
+    blocks = [block.name for stack in model.anatomy.stacks for block in stack.blocks]
+    return {name: next(b for b in blocks if name.startswith(b + ".")) for name in projections}
+
+
+@contextmanager
+def zeroed(model: LoadedModel, network: Network) -> Iterator[None]:
+    """Put zeros in the place of the units of a network, at the inputs of projections.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model.
+    network : Network
+        Units of `prunable` sites.
+    """
+    index = {
+        Point(site.module, site.where): torch.from_numpy(np.flatnonzero(members(network, site)))
+        for site in prunable(network.brain)
+    }
+    edit = lambda point, x: x.index_fill(-1, index[point].to(x.device), 0)  # noqa: E731
+    with tapped(model, list(index), edit):
+        yield
+
+
+@torch.no_grad()
+def outputs(model: LoadedModel) -> list[torch.Tensor]:
+    """What a model puts out on its probe: logits, or the last hidden state."""
+    results = [one_pass() for one_pass in model.probe_passes()]
+    return [out.logits if "logits" in out else out.last_hidden_state for out in results]
+
+
+def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
+    """Largest difference, relative to the largest value."""
+    pairs = zip(expected, found, strict=True)
+    shares = [((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in pairs]
+    return float(max(share if share == share else np.inf for share in shares))  # noqa: PLR0124
+
+
+def tolerance(module: Any) -> float:
+    """Largest `difference` that rounding explains."""
+    return ROUNDING.get(next(module.parameters()).dtype, ROUNDING_HALF)

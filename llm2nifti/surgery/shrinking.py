@@ -1,0 +1,284 @@
+"""How does a model get smaller where whole units go? Its config is asked, shapes answer.
+
+Nothing says which number of a config is the width of a hidden layer, nor which weights feed it. So
+every number that could be is changed, the model is built without weights, and the shapes that
+changed show both. No table of model names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from llm2nifti.models import FusedError, fused
+
+Index = NDArray[np.int64]
+Sizes = dict[tuple[int, int], Index]
+Settings = dict[str, int]
+
+
+class ShrinkError(ValueError):
+    """An architecture cannot be made smaller this way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What to keep of one hidden layer in every block.
+
+    Attributes
+    ----------
+    blocks : mapping of str to Sizes
+        For each projection that reads the hidden layer: how an axis of each old and new length is
+        indexed to keep what remains.
+    candidates : list of Settings
+        Changes of the config that could give these lengths, the likeliest first.
+    width : (int, int)
+        Length of the hidden layer before and after.
+    """
+
+    blocks: Mapping[str, Sizes]
+    candidates: list[Settings]
+    width: tuple[int, int]
+
+
+def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
+    """Plan to keep only the units that remain in some block.
+
+    Parameters
+    ----------
+    config : transformers.PretrainedConfig
+        Of the model, or of its language part.
+    remaining : mapping of str to (n_units,) bool array
+        For each projection, which of the units that it reads remain.
+
+    Returns
+    -------
+    Cut
+        As wide as the block where most remain; others keep the first of their removed units as
+        padding.
+
+    Raises
+    ------
+    ShrinkError
+        If some block keeps all its units, or the blocks differ in width.
+    """
+    old, new = _widths(remaining)
+    blocks: dict[str, Sizes] = {}
+    for name, keep in remaining.items():
+        index = padded(keep, new)
+        blocks[name] = {(old, new): index, (2 * old, 2 * new): np.append(index, index + old)}
+    own = own_settings(config)
+    named = [{key: new} for key, value in own.items() if _is(value, old)]
+    unset = [{key: new} for key, value in own.items() if value is None]
+    return Cut(blocks, named + unset, (old, new))
+
+
+def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
+    """Plan to keep only whole key-value groups of heads in which some unit remains.
+
+    Parameters
+    ----------
+    config, remaining
+        See `cut_units`.
+
+    Returns
+    -------
+    Cut
+
+    Raises
+    ------
+    ShrinkError
+        If some block has a unit left in every group, or the config names no number of heads.
+    """
+    try:
+        n_q, n_kv = fused.heads(config)
+    except FusedError as error:
+        raise ShrinkError(str(error)) from error
+    n_units = {len(keep) for keep in remaining.values()}
+    if len(n_units) > 1 or max(n_units) % n_q or n_q % n_kv:
+        raise ShrinkError(f"{sorted(n_units)} units are not {n_q} heads of {n_kv} groups")
+    size, shared = max(n_units) // n_q, n_q // n_kv  # units of a head, heads of a group
+    groups: dict[str, NDArray[np.bool_]] = {
+        name: np.any(keep.reshape(n_kv, -1), axis=1) for name, keep in remaining.items()
+    }
+    _, n = _widths(groups, "key-value group")
+    blocks: dict[str, Sizes] = {}
+    for name, keep in groups.items():
+        group = padded(keep, n)
+        heads, kv = spread(group, shared), spread(group, size)
+        q = spread(heads, size)
+        whole = np.concatenate([q, kv + n_q * size, kv + (n_q + n_kv) * size])  # contiguous
+        blocks[name] = {
+            ((n_q + 2 * n_kv) * size, (shared + 2) * n * size): whole,
+            (n_q, shared * n): heads,
+            (n_kv, n): group,
+            (n_kv * size, n * size): kv,
+            (n_q * size, shared * n * size): q,
+        }
+    candidates = list(_heads_settings(own_settings(config), (n_q, n_kv), (shared * n, n), size))
+    return Cut(blocks, candidates, (n_q * size, shared * n * size))
+
+
+def _heads_settings(
+    own: Mapping[str, Any], old: tuple[int, int], new: tuple[int, int], size: int
+) -> Iterator[Settings]:
+    """Changes of the numbers of heads, also with the size of a head spelled out."""
+    queries = [key for key, value in own.items() if _is(value, old[0])]
+    keys = [key for key, value in own.items() if _is(value, old[1])]
+    unset = [key for key, value in own.items() if value is None]
+    # Many architectures read this setting although their config does not have it.
+    extras: list[Settings] = [{}, *({key: size} for key in ["head_dim", *unset])]
+    for extra in extras:
+        for q in queries:
+            yield from ({q: new[0], kv: new[1], **extra} for kv in keys if kv != q)
+            yield {q: new[0], **extra}
+
+
+def own_settings(config: Any) -> dict[str, Any]:
+    """Settings that the architecture has and others have not."""
+    from transformers import PretrainedConfig
+
+    common = PretrainedConfig().to_dict()
+    return {key: value for key, value in config.to_dict().items() if key not in common}
+
+
+def _is(value: Any, number: int) -> bool:
+    """Whether a setting is this whole number."""
+    return isinstance(value, int) and not isinstance(value, bool) and value == number
+
+
+def _widths(remaining: Mapping[str, NDArray[np.bool_]], what: str = "unit") -> tuple[int, int]:
+    """Number of units or groups in a block, and the most that remain; at least 1."""
+    lengths = {len(keep) for keep in remaining.values()}
+    if len(lengths) > 1:
+        raise ShrinkError(f"the layers differ in their number of {what}s: {sorted(lengths)}")
+    old, new = max(lengths), max(1, *(int(keep.sum()) for keep in remaining.values()))
+    if new == old:
+        raise ShrinkError(f"one layer keeps every {what}, and all layers need the same number")
+    return old, new
+
+
+def padded(keep: NDArray[np.bool_], n: int) -> Index:
+    """Positions of what is kept and, up to `n`, of the first that is not; in order.
+
+    Examples
+    --------
+    >>> padded(np.array([False, True, False, True]), 3)
+    array([0, 1, 3])
+    """
+    chosen = np.argsort(~keep, kind="stable")[:n]
+    return np.sort(chosen)
+
+
+def spread(index: Index, size: int) -> Index:
+    """Positions of all members of some groups of `size`.
+
+    Examples
+    --------
+    >>> spread(np.array([0, 2]), 2)
+    array([0, 1, 4, 5])
+    """
+    return (index[:, None] * size + np.arange(size)).ravel()
+
+
+def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, Settings]:
+    """Build the smaller model.
+
+    Parameters
+    ----------
+    module : transformers.PreTrainedModel
+        The model, with zeros where something was removed; it is not changed.
+    blocks : mapping of str to str
+        Block of each projection.
+    cut : Cut
+        From `cut_units` or `cut_heads`.
+
+    Returns
+    -------
+    (module, settings)
+        The new model, and what changed in its config.
+
+    Raises
+    ------
+    ShrinkError
+        If no change of the config gives the shapes that are needed.
+    """
+    for settings in cut.candidates:
+        try:
+            config = _changed(module.config, settings)
+            with torch.device("meta"):
+                shapes = {n: v.shape for n, v in type(module)(config).state_dict().items()}
+        except Exception:  # whatever an architecture says to a setting that it cannot have
+            continue
+        state = _sliced(module, shapes, blocks, cut)
+        if state is not None:
+            return _built(module, config, state), settings
+    raise ShrinkError(
+        f"no setting of {type(module.config).__name__} makes {cut.width[0]} units "
+        f"{cut.width[1]} in these layers and leaves the rest alone"
+    )
+
+
+def _changed(config: Any, settings: Settings) -> Any:
+    """Copy of a config with some settings changed, in its language part."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for key, value in settings.items():
+        setattr(text, key, value)
+    return config
+
+
+def _sliced(
+    module: nn.Module, shapes: Mapping[str, torch.Size], blocks: Mapping[str, str], cut: Cut
+) -> dict[str, torch.Tensor] | None:
+    """Weights of the smaller model, or None if its shapes are not those that are needed."""
+    state = dict(module.state_dict())
+    if state.keys() != shapes.keys():
+        return None
+    sizes = {blocks[projection] + ".": sizes for projection, sizes in cut.blocks.items()}
+    changed = {name: shape for name, shape in shapes.items() if state[name].shape != shape}
+    if not {f"{projection}.weight" for projection in cut.blocks} <= changed.keys():
+        return None
+    for name, shape in changed.items():
+        own = next((sizes[block] for block in sizes if name.startswith(block)), None)
+        tensor = None if own is None else _take(state[name], shape, own)
+        if tensor is None:
+            return None
+        state[name] = tensor
+    return state
+
+
+def _take(tensor: torch.Tensor, shape: torch.Size, sizes: Sizes) -> torch.Tensor | None:
+    """Part of a tensor that has this shape, or None if an axis changes in another way."""
+    if tensor.ndim != len(shape):
+        return None
+    for axis, pair in enumerate(zip(tensor.shape, shape, strict=True)):
+        if pair[0] == pair[1]:
+            continue
+        if pair not in sizes:
+            return None
+        index = torch.from_numpy(sizes[pair]).to(tensor.device)
+        tensor = tensor.index_select(axis, index)
+    return tensor
+
+
+def _built(module: Any, config: Any, state: Mapping[str, torch.Tensor]) -> Any:
+    """Model of a config with these weights; what is no weight, it computes by itself."""
+    with torch.random.fork_rng():
+        new = type(module)._from_config(config, dtype=module.dtype)
+    new.to(next(module.parameters()).device)
+    # Weights are copied, so that nothing is shared with the old model.
+    new.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(module.get_parameter(name).requires_grad)
+    new.tie_weights()
+    if getattr(module, "generation_config", None) is not None:
+        new.generation_config = copy.deepcopy(module.generation_config)
+    return new.train(module.training)
