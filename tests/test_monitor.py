@@ -333,7 +333,7 @@ def test_respond_answers_as_the_model_does_and_scores_the_answer(tiny_model):
     with NetworkMonitor(tiny_model, some, baseline, thresholds=limits(some, -99)) as watching:
         answer = monitor.respond(tiny_model, watching, "Why?", n_tokens=4)
         short = monitor.respond(tiny_model, watching, "Why?", n_tokens=4, stop_when="net2")
-        with pytest.raises(MonitorError, match="reads at most 128"):
+        with pytest.raises(scanner.ScanError, match="reads at most 128"):
             monitor.respond(tiny_model, watching, "Why? " * 90, n_tokens=4)
     inputs = padded(tiny_model, ["Why?"])
     ids = generate(tiny_model, inputs, 4, min_new_tokens=0)[0, inputs["input_ids"].shape[1] :]

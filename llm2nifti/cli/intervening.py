@@ -145,6 +145,7 @@ def _show_answers(args: argparse.Namespace) -> None:
         [0.0, args.strength],
         n_tokens=args.n_tokens,
         sites=_sites(args),
+        share=_shares(args)[0],
         model_name=args.model,
         device=args.device,
         quiet=args.quiet,

@@ -138,6 +138,7 @@ def strongest(
     *,
     share: float = SHARE,
     sites: Sequence[str] = (),
+    least: bool = False,
 ) -> Network:
     """Make a network of the units with the largest absolute t at some sites.
 
@@ -153,6 +154,8 @@ def strongest(
         Share of the units at these sites.
     sites : sequence of str, optional
         Names such as ``attn``; by default all.
+    least : bool, default=False
+        Take those with the smallest instead.
 
     Returns
     -------
@@ -167,13 +170,14 @@ def strongest(
     """
     if not 0 < share <= 1:
         raise ReadoutError(f"share is {share}; it must lie between 0 and 1")
-    signs = np.sign(t).astype(np.int8)
+    signs = np.where(t < 0, -1, t > 0 if not least else 1)
     where = Network(name, brain, np.ones(brain.n_units, np.int8))
     inside = np.flatnonzero((where.at(*sites) if sites else where).units)
     keep = np.zeros(brain.n_units, bool)
-    keep[inside[largest(np.abs(t[inside]), share)]] = True
+    keep[inside[largest((1 - 2 * least) * np.abs(t[inside]), share)]] = True
     at = f" of {', '.join(sites)}" if sites else ""
-    return Network(name, brain, np.where(keep, signs, 0).astype(np.int8), f"top {share:.2%}{at}")
+    end = "bottom" if least else "top"
+    return Network(name, brain, np.where(keep, signs, 0).astype(np.int8), f"{end} {share:.2%}{at}")
 
 
 @dataclass(frozen=True, eq=False)

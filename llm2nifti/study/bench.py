@@ -132,15 +132,10 @@ class Bench:
 
     def _made(self, condition: Condition, task: str, fold: int, kind: str) -> Network:
         """Units that respond most, or least, to a task in the other runs."""
-        assert condition.share is not None
         t = glm.t_map(self._others(task, fold))
         names = condition.sites or default_sites(self.runs[0])
-        inside = np.concatenate([np.full(s.n_units, s.name in names) for s in self.brain.sites])
-        size = np.abs(t)
-        scores = np.where(inside, -size if kind == "bottom" else size, -np.inf)
-        chosen = networks.largest(scores, condition.share * inside.mean())
-        signs = np.where(chosen, np.where(t < 0, -1, 1), 0).astype(np.int8)
-        return Network(task, self.brain, signs, f"{kind} {condition.share:.1%} by |t|")
+        least, share = kind == "bottom", condition.share or 0
+        return networks.strongest(task, self.brain, t, share=share, sites=names, least=least)
 
     def _others(self, task: str, fold: int) -> list[Any]:
         """Contrasts of a task's other runs."""

@@ -78,7 +78,15 @@ def _plan(
 
 
 def key_of(subject: str, condition: Condition, fold: int, name: str, kind: str) -> str:
-    """Name of one evaluation."""
+    """Name of one evaluation.
+
+    Parameters
+    ----------
+    subject : str
+        Label of the model.
+    condition, fold, name, kind
+        See `llm2nifti.study.bench.Bench.network`.
+    """
     how = [getattr(condition, field) for field in ("sites", "mode", "share", "strength")]
     spared = ["spare template"] * condition.spare_template
     return json.dumps([subject, *how, *spared, fold, name, kind])

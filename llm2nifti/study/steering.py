@@ -8,12 +8,13 @@ from typing import Any
 import nibabel as nib
 from tqdm import tqdm
 
-from llm2nifti import networks
+from llm2nifti import geometry, networks
 from llm2nifti.bids import Run
 from llm2nifti.interventions import steer
 from llm2nifti.networks import Network
 from llm2nifti.scanner.answering import answer
 from llm2nifti.study.bench import default_sites
+from llm2nifti.study.conditions import Condition
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.reloading import reload
 
@@ -34,7 +35,7 @@ def steered_answers(
     runs : sequence of Run
         Runs of one analysed model.
     task : str
-        Task whose effect is added, at the units of its network that are no part of the stream.
+        Task whose effect is added, at the units that respond most.
     prompts : sequence of str
         What to ask.
     strengths : sequence of float
@@ -42,7 +43,8 @@ def steered_answers(
     n_tokens : int, default=40
         Most tokens of an answer.
     **options : dict
-        ``sites`` to steer at; ``model_name``, ``device``: see `llm2nifti.study.reloading.reload`;
+        ``sites`` to steer at, by default all but those of the stream; ``share`` of their units, by
+        default 0.01; ``model_name``, ``device``: see `llm2nifti.study.reloading.reload`;
         ``quiet``: show no progress bar.
 
     Returns
@@ -55,7 +57,9 @@ def steered_answers(
     StudyError
         If the task was not recorded or not analysed.
     """
-    effect_img, network = _effect_of(runs, task, options.get("sites", ()))
+    sites = tuple(options.get("sites", ()))
+    condition = Condition(sites, "steer", options.get("share", 0.01))
+    effect_img, network = _effect_of(runs, task, condition)
     name, device = options.get("model_name"), options.get("device", "cpu")
     model = reload(runs[0], name=name, device=device)
     template = runs[0].sidecar["Settings"]["template"]
@@ -69,19 +73,21 @@ def steered_answers(
 
 
 def _effect_of(
-    runs: Sequence[Run], task: str, sites: Sequence[str]
+    runs: Sequence[Run], task: str, condition: Condition
 ) -> tuple[nib.Nifti1Image, Network]:
-    """Effect map and network of a task, as the analysis wrote them."""
+    """Effect map of a task, as the analysis wrote it, and the units with the largest |t|."""
     own = [run for run in runs if run.task == task]
     if not own:
         there = ", ".join(dict.fromkeys(run.task for run in runs))
         raise StudyError(f"no task {task!r} in the dataset; there are: {there}")
     paths = own[0].paths
-    for path in (paths.stat_map("effect"), paths.network()):
+    for path in (paths.stat_map("effect"), paths.stat_map("t")):
         if not path.exists():
             raise StudyError(
                 f"task {task!r} has no {path.name}; make it with: llm2nifti glm {paths.root}"
             )
     brain = own[0].brain
-    network = networks.from_mask(brain, nib.load(paths.network()), name=task)
-    return nib.load(paths.stat_map("effect")), network.at(*(sites or default_sites(own[0])))
+    t = geometry.from_img(brain, nib.load(paths.stat_map("t")))
+    names = condition.sites or default_sites(own[0])
+    network = networks.strongest(task, brain, t, share=condition.share or 0, sites=names)
+    return nib.load(paths.stat_map("effect")), network
