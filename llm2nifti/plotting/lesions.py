@@ -21,6 +21,7 @@ def plot_lesions(
     clear: ArrayLike | None = None,
     ax: Axes | None = None,
     title: str = "",
+    row_label: str = "Lesion of the network of",
 ) -> Axes:
     """Draw what the lesion of each network does to the text of each task.
 
@@ -32,7 +33,7 @@ def plot_lesions(
         Names of rows and columns.
     clear : (n_networks, n_tasks) bool array, optional
         Cells to mark with a star: their interval excludes 0.
-    ax, title : optional
+    ax, title, row_label : optional
 
     Examples
     --------
@@ -60,7 +61,7 @@ def plot_lesions(
     ax.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right", rotation_mode="anchor")
     ax.set(yticks=range(len(networks)), yticklabels=networks, title=title)
     ax.set_xlabel("Text of", fontsize=9)
-    ax.set_ylabel("Lesion of the network of", fontsize=9)
+    ax.set_ylabel(row_label, fontsize=9)
     ax.spines[:].set_visible(False)
     return ax
 

@@ -11,9 +11,10 @@ from llm2nifti import plotting
 from llm2nifti.report.figures import Plot
 from llm2nifti.report.section import Section, Table, read_json
 from llm2nifti.report.source import Source
-from llm2nifti.report.wording import number, percent, plural
+from llm2nifti.report.wording import listing, number, percent, plural
 
 RESULT = "lesion.json"
+STEERED = "steer.json"
 
 
 def lesion_section(source: Source) -> Section | None:
@@ -22,7 +23,7 @@ def lesion_section(source: Source) -> Section | None:
     if content is None:
         return None
     first = content["conditions"][0]
-    plots = [_matrix_plot(first, "lesions", "the model")]
+    plots = [_matrix_plot(first, "lesions", "the")]
     paragraphs = [_what(content, first), _reading(content)]
     tables = [_effects_table(first)]
     untrained = content["untrained"]
@@ -39,6 +40,35 @@ def lesion_section(source: Source) -> Section | None:
     return Section("lesions", "What happens without a network?", paragraphs, plots, tables)
 
 
+def steer_section(source: Source) -> Section | None:
+    """Section on steering, where ``llm2nifti steer`` measured it."""
+    content = read_json(source.folder / STEERED)
+    if content is None:
+        return None
+    first = content["conditions"][0]
+    paragraphs = [
+        "The difference between a task and control is added, "
+        f"{number(first['strength'], 1)} times, to the {percent(first['share'])} of the units of {listing(first['sites'])} with the "
+        "largest |t| for the task, while the model reads text of a run that made neither. Beside "
+        "it, the same values are added to random units of the same sites and layers.",
+        "Above 0, steering makes text more likely than that does. If steering were specific, the "
+        "diagonal would be highest in every column.",
+    ]
+    plots = [_matrix_plot(first, "steering", "the")]
+    if content["untrained"]:
+        copy = content["untrained"]["conditions"][0]
+        plots.append(_matrix_plot(copy, "steering_untrained", "the untrained"))
+    if "selectivity" in first:
+        s = first["selectivity"]
+        paragraphs.append(
+            "Own task minus other tasks, after taking out how easily each task is moved: "
+            f"{_with_interval(s['value'], s['interval'])} nats a token; random units "
+            f"{number(min(s['random']), 3)} to {number(max(s['random']), 3)}."
+        )
+    title = "What happens when a task's effect is added?"
+    return Section("steering", title, paragraphs, plots, [_effects_table(first)])
+
+
 def _what(content: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     """What was lesioned, and how the effect was measured."""
     sizes = content["sizes"]
@@ -50,7 +80,7 @@ def _what(content: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     share = first["share"]
     which = "The units of each mask" if share is None else f"The {percent(share)} of the units of "
     if share is not None:
-        which += f"{' and '.join(first['sites'])} with the largest |t| for a task"
+        which += f"{listing(first['sites'])} with the largest |t| for a task"
     made = (
         "The network is made from all runs but one, and its effect is measured on prompts and "
         "answers of the run that was left out"
@@ -84,18 +114,19 @@ def _matrix_plot(condition: Mapping[str, Any], stem: str, who: str) -> Plot:
     ends = np.array([[effects[n][t]["excess_interval"] for t in tasks] for n in names])
     clear = (ends[..., 0] > 0) | (ends[..., 1] < 0)
     title = "Untrained copy" if "untrained" in stem else ""
+    row = "Network of" if condition["mode"] != "steer" else "Steered by"
 
     def draw() -> Any:
-        return plotting.plot_lesions(values, names, tasks, clear=clear, title=title)
+        return plotting.plot_lesions(values, names, tasks, clear=clear, title=title, row_label=row)
 
     return Plot(
         stem,
         draw,
-        f"Effects of {plural(len(names), 'lesion')} on text of {plural(len(tasks), 'condition')} "
+        f"Effects of {plural(len(names), 'network')} on text of {plural(len(tasks), 'condition')} "
         f"in {who} model, from {number(values.min(), 3)} to {number(values.max(), 3)} nats a token "
         "beyond matched random units.",
-        "Each row is a lesion, each column the text it is measured on; numbers are nats a token "
-        "beyond matched random units.",
+        "Each row is an intervention, each column the text it is measured on; numbers are nats a "
+        "token beyond matched random units.",
     )
 
 

@@ -15,9 +15,10 @@ import pandas as pd
 from llm2nifti import bids, glm, plotting
 from llm2nifti.report import detection, findings, wording
 from llm2nifti.report.figures import Figure, draw, threshold_words
-from llm2nifti.report.lesions import lesion_section
+from llm2nifti.report.lesions import lesion_section, steer_section
 from llm2nifti.report.section import Section
 from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
+from llm2nifti.report.training import training_section
 
 PAGE = "report.html"
 _VIEWER_BYTES = 8_000_000  # of all viewers together, so that the page stays below 15 MB
@@ -70,7 +71,8 @@ def write(
 
 def _later_sections(source: Source) -> list[Section]:
     """Sections on what was done with the dataset after its analysis."""
-    return [section for section in (lesion_section(source),) if section]
+    makers = (lesion_section, steer_section, training_section)
+    return [section for section in (make(source) for make in makers) if section]
 
 
 def _render(

@@ -1,0 +1,120 @@
+"""Sections that the page has only where something more was done."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from llm2nifti import report
+from llm2nifti.report.lesions import lesion_section, steer_section
+from llm2nifti.report.training import training_section
+from llm2nifti.study.training_results import summarise
+
+TASKS = ["pathology", "archeology", "control"]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """All that these sections need of a dataset."""
+    return SimpleNamespace(folder=tmp_path)
+
+
+def trained():
+    """Network -1, random -0.5, all -2 on the task; nothing elsewhere."""
+    gains = {"network": 1.0, "random": 0.5, "all": 2.0}
+    base = {"losses": {task: [5.0, 5.0, 5.0] for task in TASKS}}
+    pieces = {}
+    for name, gain in gains.items():
+        losses = {task: [5 - gain * (task == "pathology")] * 3 for task in TASKS}
+        more = {"epochs": [1.0], "modules": ["a"], "n_weights": 1000}
+        pieces[name, 0] = {"losses": losses, **more}
+    rates = {name: {0.001: {"loss": 1.0}} for name in gains}
+    return summarise({"task": "pathology"}, rates, base, pieces)
+
+
+def condition(mode="mean", share=0.01, own=-0.3):
+    """Two networks that do `own` to their task and nothing elsewhere."""
+
+    def cell(value):
+        ends = [value - 0.1, value + 0.1]
+        return {
+            "delta": value, "interval": ends, "random": [0.0, 0.01], "bottom": -0.01,
+            "excess": value, "excess_interval": ends, "n_texts": 9,
+        }  # fmt: skip
+
+    names = TASKS[:2]
+    pair = {"value": own, "interval": [own - 0.1, own + 0.1]}
+    return {
+        "sites": ["attn", "mlp"], "mode": mode, "share": share, "strength": 2.0,
+        "spare_template": False,
+        "effects": {n: {t: cell(own if n == t else 0.0) for t in TASKS} for n in names},
+        "selectivity": {"tasks": names, "value": own, "interval": [-0.4, -0.2], "random": [0, 0]},
+        "double_dissociations": [
+            {"pair": names, "first": pair, "second": pair, "holds": own < 0, "random_holds": 0.2}
+        ],
+    }  # fmt: skip
+
+
+def lesioned(*conditions, untrained=None):
+    copy = {"effects": {}, "conditions": [untrained]} if untrained else None
+    return {
+        "held_out": True,
+        "sizes": {"n_random": 2, "n_prompts": 3, "seed": 0},
+        "conditions": list(conditions),
+        "untrained": copy,
+    }
+
+
+def put(source, name, content):
+    (source.folder / name).write_text(json.dumps(content))
+
+
+def test_where_nothing_was_done_there_is_no_section(source):
+    assert lesion_section(source) is None
+    assert steer_section(source) is None
+    assert training_section(source) is None
+
+
+def test_lesions_are_told_with_their_nulls(source):
+    put(source, "lesion.json", lesioned(condition(), untrained=condition(own=0.0)))
+    section = lesion_section(source)
+    text = " ".join(section.paragraphs)
+    assert "1.0\N{NO-BREAK SPACE}% of the units of attn and mlp" in text
+    assert "1 of 1 pair of tasks show" in text
+    assert [plot.stem for plot in section.plots] == ["lesions", "lesions_untrained"]
+    assert section.tables[0].rows[0]["excess"].startswith("−0.300 [−0.400")
+    assert section.tables[1].rows[0]["holds"] == "yes"
+    ax = section.plots[0].draw()
+    assert [t.get_text() for t in ax.texts][:3] == ["−0.300*", "0.000", "0.000"]
+
+
+def test_doses_are_drawn_where_there_are_several(source):
+    many = [condition(share=share, own=-share) for share in (0.01, 0.02, 0.05)]
+    put(source, "lesion.json", lesioned(*many, condition("zero", share=0.01)))
+    plot = lesion_section(source).plots[-1]
+    assert plot.stem == "lesion_doses"
+    line = plot.draw().lines[0]
+    np.testing.assert_allclose(line.get_ydata(), [-0.01, -0.02, -0.05])
+
+
+def test_steering_and_training_are_told(source):
+    put(source, "steer.json", lesioned(condition("steer", own=0.3)))
+    section = steer_section(source)
+    assert "added, 2.0 times, to the 1.0" in section.paragraphs[0]
+    assert section.plots[0].draw().get_ylabel() == "Steered by"
+    put(source, "training.json", {"pathology": trained()})
+    (table,) = training_section(source).tables
+    rows = {row["name"]: row for row in table.rows}
+    assert rows["network"]["pathology"] == "−1.00 [−1.00, −1.00]"
+    assert rows["network - random"]["pathology"].startswith("−0.50")
+    assert rows["network"]["weights"] == "1,000"
+    assert table.caption.endswith("pathology, 1 seed")
+
+
+def test_a_broken_file_is_one_line(source):
+    (source.folder / "lesion.json").write_text("{")
+    with pytest.raises(report.ReportError, match=r"lesion\.json cannot be read"):
+        lesion_section(source)
