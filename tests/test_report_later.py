@@ -103,7 +103,7 @@ def test_doses_are_drawn_where_there_are_several(source):
 def test_steering_and_training_are_told(source):
     put(source, "steer.json", lesioned(condition("steer", own=0.3)))
     section = steer_section(source)
-    assert "added, 2.0 times, to the 1.0" in section.paragraphs[0]
+    assert "added 2.0 times to the 1.0" in section.paragraphs[0]
     assert section.plots[0].draw().get_ylabel() == "Steered by"
     put(source, "training.json", {"pathology": trained()})
     (table,) = training_section(source).tables

@@ -46,11 +46,12 @@ def steer_section(source: Source) -> Section | None:
     if content is None:
         return None
     first = content["conditions"][0]
+    units = f"{percent(first['share'])} of the units of {listing(first['sites'])}"
     paragraphs = [
-        "The difference between a task and control is added, "
-        f"{number(first['strength'], 1)} times, to the {percent(first['share'])} of the units of "
-        f"{listing(first['sites'])} with the largest |t| for the task, while the model reads text of a run that made neither. Beside "
-        "it, the same values are added to random units of the same sites and layers.",
+        f"The difference between a task and control is added {number(first['strength'], 1)} times "
+        f"to the {units} with the largest |t| for the task, while the model reads text of a run "
+        "that made neither. Beside it, the same values are added to random units of the same "
+        "sites and layers.",
         "Above 0, steering makes text more likely than that does. If steering were specific, the "
         "diagonal would be highest in every column.",
     ]
