@@ -33,6 +33,19 @@ def tiny_folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_models(tiny_folders):
+    """Load a tiny model by kind, each once."""
+    loaded: dict[str, models.LoadedModel] = {}
+
+    def get(kind):
+        if kind not in loaded:
+            loaded[kind] = models.load(str(tiny_folders[kind]))
+        return loaded[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_folders):
     """A tiny Llama, loaded."""
     return models.load(str(tiny_folders["llama"]))

@@ -26,19 +26,6 @@ FINER = {
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tiny_folders):
-    """Load by kind, each once."""
-    loaded: dict[str, models.LoadedModel] = {}
-
-    def get(kind):
-        if kind not in loaded:
-            loaded[kind] = models.load(str(tiny_folders[kind]))
-        return loaded[kind]
-
-    return get
-
-
-@pytest.fixture(scope="session")
 def image_table(tmp_path_factory):
     """Stimuli of drawn images."""
     return stimuli.load(tiny.draw_images(tmp_path_factory.mktemp("images"), n=8))

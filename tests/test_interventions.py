@@ -20,19 +20,6 @@ HIDDEN = {
 }
 
 
-@pytest.fixture(scope="session")
-def loaded(tiny_folders):
-    """Load by kind, each once."""
-    found: dict[str, models.LoadedModel] = {}
-
-    def get(kind):
-        if kind not in found:
-            found[kind] = models.load(str(tiny_folders[kind]))
-        return found[kind]
-
-    return get
-
-
 def brain_of(model, sites):
     return geometry.layout(model.sites(sites))
 
@@ -79,8 +66,8 @@ def of_projections(model, role_names=("attn", "mlp", "mixer")):
 
 
 @pytest.mark.parametrize("kind", WITH_PROJECTIONS)
-def test_zeroed_hidden_units_equal_zeroed_columns(loaded, kind):
-    model = loaded(kind)
+def test_zeroed_hidden_units_equal_zeroed_columns(tiny_models, kind):
+    model = tiny_models(kind)
     network = some_units(brain_of(model, HIDDEN.get(kind, "heads,mlp_hidden")))
 
     def zero_columns(weight, _bias, units, _where):
@@ -97,8 +84,8 @@ def test_zeroed_hidden_units_equal_zeroed_columns(loaded, kind):
 
 @pytest.mark.parametrize("kind", WITH_PROJECTIONS)
 @pytest.mark.parametrize("mode", ["zero", "mean", "resample", "scale", "steer"])
-def test_outputs_equal_edited_rows_and_biases(loaded, kind, mode):
-    model = loaded(kind)
+def test_outputs_equal_edited_rows_and_biases(tiny_models, kind, mode):
+    model = tiny_models(kind)
     network = some_units(of_projections(model))
     values = np.random.default_rng(1).normal(size=network.brain.n_units).astype(np.float32)
     controls = Controls(network.brain, values[None])  # one trial: resampling gives it always
@@ -128,9 +115,9 @@ def test_outputs_equal_edited_rows_and_biases(loaded, kind, mode):
 
 
 @pytest.mark.parametrize("kind", [k for k in tiny.CONFIGS if k not in ("bert", "vit", "llava")])
-def test_a_scan_shows_the_lesion_and_nothing_before_it(loaded, kind):
+def test_a_scan_shows_the_lesion_and_nothing_before_it(tiny_models, kind):
     """Also with the prompts' common beginning read ahead, and for what is no module's output."""
-    model = loaded(kind)
+    model = tiny_models(kind)
     sites = {"mixtral": "attn,mlp,resid,experts"}.get(kind, "default")
     design = paradigm.blocks("pathology", n_blocks=1, trials_per_block=2, n_frames=3)
     settings = scanner.Settings(sites=sites)
@@ -261,8 +248,8 @@ def test_weights_of_a_map_scale_by_degrees(tiny_model):
     np.testing.assert_allclose(ratio[:4], [3, 2, 1.2, 1], rtol=1e-5)
 
 
-def test_another_models_network_is_refused(tiny_model, loaded):
-    network = some_units(brain_of(loaded("opt"), "attn"))
+def test_another_models_network_is_refused(tiny_model, tiny_models):
+    network = some_units(brain_of(tiny_models("opt"), "attn"))
     with (
         pytest.raises(InterventionError, match=r"space mb.*such as 'model.decoder"),
         lesion(tiny_model, network),

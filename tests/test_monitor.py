@@ -18,18 +18,6 @@ GENERATING = [kind for kind in tiny.CONFIGS if kind not in ("vit", "bert")]
 N_TOKENS = 5
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny_folders):
-    found: dict[str, models.LoadedModel] = {}
-
-    def get(kind):
-        if kind not in found:
-            found[kind] = models.load(str(tiny_folders[kind]))
-        return found[kind]
-
-    return get
-
-
 def some_networks(model, sites="default", n=3, **options):
     """Networks of random units of both signs, one of them weighted, and a random baseline."""
     brain = geometry.layout(model.sites(sites, **options))
@@ -82,8 +70,8 @@ def limits(some, value, n_tokens=1):
 
 
 @pytest.mark.parametrize("kind", GENERATING)
-def test_scores_are_those_of_a_recording_of_the_same_prompts(loaded, kind):
-    model = loaded(kind)
+def test_scores_are_those_of_a_recording_of_the_same_prompts(tiny_models, kind):
+    model = tiny_models(kind)
     some, baseline = some_networks(model)
     design = paradigm.blocks("pathology", n_blocks=1, trials_per_block=3, n_frames=N_TOKENS)
     # One by one: in a scan's batch, padding takes up places of a sliding window.
@@ -108,8 +96,8 @@ def test_scores_are_those_of_a_recording_of_the_same_prompts(loaded, kind):
         ("mamba", "mixer_hidden"),
     ],
 )
-def test_finer_units_are_scored_too(loaded, kind, sites):
-    model = loaded(kind)
+def test_finer_units_are_scored_too(tiny_models, kind, sites):
+    model = tiny_models(kind)
     fused = {"fused_qkv": "interleaved"} if kind == "bloom" else {}
     design = paradigm.blocks("pathology", n_blocks=1, trials_per_block=2, n_frames=N_TOKENS)
     settings = scanner.Settings(sites=sites, batch_size=1, **fused)
@@ -123,8 +111,10 @@ def test_finer_units_are_scored_too(loaded, kind, sites):
 
 @pytest.mark.parametrize("kind", ["llama", "mamba", "t5"])
 @pytest.mark.parametrize("prompt", ["a", "What is a bone?"])
-def test_without_a_cache_and_in_a_loop_of_ones_own_the_scores_are_the_same(loaded, kind, prompt):
-    model = loaded(kind)
+def test_without_a_cache_and_in_a_loop_of_ones_own_the_scores_are_the_same(
+    tiny_models, kind, prompt
+):
+    model = tiny_models(kind)
     some, baseline = some_networks(model)
     inputs = padded(model, [prompt])
     with NetworkMonitor(model, some, baseline) as watching:
@@ -186,8 +176,8 @@ def test_inside_a_lesion_the_monitor_sees_what_the_lesion_made(tiny_model):
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
-def test_a_batch_gives_what_its_sequences_give_alone(loaded, kind):
-    model = loaded(kind)
+def test_a_batch_gives_what_its_sequences_give_alone(tiny_models, kind):
+    model = tiny_models(kind)
     some, baseline = some_networks(model)
     prompts = ["What is a bone?", "Why?", "How do you describe the oldest city that is known?"]
     alone = []
@@ -302,7 +292,7 @@ def test_thresholds_let_the_rate_pass_and_networks_compare_in_their_own_spread()
     assert thresholds.top(thresholds.values[2], 3) is None
 
 
-def test_errors_say_what_to_do(loaded, tiny_model):
+def test_errors_say_what_to_do(tiny_models, tiny_model):
     some, baseline = some_networks(tiny_model)
     with pytest.raises(MonitorError, match="needs thresholds"):
         NetworkMonitor(tiny_model, some, baseline, on_crossing=print)
@@ -315,12 +305,12 @@ def test_errors_say_what_to_do(loaded, tiny_model):
         NetworkMonitor(tiny_model, [some[0], some[0]], baseline)
     with (
         pytest.raises(MonitorError, match="use the model that was scanned"),
-        NetworkMonitor(loaded("gpt2"), some, baseline),
+        NetworkMonitor(tiny_models("gpt2"), some, baseline),
     ):
         pass
-    assert not any(m._forward_pre_hooks for m in loaded("gpt2").module.modules())
+    assert not any(m._forward_pre_hooks for m in tiny_models("gpt2").module.modules())
     with pytest.raises(MonitorError, match="generates nothing"):
-        NetworkMonitor(loaded("bert"), some, baseline)
+        NetworkMonitor(tiny_models("bert"), some, baseline)
     with pytest.raises(networks.ReadoutError, match="cannot show a rate"):
         calibrate(["a"], np.zeros((10, 2, 1)), rate=0.05)
     still = Baseline(baseline.brain, baseline.mean, np.zeros_like(baseline.sd))

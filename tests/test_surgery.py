@@ -22,19 +22,6 @@ LOSES_HEADS = {"llama", "qwen3", "gemma3_text", "mistral", "mixtral", "phi"}
 KEEPS_MLP = {"bloom", "t5"}
 
 
-@pytest.fixture(scope="session")
-def loaded(tiny_folders):
-    """Load by kind, each once."""
-    found: dict[str, models.LoadedModel] = {}
-
-    def get(kind):
-        if kind not in found:
-            found[kind] = models.load(str(tiny_folders[kind]))
-        return found[kind]
-
-    return get
-
-
 def brain_of(model, sites="heads,mlp_hidden"):
     return geometry.layout(model.sites(sites))
 
@@ -71,8 +58,8 @@ def answers(model, module=None):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("keep", [False, True])
-def test_pruned_model_computes_what_the_lesioned_one_does(loaded, kind, keep):
-    model = loaded(kind)
+def test_pruned_model_computes_what_the_lesioned_one_does(tiny_models, kind, keep):
+    model = tiny_models(kind)
     network = some_units(brain_of(model, SITES.get(kind, "heads,mlp_hidden")), two_thirds())
     rest = replace(network, signs=(~network.units).astype(np.int8))
     before = answers(model)
@@ -88,8 +75,8 @@ def test_pruned_model_computes_what_the_lesioned_one_does(loaded, kind, keep):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_families_get_smaller_where_their_config_allows_it(loaded, kind):
-    model = loaded(kind)
+def test_families_get_smaller_where_their_config_allows_it(tiny_models, kind):
+    model = tiny_models(kind)
     network = some_units(brain_of(model, SITES.get(kind, "heads,mlp_hidden")), two_thirds())
     pruned = surgery.prune(model, network)
     notes = {note.split(":")[0]: note for note in pruned.notes}
@@ -104,9 +91,9 @@ def test_families_get_smaller_where_their_config_allows_it(loaded, kind):
     assert (n_after < n_before) == any("smaller (" in note for note in pruned.notes)
 
 
-def test_weights_that_remain_are_those_of_the_units_that_remain(loaded):
+def test_weights_that_remain_are_those_of_the_units_that_remain(tiny_models):
     """Numbers and weights by hand: 3 layers, of 40 hidden units 30, 25 and 28 remain."""
-    model = loaded("llama")
+    model = tiny_models("llama")
     n_gone = {1: 10, 2: 15, 3: 12}
     gone = {layer: np.random.default_rng(layer).permutation(40)[:n] for layer, n in n_gone.items()}
     network = some_units(brain_of(model, "mlp_hidden"), lambda site: gone[site.layer])
@@ -123,9 +110,9 @@ def test_weights_that_remain_are_those_of_the_units_that_remain(loaded):
     assert int(padding.sum()) == 30 - 25
 
 
-def test_whole_key_value_groups_go(loaded):
+def test_whole_key_value_groups_go(tiny_models):
     """The first layer loses its second group, the others their first; one unit more has to stay."""
-    model = loaded("llama")  # 4 heads of 6 units share 2 keys and values
+    model = tiny_models("llama")  # 4 heads of 6 units share 2 keys and values
     groups = {1: slice(12, 24), 2: slice(0, 13), 3: slice(0, 12)}
     network = some_units(brain_of(model), lambda s: groups[s.layer] if s.name == "heads" else [])
     pruned = surgery.prune(model, network)
@@ -194,8 +181,8 @@ def test_a_planted_unit_is_gone(tiny_folders):
     assert kept.settings["intermediate_size"] == (40, 1)
 
 
-def test_the_model_before_shares_nothing_with_the_one_after(loaded):
-    model = loaded("gpt2")
+def test_the_model_before_shares_nothing_with_the_one_after(tiny_models):
+    model = tiny_models("gpt2")
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     pruned = surgery.prune(model, some_units(brain_of(model), two_thirds()))
     with torch.no_grad():
@@ -207,8 +194,8 @@ def test_the_model_before_shares_nothing_with_the_one_after(loaded):
     assert pruned.model.source["WeightsHash"] != model.source["WeightsHash"]
 
 
-def test_units_without_weights_are_refused(loaded):
-    model = loaded("llama")
+def test_units_without_weights_are_refused(tiny_models):
+    model = tiny_models("llama")
     for sites in ("attn,mlp", "resid", "heads,mlp"):
         network = some_units(brain_of(model, sites), lambda _site: [0])
         with pytest.raises(PruneError, match=r"own no weights.*--sites heads,mlp_hidden") as caught:
@@ -218,9 +205,9 @@ def test_units_without_weights_are_refused(loaded):
     assert surgery.prune(model, both).removed.n_units == 3  # units of the other site are none of it
 
 
-def test_other_models_and_empty_networks_are_refused(loaded):
-    model = loaded("llama")
-    network = some_units(brain_of(loaded("opt"), "mlp_hidden"), lambda _site: [0])
+def test_other_models_and_empty_networks_are_refused(tiny_models):
+    model = tiny_models("llama")
+    network = some_units(brain_of(tiny_models("opt"), "mlp_hidden"), lambda _site: [0])
     with pytest.raises(PruneError, match="no weight in model"):
         surgery.prune(model, network)
     wide = geometry.Site("mlp_hidden", 1, "model.layers.0.mlp.down_proj", 41, where="input")
@@ -233,9 +220,9 @@ def test_other_models_and_empty_networks_are_refused(loaded):
         surgery.prune(model, some_units(brain, lambda _site: slice(None)), keep=True)
 
 
-def test_weights_that_are_used_elsewhere_are_noticed(loaded):
+def test_weights_that_are_used_elsewhere_are_noticed(tiny_models):
     """A projection that reads more than its input sees: the columns alone do not decide."""
-    model = replace(loaded("llama"), module=copy.deepcopy(loaded("llama").module))
+    model = replace(tiny_models("llama"), module=copy.deepcopy(tiny_models("llama").module))
     layer = model.module.model.layers[0].mlp
     layer.down_proj.register_forward_hook(
         lambda module, _args, out: out + module.weight.abs().sum(dim=1)
