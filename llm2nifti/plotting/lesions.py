@@ -48,7 +48,7 @@ def plot_lesions(
             f"{values.shape}"
         )
     stars = np.zeros(values.shape, bool) if clear is None else np.asarray(clear, bool)
-    ax = ax or new_axes(2.8 + 0.62 * len(tasks), 1.8 + 0.5 * len(networks))
+    ax = ax or new_axes(2.8 + 0.62 * len(tasks), 2.4 + 0.45 * len(networks))
     top = float(np.abs(values).max()) or 1.0
     image = ax.imshow(values, cmap=mpl.colormaps["RdBu"], vmin=-top, vmax=top, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
