@@ -236,4 +236,4 @@ def test_an_ordinary_dataset_says_what_to_scan(tiny_folders, tmp_path, capsys):
     base = ["prune", str(tmp_path / "ds"), "--model", model, "--network", "pathology"]
     assert cli.main([*base, "--out", str(tmp_path / "x")]) == 2
     assert "llm2nifti run ds-units --sites heads,mlp_hidden" in capsys.readouterr().err
-    assert surgery.prunable(bids.read_all(tmp_path / "ds")[0].brain) == []
+    assert surgery.owning_sites(bids.read_all(tmp_path / "ds")[0].brain) == ()

@@ -190,7 +190,7 @@ def network_of(runs: Sequence[Run], choice: Choice) -> Network:
     if task not in tasks:
         raise StudyError(f"no task {choice.task!r} in the dataset; there are: {', '.join(tasks)}")
     maps = glm.fit(tasks[task], quiet=True).contrast(f"{task} - {glm.CONTROL}")
-    sites = [site.name for site in surgery.prunable(brain)]
+    sites = [site.name for site in surgery.owning_sites(brain)]
     threshold: dict[str, Any] = THRESHOLD
     network = replace(networks.threshold(maps, **threshold), name=task)
     if not sites:
@@ -205,10 +205,10 @@ def network_of(runs: Sequence[Run], choice: Choice) -> Network:
 def _top(network: Network, scores: NDArray, share: float) -> Network:
     """Units of a network with the largest scores: a share of all that can be pruned."""
     inside = np.zeros(network.brain.n_units, bool)
-    for site in surgery.prunable(network.brain):
+    for site in surgery.owning_sites(network.brain):
         inside[network.brain.slice_of(site)] = True
     inside &= network.units
-    n = max(1, round(share * sum(site.n_units for site in surgery.prunable(network.brain))))
+    n = max(1, round(share * sum(site.n_units for site in surgery.owning_sites(network.brain))))
     order = np.argsort(-np.where(inside, scores, -np.inf), kind="stable")[: min(n, inside.sum())]
     signs = np.zeros_like(network.signs)
     signs[order] = network.signs[order]

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llm2nifti.geometry import ModelBrain, Site
+from llm2nifti.geometry import Site
 from llm2nifti.hooks import Point
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.points import tapped
 from llm2nifti.networks import Network
+from llm2nifti.surgery.feeding import owning_sites
 from llm2nifti.surgery.shrinking import Settings, ShrinkError, cut_heads, cut_units, shrink
 
 CUTS = {"mlp_hidden": cut_units, "heads": cut_heads}
@@ -66,7 +67,7 @@ class Pruned:
     def summary(self) -> dict[str, Any]:
         """What was removed, ready for JSON."""
         profile = self.removed.profile()
-        profile = profile[profile["site"].isin({s.name for s in prunable(self.removed.brain)})]
+        profile = profile[profile["site"].isin({s.name for s in owning_sites(self.removed.brain)})]
         by_site = profile.groupby("site", sort=False)[["n_units", "n_active"]].sum()
         return {
             "network": self.removed.name,
@@ -148,11 +149,6 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
     return Pruned(pruned, removed, settings, tuple(notes), error, (numbers[0], numbers[1]))
 
 
-def prunable(brain: ModelBrain) -> list[Site]:
-    """Sites whose units own weights: the inputs of projections."""
-    return [site for site in brain.sites if site.where == "input" and not site.part]
-
-
 def to_remove(network: Network, *, keep: bool = False) -> Network:
     """Units that go when a network is pruned, or when it is all that is kept.
 
@@ -168,7 +164,7 @@ def to_remove(network: Network, *, keep: bool = False) -> Network:
     PruneError
         If a unit owns no weights, or nothing goes.
     """
-    sites = prunable(network.brain)
+    sites = owning_sites(network.brain)
     can_go = np.zeros(network.brain.n_units, bool)
     for site in sites:
         can_go[network.brain.slice_of(site)] = True
@@ -193,7 +189,7 @@ def to_remove(network: Network, *, keep: bool = False) -> Network:
 
 def _check(model: LoadedModel, removed: Network) -> None:
     """Raise PruneError unless the model has the weights that the units own."""
-    for site in prunable(removed.brain):
+    for site in owning_sites(removed.brain):
         try:
             weight = model.module.get_parameter(f"{site.module}.weight")
         except AttributeError:
@@ -228,7 +224,7 @@ def members(removed: Network, site: Site) -> NDArray[np.bool_]:
 @torch.no_grad()
 def _zero_columns(module: Any, removed: Network) -> None:
     """Set the weights that read the units to zero."""
-    for site in prunable(removed.brain):
+    for site in owning_sites(removed.brain):
         weight = module.get_parameter(f"{site.module}.weight")
         index = torch.from_numpy(np.flatnonzero(members(removed, site))).to(weight.device)
         weight.index_fill_(column_axis(module, site.module), index, 0)
@@ -240,8 +236,8 @@ def _shrunk(
     """The smallest model that still computes the same, what changed in its config, and notes."""
     changed: dict[str, tuple[int | None, int]] = {}
     notes = []
-    for name in dict.fromkeys(site.name for site in prunable(removed.brain)):
-        sites = [site for site in prunable(removed.brain) if site.name == name]
+    for name in dict.fromkeys(site.name for site in owning_sites(removed.brain)):
+        sites = [site for site in owning_sites(removed.brain) if site.name == name]
         if not any(members(removed, site).any() for site in sites):
             continue
         before = module.config.get_text_config().to_dict()
@@ -297,11 +293,11 @@ def zeroed(model: LoadedModel, network: Network) -> Iterator[None]:
     model : LoadedModel
         The model.
     network : Network
-        Units of `prunable` sites.
+        Units of `owning_sites` sites.
     """
     index = {
         Point(site.module, site.where): torch.from_numpy(np.flatnonzero(members(network, site)))
-        for site in prunable(network.brain)
+        for site in owning_sites(network.brain)
     }
     edit = lambda point, x: x.index_fill(-1, index[point].to(x.device), 0)  # noqa: E731
     with tapped(model, list(index), edit):

@@ -9,7 +9,8 @@ from torch.nn.utils import prune as torch_prune
 
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.surgery.pruning import column_axis, members, prunable
+from llm2nifti.surgery.feeding import owning_sites
+from llm2nifti.surgery.pruning import column_axis, members
 
 
 def smallest(model: LoadedModel, removed: Network) -> Network:
@@ -32,7 +33,7 @@ def smallest(model: LoadedModel, removed: Network) -> Network:
     columns of the projection that reads the units.
     """
     signs = np.zeros(removed.brain.n_units, np.int8)
-    for site in prunable(removed.brain):
+    for site in owning_sites(removed.brain):
         n = int(members(removed, site).sum())
         axis = column_axis(model.module, site.module)
         holder = nn.Module()  # torch prunes a module in place, the model has to stay as it is
@@ -62,7 +63,7 @@ def at_random(removed: Network, *, seed: int = 0) -> Network:
     """
     rng = np.random.default_rng([seed, 20231110])
     signs = np.zeros(removed.brain.n_units, np.int8)
-    for site in prunable(removed.brain):
+    for site in owning_sites(removed.brain):
         inside = members(removed, site)
         signs[removed.brain.slice_of(site)] = rng.permutation(inside)
     return Network(f"random, as {removed.name}", removed.brain, signs, f"random, seed {seed}")
