@@ -85,7 +85,7 @@ def test_lesions_are_told_with_their_nulls(source):
     assert "1.0\N{NO-BREAK SPACE}% of the units of attn and mlp" in text
     assert "1 of 1 pair of tasks show" in text
     assert [plot.stem for plot in section.plots] == ["lesions", "lesions_untrained"]
-    assert section.tables[0].rows[0]["excess"].startswith("−0.300 [−0.400")
+    assert section.tables[0].rows[0]["excess"].startswith("−0.30 [−0.40")
     assert section.tables[1].rows[0]["holds"] == "yes"
     ax = section.plots[0].draw()
     assert [t.get_text() for t in ax.texts][:3] == ["−0.300*", "0.000", "0.000"]

@@ -141,10 +141,10 @@ def _effects_table(condition: Mapping[str, Any]) -> Table:
                 {
                     "network": name,
                     "task": task,
-                    "delta": _with_interval(e["delta"], e["interval"]),
-                    "random": f"{number(min(e['random']), 3)} to {number(max(e['random']), 3)}",
-                    "bottom": "n/a" if e["bottom"] is None else number(e["bottom"], 3),
-                    "excess": _with_interval(e["excess"], e["excess_interval"]),
+                    "delta": _with_interval(e["delta"], e["interval"], 2),
+                    "random": f"{number(min(e['random']))} to {number(max(e['random']))}",
+                    "bottom": "n/a" if e["bottom"] is None else number(e["bottom"]),
+                    "excess": _with_interval(e["excess"], e["excess_interval"], 2),
                 }
             )
     columns = [
@@ -163,8 +163,8 @@ def _pairs_table(condition: Mapping[str, Any]) -> Table:
     rows = [
         {
             "pair": " – ".join(pair["pair"]),
-            "first": _with_interval(pair["first"]["value"], pair["first"]["interval"]),
-            "second": _with_interval(pair["second"]["value"], pair["second"]["interval"]),
+            "first": _with_interval(pair["first"]["value"], pair["first"]["interval"], 2),
+            "second": _with_interval(pair["second"]["value"], pair["second"]["interval"], 2),
             "holds": "yes" if pair["holds"] else "no",
             "random": percent(pair["random_holds"]),
         }
@@ -172,12 +172,12 @@ def _pairs_table(condition: Mapping[str, Any]) -> Table:
     ]
     columns = [
         ("pair", "Tasks A – B", False),
-        ("first", "Text of A: own minus other lesion", True),
-        ("second", "Text of B: own minus other lesion", True),
+        ("first", "Text of A", True),
+        ("second", "Text of B", True),
         ("holds", "Both below 0", True),
-        ("random", "Random units cross over", True),
+        ("random", "Random cross over", True),
     ]
-    return Table("Double dissociations", columns, rows)
+    return Table("Double dissociations: its own lesion minus the other's", columns, rows)
 
 
 def _selectivity_sentence(condition: Mapping[str, Any], who: str) -> str:
@@ -234,6 +234,7 @@ def _dose(condition: Mapping[str, Any]) -> dict[str, list[float]]:
     }
 
 
-def _with_interval(value: float, ends: list[float]) -> str:
+def _with_interval(value: float, ends: list[float], digits: int = 3) -> str:
     """Value with its interval."""
-    return f"{number(value, 3)} [{number(ends[0], 3)}, {number(ends[1], 3)}]"
+    low, high = (number(end, digits) for end in ends)
+    return f"{number(value, digits)} [{low}, {high}]"
