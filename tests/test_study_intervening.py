@@ -273,3 +273,8 @@ def test_the_steer_command_measures_and_answers(root, folder, capsys):
     assert answers[0]["response"] != answers[1]["response"]
     assert cli.main(["steer", str(root), "--prompt", "Hm", "--model", folder]) == 2
     assert "no task 'all'" in capsys.readouterr().err
+
+
+def test_the_dataset_stays_valid(root, content, validate):
+    assert (root / bids.DERIVATIVES / "lesion.json").exists()
+    validate(root)

@@ -69,6 +69,7 @@ IGNORED = [
     "steer.json",
     "*_evaluations.jsonl",
     "detection.json",
+    "training.json",
     "figures",
     "figures/",
     "*_statmap.*",
