@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import tiny
 
-from llm2nifti import bids, cli, models
+from llm2nifti import bids, cli, models, stimuli
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,12 @@ def tiny_models(tiny_folders):
         return loaded[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def image_table(tmp_path_factory):
+    """Stimuli of drawn images."""
+    return stimuli.load(tiny.draw_images(tmp_path_factory.mktemp("images"), n=8))
 
 
 @pytest.fixture(scope="session")

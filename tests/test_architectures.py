@@ -12,7 +12,7 @@ import tiny
 import torch
 from PIL import Image
 
-from llm2nifti import models, paradigm, scanner, stimuli
+from llm2nifti import models, paradigm, scanner
 from llm2nifti.models import weights
 
 GENERATING = [kind for kind in tiny.CONFIGS if kind not in ("bert", "vit")]
@@ -23,12 +23,6 @@ FINER = {
     "t5": "heads,mlp_hidden,cross_heads,q,k,v,norms",
     **dict.fromkeys(("gpt2", "gpt_neox", "falcon", "bloom"), "heads,mlp_hidden,norms"),
 }
-
-
-@pytest.fixture(scope="session")
-def image_table(tmp_path_factory):
-    """Stimuli of drawn images."""
-    return stimuli.load(tiny.draw_images(tmp_path_factory.mktemp("images"), n=8))
 
 
 def scan(model, design, **settings):

@@ -145,6 +145,27 @@ def test_a_scan_shows_the_lesion_and_nothing_before_it(tiny_models, kind):
     np.testing.assert_allclose(values[:, layer < last], intact[:, layer < last], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bert", "vit", "llava"])
+def test_what_only_reads_is_lesioned_too(tiny_models, image_table, kind):
+    model, sizes = tiny_models(kind), {"n_blocks": 1, "trials_per_block": 2}
+    shown = ("pathology", None) if kind == "bert" else ("discs", image_table)
+    design = paradigm.blocks(shown[0], table=shown[1], **sizes)
+    settings = scanner.Settings(mode="read")
+
+    def scan():
+        return scanner.scan(model, design, settings=settings, on_trials=lambda _n: None)
+
+    before = scan()
+    network = some_units(before.brain).at("mlp")
+    with lesion(model, network):
+        values = np.asarray(scan().values)
+    assert (values[:, network.units] == 0).all()
+    first = before.brain.slice_of(next(s for s in before.brain.sites if s.name == "attn"))
+    np.testing.assert_allclose(values[:, first], np.asarray(before.values)[:, first], atol=1e-5)
+    last = before.brain.slice_of([s for s in before.brain.sites if s.name == "resid"][-1])
+    assert np.abs(values[:, last] - np.asarray(before.values)[:, last]).max() > 1e-3
+
+
 def test_generation_in_a_batch_equals_each_prompt_alone(tiny_model):
     """Lesioned, too."""
     network = some_units(brain_of(tiny_model, "attn,mlp"))

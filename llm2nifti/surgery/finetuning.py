@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -15,27 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from llm2nifti.models import LoadedModel
-from llm2nifti.scanner.prefill import can_continue
+from llm2nifti.scanner.likelihood import Text, log_likelihoods
+from llm2nifti.scanner.prefill import can_continue, common_length
 from llm2nifti.surgery.feeding import SurgeryError
 from llm2nifti.surgery.lora import lora_config
-
-EVALUATED = 32  # texts whose loss is computed together
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, and which of its tokens are to be predicted.
-
-    Attributes
-    ----------
-    ids : tuple of int
-        Tokens.
-    scored : tuple of int
-        Positions in `ids` whose loss counts.
-    """
-
-    ids: tuple[int, ...]
-    scored: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -111,17 +93,9 @@ def concept_texts(
     return texts
 
 
-@torch.no_grad()
 def text_losses(model: LoadedModel, texts: Sequence[Text]) -> NDArray[np.float64]:
     """(n_texts,) mean negative log-likelihood of each text's scored tokens, nats a token."""
-    n_shared = _n_shared(model, texts)
-    order = np.argsort([len(text.ids) for text in texts], kind="stable")
-    losses = np.zeros(len(texts))
-    for start in range(0, len(texts), EVALUATED):
-        rows = order[start : start + EVALUATED]
-        some = _losses(model, [texts[row] for row in rows], n_shared)
-        losses[rows] = some.double().cpu().numpy()
-    return losses
+    return -log_likelihoods(model, texts)
 
 
 @contextmanager
@@ -222,8 +196,7 @@ def _n_shared(model: LoadedModel, texts: Sequence[Text]) -> int:
     """Tokens that all texts begin with and that predict none that counts."""
     if not can_continue(model):
         return 0
-    columns = zip(*(text.ids[: text.scored[0] - 1] for text in texts), strict=False)
-    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
+    return common_length([text.ids[: text.scored[0] - 1] for text in texts])
 
 
 def _losses(model: LoadedModel, texts: Sequence[Text], n_shared: int) -> torch.Tensor:
