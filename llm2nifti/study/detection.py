@@ -22,6 +22,7 @@ from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
 from llm2nifti.study.comparisons import Areas, Trials
 from llm2nifti.study.readouts import Evidence, gather, project
+from llm2nifti.study.sessions import untrained_runs
 
 DETECTION = "detection.json"
 N_SHUFFLES = 20
@@ -72,22 +73,12 @@ def detect(
     runs = bids.read_all(root, subject=subject, session=session)
     who = (runs[0].subject, runs[0].session)
     content = evaluate(runs, share=share, rate=rate, n_boot=n_boot, quiet=quiet)
-    other = untrained_of(root, runs)
+    other = untrained_runs(root, runs)
     if other:
         found = evaluate(other, share=share, rate=rate, n_boot=n_boot, n_shuffles=0, quiet=quiet)
         content["untrained"] = {"subject": other[0].subject, "auc": found["auc"]}
     bids.write_json(bids.analysis_folder(root, *who) / DETECTION, Path(root), content)
     return content
-
-
-def untrained_of(root: Path, runs: Sequence[Run]) -> list[Run]:
-    """Runs of the untrained copy of a model; none where it was not scanned."""
-    label = bids.label(f"{runs[0].subject}-untrained")
-    listed = bids.runs(root)
-    there = (listed["subject"] == label) & (listed["session"] == runs[0].session)
-    if not there.any() or label == runs[0].subject:
-        return []
-    return bids.read_all(root, subject=label, session=runs[0].session)
 
 
 def evaluate(

@@ -18,6 +18,7 @@ from llm2nifti.study.conditions import Condition, Sizes
 from llm2nifti.study.effects import evaluations_of, is_measured, results, sweep
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.reloading import reload
+from llm2nifti.study.sessions import untrained_runs
 
 RESULTS = {"tasks": "lesion.json", "masks": "lesion_masks.json", "steer": "steer.json"}
 
@@ -143,18 +144,6 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Netw
         name = Path(word).name.removesuffix(".gz").removesuffix(".nii")
         given.append(networks.from_mask(runs[0].brain, nib.load(word), name=name))
     return [], given
-
-
-def untrained_runs(root: Path, runs: Sequence[Run]) -> list[Run]:
-    """Runs of the untrained copy of the same tasks, or none."""
-    label = bids.label(f"{runs[0].subject}-untrained")
-    listed = bids.runs(root)
-    there = listed[(listed["subject"] == label) & (listed["session"] == runs[0].session)]
-    if there.empty:
-        return []
-    found = bids.read_all(root, subject=label, session=runs[0].session)
-    wanted = {(run.task, run.run) for run in runs}
-    return [run for run in found if (run.task, run.run) in wanted]
 
 
 def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condition:

@@ -161,6 +161,18 @@ def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:
     )
 
 
+def untrained_runs(root: Path, runs: Sequence[Run]) -> list[Run]:
+    """Runs of the untrained copy of the same tasks, or none."""
+    label = bids.label(f"{runs[0].subject}-untrained")
+    listed = bids.runs(root)
+    there = listed[(listed["subject"] == label) & (listed["session"] == runs[0].session)]
+    if there.empty:
+        return []
+    found = bids.read_all(root, subject=label, session=runs[0].session)
+    wanted = {(run.task, run.run) for run in runs}
+    return [run for run in found if (run.task, run.run) in wanted]
+
+
 def _is_repeated(runs: Sequence[Run]) -> bool:
     """Whether every task has at least 2 runs of at least 2 on-blocks."""
     n_blocks = min(
