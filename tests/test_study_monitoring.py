@@ -12,7 +12,7 @@ import pytest
 
 from llm2nifti import bids, cli, models, paradigm, scanner
 from llm2nifti.networks import running_means
-from llm2nifti.study import monitoring, readouts
+from llm2nifti.study import readouts
 
 PROMPTS = "What is a bone?\n\n   \nWho sits in a senate?\n"
 
@@ -114,13 +114,16 @@ def test_a_model_that_cannot_be_found_again_is_asked_for(ask):
     assert "say where it is with --model" in err
 
 
-def test_other_weights_are_noted_and_another_architecture_is_refused(
-    dataset, tiny_folders, capsys, ask
+def test_other_weights_are_warned_of_and_another_architecture_is_refused(
+    ask, tiny_folders, tmp_path
 ):
-    untrained = models.load(str(tiny_folders["llama"]), untrained=True)
-    about = bids.read_all(dataset)[0].sidecar["Model"]
-    monitoring._note(untrained, about)
-    assert "other weights than the model that was scanned" in capsys.readouterr().err
-    code, _, err = ask("--model", tiny_folders["gpt2"])
+    other = models.load(str(tiny_folders["llama"]), untrained=True, seed=1)
+    other.module.save_pretrained(tmp_path)
+    other.tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="has other weights .* than those that sub-"):
+        code, lines, _ = ask("--model", tmp_path)
+    assert (code, len(lines)) == (0, 2)
+    with pytest.warns(UserWarning, match="has other weights"):
+        code, _, err = ask("--model", tiny_folders["gpt2"])
     assert code == 2
     assert "use the model that was scanned" in err

@@ -167,7 +167,7 @@ def test_networks_are_read_by_task_or_file(scanned, tmp_path):
     path = tmp_path / "drawn.nii.gz"
     nib.save(mask, path)
     assert (read_network(runs, str(path)).units == found.units).all()
-    with pytest.raises(StudyError, match=r"no file 'nowhere\.nii', and no such task"):
+    with pytest.raises(StudyError, match=r"no file 'nowhere\.nii', and no task"):
         read_network(runs, "nowhere.nii")
     fresh = bids.read_all(make_dataset(tmp_path / "fresh"))
     with pytest.raises(StudyError, match="llm2nifti glm"):

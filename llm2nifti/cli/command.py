@@ -55,6 +55,13 @@ def add_session(parser: Any) -> None:
     parser.add_argument("--session", help="session of the model (default: the only one)")
 
 
+def add_model(parser: Any) -> None:
+    """Options that say which model a dataset came from, and where to put it."""
+    add_session(parser)
+    parser.add_argument("--model", help="where the model is, if the dataset does not say it")
+    parser.add_argument("--device", default="cpu", help="torch device such as cuda")
+
+
 def show(args: argparse.Namespace, content: Any, text: str) -> None:
     """Print JSON or text, as asked."""
     print(json.dumps(content, indent=2, ensure_ascii=False) if args.json else text)

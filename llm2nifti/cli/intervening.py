@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_session, show
+from llm2nifti.cli.command import add_command, add_dataset, add_model, show
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.study.conditions import Condition
@@ -16,13 +16,6 @@ def add_commands(commands: Any) -> None:
     """Add the commands of this file to the parser."""
     for add in (_add_lesion, _add_steer):
         add(commands)
-
-
-def add_model(parser: Any) -> None:
-    """Options that say which model a dataset came from."""
-    add_session(parser)
-    parser.add_argument("--model", help="where the model is, if the dataset does not say it")
-    parser.add_argument("--device", default="cpu", help="torch device such as cuda")
 
 
 def _add_measuring(parser: Any) -> None:

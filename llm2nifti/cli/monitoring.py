@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from llm2nifti import defaults
-from llm2nifti.cli.command import add_command, add_dataset, add_session, show, show_line
+from llm2nifti.cli.command import (
+    add_command,
+    add_dataset,
+    add_model,
+    add_session,
+    show,
+    show_line,
+)
 
 RATE = 0.05  # see llm2nifti.networks.readout, which is too heavy for --help
 
@@ -32,8 +39,7 @@ def _add_monitor(commands: Any) -> None:
     parser.add_argument(
         "--networks", type=Path, required=True, metavar="DATASET", help="whose networks to watch"
     )
-    parser.add_argument("--model", help="what to load (default: the model that was scanned)")
-    add_session(parser)
+    add_model(parser)
     parser.add_argument(
         "--n-tokens", type=int, default=defaults.N_FRAMES, help="most tokens of an answer"
     )
@@ -69,6 +75,7 @@ def _monitor(args: argparse.Namespace) -> None:
             monitoring.prepared(
                 args.networks,
                 model=args.model,
+                device=args.device,
                 subject=args.subject,
                 session=args.session,
                 rate=args.threshold,

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, show
-from llm2nifti.cli.intervening import add_model
+from llm2nifti.cli.command import add_command, add_dataset, add_model, show
 
 
 def add_commands(commands: Any) -> None:

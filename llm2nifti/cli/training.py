@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_session, show
+from llm2nifti.cli.command import add_command, add_dataset, add_model, show
 
 
 def add_commands(commands: Any) -> None:
@@ -18,8 +18,7 @@ def add_commands(commands: Any) -> None:
 def _add_options(parser: Any) -> None:
     """Options of both."""
     add_dataset(parser)
-    add_session(parser)
-    parser.add_argument("--model", help="where the model is, if the dataset does not say it")
+    add_model(parser)
     parser.add_argument("--top", type=int, help="modules to train (default: a tenth of all)")
     parser.add_argument("--r", type=int, default=8, help="rank of the LoRA updates")
     parser.add_argument("--alpha", type=float, default=16, help="LoRA scale: alpha / r")
@@ -40,7 +39,7 @@ def _target(args: argparse.Namespace) -> None:
     from llm2nifti.study import training
 
     runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
-    table = training.rank_modules(runs, args.network, model=args.model)
+    table = training.rank_modules(runs, args.network, model=args.model, device=args.device)
     n = surgery.default_top(table) if args.top is None else args.top
     if not 0 < n <= len(table):
         raise surgery.SurgeryError(f"top is {n}; it must be from 1 to {len(table)} modules")
@@ -88,7 +87,14 @@ def _train(args: argparse.Namespace) -> None:
         recipe=Recipe(epochs=args.epochs, r=args.r, alpha=args.alpha),
         stimuli_path=args.stimuli,
     )
-    how = {"setup": setup, "model": args.model, "overwrite": args.overwrite, "quiet": args.quiet}
     with scanning.torch_threads(args.threads):
-        content = training.train(runs, args.task, **how)
+        content = training.train(
+            runs,
+            args.task,
+            setup=setup,
+            model=args.model,
+            device=args.device,
+            overwrite=args.overwrite,
+            quiet=args.quiet,
+        )
     show(args, content, training_table(content))

@@ -100,20 +100,12 @@ def selectivity(changes: Sequence[Changes], *, seed: int = 0) -> dict[str, Any]:
     DissociationError
         If there are fewer than 2 tasks with a network.
     """
-    tasks = _tasks(changes)
-    matrices = _matrices(changes, tasks)
-    draws = _bootstrap(matrices, tasks, seed)
-    n_random = min(c.random[t].shape[0] for c in changes for t in tasks)
-    null = [
-        _own_minus_other(np.array([[c.random[t][i].mean() for t in tasks] for c in changes]))
-        for i in range(n_random)
-    ]
-    means = np.array([[matrices[i][t].mean() for t in tasks] for i in range(len(tasks))])
+    tasks, means, draws, null = _matrices(changes, seed)
     return {
         "tasks": tasks,
         "value": float(_own_minus_other(means)),
         "interval": _interval(np.array([_own_minus_other(draw) for draw in draws])),
-        "random": [float(value) for value in null],
+        "random": [_own_minus_other(matrix) for matrix in null],
     }
 
 
@@ -141,14 +133,7 @@ def double_dissociations(changes: Sequence[Changes], *, seed: int = 0) -> list[d
     compares lesions on the same texts, so that tasks need not be equally easy to hurt. The
     intervals are 95 % each and not corrected for the number of pairs.
     """
-    tasks = _tasks(changes)
-    matrices = _matrices(changes, tasks)
-    draws = _bootstrap(matrices, tasks, seed)
-    means = np.array([[matrices[i][t].mean() for t in tasks] for i in range(len(tasks))])
-    n_random = min(c.random[t].shape[0] for c in changes for t in tasks)
-    null = np.array(
-        [[[c.random[t][i].mean() for t in tasks] for c in changes] for i in range(n_random)]
-    )
+    tasks, means, draws, null = _matrices(changes, seed)
     out = []
     for a in range(len(tasks)):
         for b in range(a):
@@ -175,21 +160,26 @@ def _tasks(changes: Sequence[Changes]) -> list[str]:
     return tasks
 
 
-def _matrices(changes: Sequence[Changes], tasks: Sequence[str]) -> list[dict[str, NDArray]]:
-    """Change of every text, by network and task."""
-    return [{task: c.lesion[task] for task in tasks} for c in changes]
+def _matrices(
+    changes: Sequence[Changes], seed: int
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Tasks, and mean changes of their texts under the lesion of each of their networks.
 
-
-def _bootstrap(
-    matrices: Sequence[Mapping[str, NDArray]], tasks: Sequence[str], seed: int
-) -> NDArray[np.float64]:
-    """(n_bootstrap, n_networks, n_tasks) means of resampled texts, the same for all networks."""
-    out = np.empty((N_BOOTSTRAP, len(matrices), len(tasks)))
+    The matrix (n_networks, n_tasks) of the lesions; (n_bootstrap, ...) of resampled texts, the same
+    ones for all networks; and (n_random, ...) of the sets of random units.
+    """
+    tasks = _tasks(changes)
+    means = np.array([[c.lesion[task].mean() for task in tasks] for c in changes])
+    n_random = min(len(c.random[task]) for c in changes for task in tasks)
+    null = np.array(
+        [[[c.random[t][i].mean() for t in tasks] for c in changes] for i in range(n_random)]
+    )
+    draws = np.empty((N_BOOTSTRAP, *means.shape))
     for j, task in enumerate(tasks):
-        rows = _resampled(len(matrices[0][task]), seed + j)
-        for i, matrix in enumerate(matrices):
-            out[:, i, j] = matrix[task][rows].mean(axis=1)
-    return out
+        rows = _resampled(len(changes[0].lesion[task]), seed + j)
+        for i, c in enumerate(changes):
+            draws[:, i, j] = c.lesion[task][rows].mean(axis=1)
+    return tasks, means, draws, null
 
 
 def _own_minus_other(matrix: NDArray) -> float:

@@ -8,15 +8,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-
-from llm2nifti import bids, networks
+from llm2nifti import bids
 from llm2nifti.bids import Run
 from llm2nifti.networks import Network
 from llm2nifti.study.bench import Bench, default_sites
 from llm2nifti.study.conditions import Condition, Sizes
 from llm2nifti.study.effects import evaluations_of, is_measured, results, sweep
 from llm2nifti.study.lock import StudyError
+from llm2nifti.study.masks import image_network
 from llm2nifti.study.reloading import reload
 from llm2nifti.study.sessions import untrained_runs
 
@@ -141,8 +140,7 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Netw
             raise StudyError(
                 f"{word!r} is neither a task of the dataset ({', '.join(tasks)}) nor an image file"
             )
-        name = Path(word).name.removesuffix(".gz").removesuffix(".nii")
-        given.append(networks.from_mask(runs[0].brain, nib.load(word), name=name))
+        given.append(image_network(runs, word))
     return [], given
 
 

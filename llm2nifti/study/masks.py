@@ -13,6 +13,53 @@ from llm2nifti.study.analysis import by_task
 from llm2nifti.study.lock import StudyError
 
 
+def runs_of(runs: Sequence[Run], task: str) -> list[Run]:
+    """Runs of one task.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Runs of one model.
+    task : str
+        Name or label of the task.
+
+    Returns
+    -------
+    list of Run
+
+    Raises
+    ------
+    StudyError
+        If there is none.
+    """
+    tasks = by_task(runs)
+    try:
+        label = bids.label(task)
+    except bids.LabelError:
+        label = ""
+    if label not in tasks:
+        raise StudyError(f"no task {task!r} in the dataset; there are: {', '.join(tasks)}")
+    return tasks[label]
+
+
+def image_network(runs: Sequence[Run], path: str | Path) -> networks.Network:
+    """Network of a NIfTI image, under the name of its file.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Runs of the model in whose space the image is.
+    path : str or Path
+        Where it is.
+
+    Returns
+    -------
+    Network
+    """
+    name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    return networks.from_mask(runs[0].brain, nib.load(path), name=name)
+
+
 def read_network(runs: Sequence[Run], name: str) -> networks.Network:
     """Read a network that the dataset holds, or make one of an image.
 
@@ -33,16 +80,14 @@ def read_network(runs: Sequence[Run], name: str) -> networks.Network:
         If there is neither such a task nor such a file, or the task is not analysed.
     """
     if Path(name).is_file():
-        return networks.from_mask(runs[0].brain, nib.load(name), name=Path(name).name)
-    tasks = by_task(runs)
+        return image_network(runs, name)
     try:
-        task = bids.label(name)
-    except bids.LabelError:
-        task = ""
-    if task not in tasks:
-        raise StudyError(f"no file {name!r}, and no such task; there are: {', '.join(tasks)}")
-    path = tasks[task][0].paths.network()
+        own = runs_of(runs, name)[0]
+    except StudyError as error:
+        raise StudyError(f"no file {name!r}, and {error}") from error
+    path = own.paths.network()
     if not path.exists():
-        root = tasks[task][0].paths.root
-        raise StudyError(f"task {name!r} has no network yet; make it with: llm2nifti glm {root}")
-    return networks.from_mask(runs[0].brain, nib.load(path), name=task)
+        raise StudyError(
+            f"task {name!r} has no network yet; make it with: llm2nifti glm {own.paths.root}"
+        )
+    return networks.from_mask(own.brain, nib.load(path), name=own.task)

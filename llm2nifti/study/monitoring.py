@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from llm2nifti import bids, models
-from llm2nifti.models import LoadedModel, ModelError
+from llm2nifti import bids
+from llm2nifti.models import LoadedModel
 from llm2nifti.monitor import MonitorError, NetworkMonitor, Response, respond
 from llm2nifti.networks import RATE
 from llm2nifti.study.readouts import calibrated, gather
+from llm2nifti.study.reloading import reload
 
 
 @contextmanager
@@ -20,6 +19,7 @@ def prepared(
     root: Path,
     *,
     model: str | None = None,
+    device: str = "cpu",
     subject: str | None = None,
     session: str | None = None,
     rate: float = RATE,
@@ -32,13 +32,15 @@ def prepared(
     root : Path
         Root of the dataset.
     model : str, optional
-        What to load; by default the model that was scanned.
+        What to load; by default the model that was scanned. Other weights make a warning.
+    device : str, default="cpu"
+        See `llm2nifti.models.load`.
     subject, session : str, optional
         See `llm2nifti.bids.read`.
     rate : float, default=0.05
         Share of control prompts on which the threshold of a network lets it pass.
     quiet : bool, default=False
-        Show no progress bars, and no note of other weights.
+        Show no progress bars.
 
     Yields
     ------
@@ -51,15 +53,13 @@ def prepared(
         If the dataset does not fit the model.
     """
     runs = bids.read_all(root, subject=subject, session=session)
-    about = runs[0].sidecar
-    if about.get("Settings", {}).get("mode", "generate") != "generate":
+    if runs[0].sidecar.get("Settings", {}).get("mode", "generate") != "generate":
         raise MonitorError(
             f"{root} was recorded while the model read; the monitor needs networks of a model that "
             "generates: scan with --mode generate"
         )
-    loaded = _load(model, about["Model"])
-    if not quiet:
-        _note(loaded, about["Model"])
+    # A fine-tuned model may be watched with the networks of its ancestor.
+    loaded = reload(runs[0], name=model, device=device, other_weights=True)
     evidence = gather(runs, quiet=quiet)
     numbers = evidence.numbers
     watching = NetworkMonitor(
@@ -111,34 +111,3 @@ def answers(
                 template=template,
                 stop_when=stop_when,
             )
-
-
-def _load(name: str | None, about: dict[str, Any]) -> LoadedModel:
-    """The model asked for, or the one that the dataset names."""
-    if name is not None:
-        return models.load(name)
-    recorded = str(about.get("Name", ""))
-    untrained = recorded.endswith("-untrained")
-    revision = about.get("Revision", "n/a")
-    try:
-        return models.load(
-            recorded.removesuffix("-untrained"),
-            untrained=untrained,
-            revision=None if revision == "n/a" else revision,
-            dtype=about.get("DType", "float32"),
-        )
-    except ModelError as error:
-        raise MonitorError(
-            f"the dataset's model {recorded!r} cannot be loaded by this name ({error}); say where "
-            "it is with --model"
-        ) from error
-
-
-def _note(loaded: LoadedModel, about: dict[str, Any]) -> None:
-    """Say on standard error that the weights are not those that were scanned."""
-    own, scanned = loaded.source.get("WeightsHash"), about.get("WeightsHash")
-    if own != scanned:
-        sys.stderr.write(
-            f"note: {loaded.name} has other weights than the model that was scanned "
-            f"({about.get('Name')}); its thresholds may not hold\n"
-        )

@@ -14,23 +14,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llm2nifti import bids, glm, networks, surgery
+from llm2nifti import glm, networks, surgery
 from llm2nifti.bids import Run
 from llm2nifti.interventions import lesion
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
 from llm2nifti.scanner.likelihood import log_likelihoods
-from llm2nifti.study.analysis import THRESHOLD, by_task
+from llm2nifti.study.analysis import THRESHOLD
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import Sizes
 from llm2nifti.study.evaluations import Evaluations
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.losses import Rows, summarise
+from llm2nifti.study.masks import image_network, runs_of
 
 N_RANDOM = 3
 N_PROMPTS = 8
@@ -178,18 +178,17 @@ def network_of(runs: Sequence[Run], choice: Choice) -> Network:
     """
     brain = runs[0].brain
     if choice.mask is not None:
-        name = choice.mask.name.removesuffix(".gz").removesuffix(".nii")
-        network = networks.from_mask(brain, nib.load(choice.mask), name=name)
+        network = image_network(runs, choice.mask)
         if choice.share is None:
             return network
         if network.weights is None:
-            raise StudyError(f"mask {name!r} is binary, so --share cannot choose among its units")
+            raise StudyError(
+                f"mask {network.name!r} is binary, so --share cannot choose among its units"
+            )
         return _top(network, network.strengths, choice.share)
-    task = bids.label(str(choice.task))
-    tasks = by_task(runs)
-    if task not in tasks:
-        raise StudyError(f"no task {choice.task!r} in the dataset; there are: {', '.join(tasks)}")
-    maps = glm.fit(tasks[task], quiet=True).contrast(f"{task} - {glm.CONTROL}")
+    own = runs_of(runs, str(choice.task))
+    task = own[0].task
+    maps = glm.fit(own, quiet=True).contrast(f"{task} - {glm.CONTROL}")
     sites = [site.name for site in surgery.owning_sites(brain)]
     threshold: dict[str, Any] = THRESHOLD
     network = replace(networks.threshold(maps, **threshold), name=task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from llm2nifti import models
@@ -10,7 +11,9 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.study.lock import StudyError
 
 
-def reload(run: Run, *, name: str | None = None, device: str = "cpu") -> LoadedModel:
+def reload(
+    run: Run, *, name: str | None = None, device: str = "cpu", other_weights: bool = False
+) -> LoadedModel:
     """Load the model of a run.
 
     Parameters
@@ -22,6 +25,8 @@ def reload(run: Run, *, name: str | None = None, device: str = "cpu") -> LoadedM
         its own name.
     device : str, default="cpu"
         See `llm2nifti.models.load`.
+    other_weights : bool, default=False
+        Only warn where the weights are not those that were scanned.
 
     Returns
     -------
@@ -50,8 +55,11 @@ def reload(run: Run, *, name: str | None = None, device: str = "cpu") -> LoadedM
         raise models.ModelError(f"{error}{hint}") from error
     found, expected = model.source["WeightsHash"], scanned["WeightsHash"]
     if found != expected:
-        raise StudyError(
+        message = (
             f"model {model.name!r} has other weights ({found}) than those that sub-{run.subject} "
-            f"was scanned with ({expected}); give the scanned model with --model"
+            f"was scanned with ({expected})"
         )
+        if not other_weights:
+            raise StudyError(f"{message}; give the scanned model with --model")
+        warnings.warn(message, stacklevel=2)
     return model

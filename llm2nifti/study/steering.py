@@ -16,6 +16,7 @@ from llm2nifti.scanner.answering import answer
 from llm2nifti.study.bench import default_sites
 from llm2nifti.study.conditions import Condition
 from llm2nifti.study.lock import StudyError
+from llm2nifti.study.masks import runs_of
 from llm2nifti.study.reloading import reload
 
 
@@ -76,10 +77,7 @@ def _effect_of(
     runs: Sequence[Run], task: str, condition: Condition
 ) -> tuple[nib.Nifti1Image, Network]:
     """Effect map of a task, as the analysis wrote it, and the units with the largest |t|."""
-    own = [run for run in runs if run.task == task]
-    if not own:
-        there = ", ".join(dict.fromkeys(run.task for run in runs))
-        raise StudyError(f"no task {task!r} in the dataset; there are: {there}")
+    own = runs_of(runs, task)
     paths = own[0].paths
     for path in (paths.stat_map("effect"), paths.stat_map("t")):
         if not path.exists():
@@ -89,5 +87,5 @@ def _effect_of(
     brain = own[0].brain
     t = geometry.from_img(brain, nib.load(paths.stat_map("t")))
     names = condition.sites or default_sites(own[0])
-    network = networks.strongest(task, brain, t, share=condition.share or 0, sites=names)
+    network = networks.strongest(own[0].task, brain, t, share=condition.share or 0, sites=names)
     return nib.load(paths.stat_map("effect")), network

@@ -26,9 +26,8 @@ from llm2nifti import bids, glm, networks, stimuli
 from llm2nifti.bids import Run
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.study.analysis import by_task
 from llm2nifti.study.lock import StudyError, locked
-from llm2nifti.study.masks import read_network
+from llm2nifti.study.masks import read_network, runs_of
 from llm2nifti.study.reloading import reload
 from llm2nifti.study.training_results import CONDITIONS, best_rate, summarise
 from llm2nifti.surgery.feeding import check_owning, owning_sites
@@ -74,7 +73,9 @@ class Setup:
     stimuli_path: str | None = None
 
 
-def rank_modules(runs: Sequence[Run], network: str, *, model: str | None = None) -> pd.DataFrame:
+def rank_modules(
+    runs: Sequence[Run], network: str, *, model: str | None = None, device: str = "cpu"
+) -> pd.DataFrame:
     """Rank the modules of a dataset's model by the mass of a network.
 
     Parameters
@@ -85,6 +86,8 @@ def rank_modules(runs: Sequence[Run], network: str, *, model: str | None = None)
         A task, or the path of a mask image; see `llm2nifti.study.masks.read_network`.
     model : str, optional
         Where the model is, if the dataset does not say it.
+    device : str, default="cpu"
+        See `llm2nifti.models.load`.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def rank_modules(runs: Sequence[Run], network: str, *, model: str | None = None)
     """
     found = _owning(read_network(runs, network))
     check_owning(found)
-    return target_modules(found, model=reload(runs[0], name=model))
+    return target_modules(found, model=reload(runs[0], name=model, device=device))
 
 
 def train(
@@ -102,6 +105,7 @@ def train(
     *,
     setup: Setup | None = None,
     model: str | LoadedModel | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -120,6 +124,8 @@ def train(
         See there.
     model : str or LoadedModel, optional
         The model, or where it is, if the dataset does not say it.
+    device : str, default="cpu"
+        Where a model that is not loaded yet is put; see `llm2nifti.models.load`.
     overwrite : bool, default=False
         Replace earlier results of the task.
     quiet : bool, default=False
@@ -143,7 +149,7 @@ def train(
     path = bids.analysis_folder(first.paths.root, first.subject, first.session) / RESULTS
     if label in _read(path) and not overwrite:
         raise bids.ExistsError(f"{path} has results of {label!r}; replace them with --overwrite")
-    loaded = model if isinstance(model, LoadedModel) else reload(first, name=model)
+    loaded = model if isinstance(model, LoadedModel) else reload(first, name=model, device=device)
     experiment = Experiment(tuple(runs), loaded, label, setup or Setup())
     experiment.check()
     with locked(first.paths.root):
@@ -221,10 +227,7 @@ class Experiment:
     @cached_property
     def made_from(self) -> list[Run]:
         """Runs that the network is made from: all of the task but the last, if there are more."""
-        some = by_task(self.runs).get(self.task, [])
-        if not some:
-            known = ", ".join(by_task(self.runs))
-            raise StudyError(f"no task {self.task!r} in the dataset; there are: {known}")
+        some = runs_of(self.runs, self.task)
         return some[:-1] or some
 
     @cached_property
