@@ -265,3 +265,24 @@ def test_text_that_looks_like_numbers_stays_text(tmp_path):
     recording = make_recording(responses=["007"] * make_recording().paradigm.n_trials)
     bids.write(recording, tmp_path)
     assert set(bids.read(tmp_path, task="pathology").events["response"]) == {"007"}
+
+
+def test_a_run_that_is_written_again_outdates_what_was_made_of_it(tmp_path):
+    bids.write(make_recording(), tmp_path)
+    made = [tmp_path / bids.DERIVATIVES / f"{name}.json" for name in ("lesion", "steer", "summary")]
+    for path in made:
+        path.write_text("{}")
+    bids.write(make_recording(), tmp_path, overwrite=True)
+    assert not any(path.exists() for path in made)
+
+
+def test_clearing_keeps_what_can_be_resumed(tmp_path):
+    work = tmp_path / bids.WORK
+    for name in ("begun", "tmp-host-1-2"):
+        (work / name).mkdir(parents=True)
+    (work / "begun" / "plan.json").write_text("{}")
+    (work / "shared.lock").touch()
+    bids.clear_work(tmp_path)
+    assert [path.name for path in work.iterdir()] == ["begun"]
+    bids.clear_work(tmp_path, recordings=True)
+    assert not work.exists()

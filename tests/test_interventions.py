@@ -272,7 +272,9 @@ def test_weights_of_a_map_scale_by_degrees(tiny_model):
 def test_another_models_network_is_refused(tiny_model, tiny_models):
     network = some_units(brain_of(tiny_models("opt"), "attn"))
     with (
-        pytest.raises(InterventionError, match=r"space mb.*such as 'model.decoder"),
+        pytest.raises(
+            InterventionError, match=r"space mb.* does not have \(no module 'model.decoder"
+        ),
         lesion(tiny_model, network),
     ):
         pass
@@ -336,3 +338,28 @@ def test_control_trials_leave_the_task_out(tiny_model):
     np.testing.assert_allclose(controls.activity, np.abs(expected).mean(0), rtol=1e-5)
     with pytest.raises(InterventionError, match="no runs"):
         interventions.control_trials([])
+
+
+def test_resampling_draws_control_trials_by_its_seed(tiny_model):
+    network = some_units(brain_of(tiny_model, "mlp"))
+    values = np.random.default_rng(1).normal(size=(4, network.brain.n_units)).astype(np.float32)
+    controls = Controls(network.brain, values)
+    site = network.brain.sites[0]
+    inside = network.brain.slice_of(site)
+    units = np.flatnonzero(network.units[inside])
+    allowed = values[:, inside][:, units]
+
+    def written(seed):
+        seen = []
+        layer = tiny_model.module.get_submodule(site.module)
+        with lesion(tiny_model, network, "resample", controls=controls, seed=seed):
+            handle = layer.register_forward_hook(lambda _m, _a, out: seen.append(out[..., units]))
+            answers(tiny_model)
+            handle.remove()
+        return seen[0].reshape(-1, len(units)).numpy()
+
+    first, again, other = written(1), written(1), written(2)
+    drawn = [next(i for i in range(4) if np.array_equal(row, allowed[i])) for row in first]
+    assert set(drawn) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)

@@ -94,6 +94,7 @@ def test_scores_are_those_of_a_recording_of_the_same_prompts(tiny_models, kind):
         ("mixtral", "heads,experts"),
         ("bloom", "q,k,mlp_hidden"),
         ("mamba", "mixer_hidden"),
+        ("gemma3_text", "attn,mlp,norms"),  # two names for one tensor
     ],
 )
 def test_finer_units_are_scored_too(tiny_models, kind, sites):
@@ -208,7 +209,9 @@ def test_weights_outputs_and_hooks_are_as_before(tiny_model):
     assert watching.scores.shape == n_seen  # it has left
 
 
-def test_generation_ends_at_the_token_whose_mean_is_above_the_threshold(tiny_model):
+def test_generation_ends_at_the_token_whose_mean_is_above_the_threshold(tiny_model, monkeypatch):
+    # As in Gemma, padding is no end token, so that it does not say itself that a sequence is over.
+    monkeypatch.setattr(tiny_model.module.generation_config, "eos_token_id", 399)
     some, baseline = some_networks(tiny_model)
     prompts = ["What is a bone?", "Why?", "Where is Rome?"]
     with NetworkMonitor(tiny_model, some, baseline) as free:
@@ -226,6 +229,7 @@ def test_generation_ends_at_the_token_whose_mean_is_above_the_threshold(tiny_mod
     for row, full, end in zip(out[:, n_prompt:], whole[:, n_prompt:], ends, strict=True):
         assert row[:end].tolist() == full[:end].tolist()
         assert not row[end:].any()  # padding
+    assert (~np.isnan(watching.scores[..., 0])).sum(axis=1).tolist() == ends
 
 
 def test_a_callback_comes_once_for_each_network_and_sequence(tiny_model):
@@ -333,3 +337,14 @@ def test_respond_answers_as_the_model_does_and_scores_the_answer(tiny_model):
     assert not answer.stopped
     assert short.stopped
     assert answer.response.startswith(short.response)
+
+
+def test_a_monitor_is_entered_once_at_a_time(tiny_model):
+    some, baseline = some_networks(tiny_model)
+    watching = NetworkMonitor(tiny_model, some, baseline)
+    with watching, pytest.raises(MonitorError, match="entered already"), watching:
+        pass
+    n_hooks = len(tiny_model.module._forward_pre_hooks)
+    with watching:
+        generate(tiny_model, padded(tiny_model, ["Why?"]))
+    assert len(tiny_model.module._forward_pre_hooks) == n_hooks == 0

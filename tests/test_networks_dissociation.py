@@ -78,3 +78,27 @@ def test_intervals_hold_their_level():
 def test_a_single_network_has_no_dissociation():
     with pytest.raises(networks.DissociationError, match="2 or more tasks"):
         networks.selectivity(changes_of(0.1)[:1])
+
+
+def test_a_few_scattered_sets_are_no_fixed_standard():
+    """The interval beyond random sets knows that other sets would have been drawn."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        sets = rng.normal(-0.5, 1.0, (10, 1)) + rng.normal(0, 0.1, (10, 40))
+        lesion = rng.normal(-0.5, 1.0) + rng.normal(0, 0.1, 40)  # one more of the same kind
+        changes = networks.Changes("a", {"a": lesion}, {"a": sets})
+        low, high = networks.effect(changes, "a")["excess_interval"]
+        texts_only = 2 * 1.96 * np.hypot(0.1, 0.1) / 40**0.5
+        assert high - low > 3 * texts_only
+        inside += low < lesion.mean() + 0.5 < high  # the truth about these sets' mean
+    assert inside / 200 > 0.8
+
+
+def test_crossing_over_is_counted_alike_for_networks_and_random_sets():
+    pairs = networks.double_dissociations(changes_of(0.3))
+    assert all(pair["crosses"] for pair in pairs)
+    weak = networks.double_dissociations(changes_of(0.001))
+    for pair in (*pairs, *weak):
+        assert pair["crosses"] == (pair["first"]["value"] < 0 and pair["second"]["value"] < 0)
+        assert 0 <= pair["random_crosses"] <= 1

@@ -53,7 +53,8 @@ def condition(mode="mean", share=0.01, own=-0.3):
         "effects": {n: {t: cell(own if n == t else 0.0) for t in TASKS} for n in names},
         "selectivity": {"tasks": names, "value": own, "interval": [-0.4, -0.2], "random": [0, 0]},
         "double_dissociations": [
-            {"pair": names, "first": pair, "second": pair, "holds": own < 0, "random_holds": 0.2}
+            {"pair": names, "first": pair, "second": pair, "holds": own < 0,
+             "crosses": own < 0, "random_crosses": 0.2}
         ],
     }  # fmt: skip
 

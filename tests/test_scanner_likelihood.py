@@ -9,7 +9,12 @@ import torch
 
 from llm2nifti import geometry, interventions, models, networks
 from llm2nifti.scanner import ScanError
-from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods
+from llm2nifti.scanner.likelihood import (
+    Text,
+    dialogues,
+    log_likelihoods,
+    read_beginning,
+)
 
 PROMPTS = ["What is an ant?", "Why is the sky blue, and what else is?", "Hm"]
 ANSWERS = [[5, 6, 7], [9, 10, 11], [12, 13, 14]]
@@ -73,3 +78,27 @@ def test_models_that_predict_nothing_are_refused(tiny_folders):
 def test_texts_without_a_token_that_counts_are_refused(tiny_model):
     with pytest.raises(ScanError, match="text 1 has no token"):
         log_likelihoods(tiny_model, [Text((1, 2), (1,)), Text((1,), ())])
+
+
+def test_what_is_read_outside_of_a_lesion_is_spared_by_it(tiny_model):
+    """By hand: hooks that leave the first positions alone, one text at a time, without a cache."""
+    brain = geometry.layout(tiny_model.sites("mlp"))
+    network = networks.Network("all", brain, np.ones(brain.n_units, np.int8))
+    texts = [Text((5, 9, 30, 7, 2, 11), (4, 5)), Text((5, 9, 30, 8, 12), (4,))]
+    n_shared = 3
+    before = read_beginning(tiny_model, texts)
+    assert before.get_seq_length() == n_shared
+    with interventions.lesion(tiny_model, network):
+        spared = log_likelihoods(tiny_model, texts, beginning=before)
+        whole = log_likelihoods(tiny_model, texts)
+
+    def zero_rest(_module, _args, out):
+        return torch.cat([out[:, :n_shared], torch.zeros_like(out[:, n_shared:])], dim=1)
+
+    layers = [tiny_model.module.get_submodule(site.module) for site in brain.sites]
+    handles = [layer.register_forward_hook(zero_rest) for layer in layers]
+    expected = [by_loss(tiny_model, text) for text in texts]
+    for handle in handles:
+        handle.remove()
+    np.testing.assert_allclose(spared, expected, rtol=1e-4)
+    assert np.abs(spared - whole).min() > 1e-4

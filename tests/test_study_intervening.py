@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -83,7 +84,7 @@ def by_hand(root, folder, content):
 
 
 def test_an_effect_equals_the_same_lesion_made_in_the_weights(root, folder, content):
-    path = next((root / bids.DERIVATIVES).glob("sub-tiny*llama_lesions_evaluations.jsonl"))
+    path = next((root / bids.DERIVATIVES).glob("sub-tiny*llama_lesion_evaluations.jsonl"))
     lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     found = next(
         change["pathology"]
@@ -177,7 +178,8 @@ def test_a_mask_drawn_by_hand_is_lesioned(root, folder, tmp_path, capsys):
         (["--networks", "nothing"], "neither a task of the dataset (archeology, pathology)"),
         (["--sites", "router"], "has no site 'router'; it was scanned with embed, attn"),
         (["--share", "0"], "share is 0"),
-        (["--mode", "median"], "use mean, zero, resample or steer"),
+        (["--mode", "median"], "mode is 'median'; use mean, zero or resample"),
+        (["--mode", "steer"], "mode is 'steer'; use mean, zero or resample"),
         (["--n-random", "0"], "n-random is 0"),
     ],
 )
@@ -278,3 +280,75 @@ def test_the_steer_command_measures_and_answers(root, folder, capsys):
 def test_the_dataset_stays_valid(root, content, validate):
     assert (root / bids.DERIVATIVES / "lesion.json").exists()
     validate(root)
+
+
+def test_fewer_prompts_than_tasks_are_enough(root, folder):
+    bench = Bench(models.load(folder), bids.read_all(root), Sizes(n_random=1, n_prompts=1))
+    counts = {task: len(texts) for task, texts in bench.texts[1].items()}
+    assert counts == {"archeology": 1, "pathology": 1, "control": 1}
+    condition = Condition(("mlp",), "zero", 0.05)
+    assert len(bench.change(condition, "pathology", 1, "lesion")["control"]) == 1
+
+
+def test_steering_and_lesions_and_masks_are_kept_apart(root, folder, tmp_path):
+    """What one of them forgets, the others keep; of masks, earlier modes stay, too."""
+    whole = shutil.copytree(root, tmp_path / "ds")
+    sizes = {"sizes": Sizes(n_random=1, n_prompts=2), "model_name": folder, "quiet": True}
+    lesion = intervene(whole, [Condition(("mlp",))], untrained=False, overwrite=True, **sizes)
+    steering = [Condition(("mlp",), "steer")]
+    intervene(whole, steering, untrained=False, overwrite=True, **sizes)
+    again = intervene(whole, [Condition(("mlp",))], untrained=False, **sizes)
+    assert again["effects"] == lesion["effects"]
+    with pytest.raises(StudyError, match="measured apart"):
+        intervene(whole, [*steering, Condition(("mlp",))], **sizes)
+    brain = bids.read_all(whole)[0].brain
+    mask = geometry.to_img(brain, (np.arange(brain.n_units) % 50 == 0).astype(np.uint8))
+    for folder_name in ("a", "b"):
+        (tmp_path / folder_name).mkdir()
+        nib.save(mask, tmp_path / folder_name / "mask.nii.gz")
+    which = str(tmp_path / "a" / "mask.nii.gz")
+    intervene(whole, [Condition(mode="mean")], which=which, **sizes)
+    found = intervene(whole, [Condition(mode="zero")], which=which, **sizes)
+    assert [c["mode"] for c in found["conditions"]] == ["zero", "mean"]
+    assert found["conditions"][0]["sites"] == []
+    with pytest.raises(StudyError, match="leave --sites out"):
+        intervene(whole, [Condition(("mlp",))], which=which, **sizes)
+    with pytest.raises(StudyError, match="two masks are named 'mask'"):
+        intervene(whole, which=f"{which},{tmp_path / 'b' / 'mask.nii.gz'}", **sizes)
+
+
+def test_evaluations_of_other_texts_are_not_taken_for_these(root, folder, tmp_path):
+    whole = shutil.copytree(root, tmp_path / "ds")
+    how = {"sizes": Sizes(n_random=1, n_prompts=2), "model_name": folder, "quiet": True}
+    condition = [Condition(("mlp",))]
+    intervene(whole, condition, untrained=False, overwrite=True, **how)
+    events = bids.read_all(whole)[0].paths.raw("events.tsv")
+    shown = events.read_text("utf-8")
+    events.write_text(shown.replace("What", "Which", 1), "utf-8")
+    with pytest.raises(StudyError, match=r"other settings .*texts"):
+        intervene(whole, condition, untrained=False, **how)
+    kept = next((whole / bids.DERIVATIVES).glob("sub-*llama_lesion_evaluations.jsonl"))
+    kept.write_text(kept.read_text().splitlines(keepends=True)[0])  # nothing would be lost
+    intervene(whole, condition, untrained=False, **how)
+
+
+def test_a_model_that_read_has_its_prompts_judged(tiny_folders, tmp_path):
+    how = ["--mode", "read", "--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4"]
+    what = ["--task", "pathology", "--no-untrained", "--quiet"]
+    for kind in ("llama", "t5"):
+        model = ["--model", str(tiny_folders[kind])]
+        assert cli.main(["scan", str(tmp_path / kind), *model, *what, *how]) == 0
+    runs = bids.read_all(tmp_path / "llama")
+    texts = Bench(models.load(str(tiny_folders["llama"])), runs, SIZES).texts[1]["pathology"]
+    shown = runs[0].events.query("trial_type == 'pathology'")["prompt"].tolist()
+    tokenizer = models.load(str(tiny_folders["llama"])).tokenizer
+    assert all(tokenizer.decode(text.ids).strip() in shown for text in texts)
+    with pytest.raises(StudyError, match="only read"):
+        Bench(models.load(str(tiny_folders["t5"])), bids.read_all(tmp_path / "t5"), SIZES)
+
+
+def test_steered_answers_take_one_share_and_the_whole_prompt(root, folder, capsys):
+    asked = ["--networks", "pathology", "--prompt", "Hm", "--model", folder, "--quiet"]
+    for option in (["--spare-template"], ["--share", "0.1", "--share", "0.2"]):
+        assert cli.main(["steer", str(root), *asked, *option]) == 2
+        assert "there is one --share, and no --spare-template" in capsys.readouterr().err

@@ -127,3 +127,12 @@ def test_other_weights_are_warned_of_and_another_architecture_is_refused(
         code, _, err = ask("--model", tiny_folders["gpt2"])
     assert code == 2
     assert "use the model that was scanned" in err
+
+
+def test_trial_means_have_no_tokens_to_calibrate_on(ask, tiny_folders, tmp_path, capsys):
+    sizes = ["--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4", "--n-frames", "2"]
+    what = ["--model", str(tiny_folders["llama"]), "--task", "pathology", "--frames", "trial"]
+    where = str(tmp_path / "ds")
+    assert cli.main(["scan", where, *what, *sizes, "--no-untrained", "--quiet"]) == 0
+    assert cli.main(["monitor", "--networks", where, *what[:2], "--quiet"]) == 2
+    assert "scan with --frames token" in capsys.readouterr().err

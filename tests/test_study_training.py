@@ -19,6 +19,7 @@ from llm2nifti.study.masks import read_network
 from llm2nifti.study.scanning import Design, ModelChoice, Plan, Settings
 from llm2nifti.study.training_results import summarise, training_table
 from llm2nifti.surgery import Recipe, SurgeryError
+from llm2nifti.surgery.finetuning import n_trained
 
 TASK = "randomstrings"  # a random model tells them from prompts
 SETUP = training.Setup(top=2, n_seeds=2, n_texts=8, rates=(0.01, 0.03), recipe=Recipe(epochs=2))
@@ -81,7 +82,7 @@ def test_random_modules_have_as_many_weights_and_are_not_the_networks(scanned, d
     for names in drawn:
         assert sorted(name.rpartition(".")[2] for name in names) == kinds
         assert not set(names) & set(own)
-        sizes = [training.n_trained(deep, some, 8) for some in (names, own)]
+        sizes = [n_trained(deep, some, 8) for some in (names, own)]
         assert sizes[0] == sizes[1]
     assert len({tuple(names) for names in drawn}) > 2
     assert len(experiment.draw("all", 0)) == 24
@@ -256,3 +257,22 @@ def test_intervals_cover_what_seeds_and_prompts_scatter_around():
         covered.append(low < -1 < high)
         assert 0.3 < high - low < 1.2  # 1 / sqrt(40) and .5 / sqrt(12), times 3.92
     assert np.mean(covered) > 0.75
+
+
+def test_learning_rates_are_sought_beyond_the_ends(monkeypatch, scanned, deep, tmp_path):
+    """The best is never at an end of what was tried, unless two more were tried there."""
+    root = shutil.copytree(scanned, tmp_path / "ds")
+    best = {"network": 0.5, "random": 0.02, "all": 1e-9}
+
+    def loss(_self, condition, rate):
+        return {"loss": float("nan") if rate > 1 else abs(np.log(rate / best[condition]))}
+
+    loss.__name__ = "try_rate"
+    monkeypatch.setattr(training.Experiment, "try_rate", loss)
+    setup = training.replace(SETUP, rates=(0.01, 0.02, 0.04), n_seeds=1, n_texts=2)
+    content = training.train(bids.read_all(root), TASK, setup=setup, model=deep, quiet=True)
+    tried = {c: list(map(float, n["rates"])) for c, n in content["conditions"].items()}
+    assert tried["network"] == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16])
+    assert tried["random"] == pytest.approx([0.01, 0.02, 0.04])
+    assert tried["all"] == pytest.approx([0.0025, 0.005, 0.01, 0.02, 0.04])
+    assert not list((root / bids.DERIVATIVES).glob("training-*"))  # nothing of the journal stays

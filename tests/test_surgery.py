@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from llm2nifti import geometry, interventions, models, networks, surgery
-from llm2nifti.surgery import PruneError
+from llm2nifti.surgery import PruneError, SurgeryError
 
 SITES = {"mamba": "mixer_hidden", "mixtral": "heads", "t5": "heads,cross_heads,mlp_hidden"}
 KINDS = [kind for kind in tiny.CONFIGS if kind not in ("vit", "llava")]
@@ -156,9 +156,54 @@ def test_fused_projections_are_cut_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_kept(tiny_folders, dtype):
     model = models.load(str(tiny_folders["llama"]), dtype=dtype)
-    pruned = surgery.prune(model, some_units(brain_of(model), two_thirds()))
+    network = some_units(brain_of(model), two_thirds())
+    weights = copy.deepcopy(model.module.state_dict())
+    pruned = surgery.prune(model, network)
     assert {p.dtype for p in pruned.model.module.parameters()} == {getattr(torch, dtype)}
     assert "intermediate_size" in pruned.settings
+    with interventions.lesion(model, network):
+        expected = answers(model).float()
+    np.testing.assert_allclose(answers(pruned.model).float(), expected, atol=0.02 * expected.max())
+    after = model.module.state_dict()
+    assert all(torch.equal(weights[n], after[n]) for n in weights)
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in weights.items()}
+
+
+def test_half_precision_hides_no_wrong_cut(tiny_folders):
+    """What bfloat16 would round away is seen: the check computes in float32."""
+    model = models.load(str(tiny_folders["llama"]), dtype="bfloat16")
+    layer = model.module.model.layers[0].mlp.down_proj
+
+    def leak(module, _args, out):
+        return out + 2e-3 * module.weight.abs().sum(dim=1)
+
+    layer.register_forward_hook(leak)
+    network = some_units(brain_of(model, "mlp_hidden"), lambda _site: [0, 1, 2])
+    with pytest.raises(PruneError, match="used elsewhere"):
+        surgery.prune(model, network)
+
+
+@pytest.mark.parametrize("kind", ["vit", "llava"])
+def test_models_of_images_are_pruned(tiny_models, kind):
+    model = tiny_models(kind)
+    brain = brain_of(model, "mlp_hidden")
+    pruned = surgery.prune(model, some_units(brain, lambda _site: [0, 3]))
+    assert pruned.error < 1e-5
+
+
+def test_a_model_in_training_is_pruned_and_goes_on_training(tiny_models):
+    model = tiny_models("gpt2")
+    module = copy.deepcopy(model.module).train()
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    module.transformer.h[1].eval()
+    modes = [part.training for part in module.modules()]
+    model = replace(model, module=module)
+    surgery.prune(model, some_units(brain_of(model, "mlp_hidden"), lambda _site: [0]))
+    assert [part.training for part in module.modules()] == modes
+    surgery.feeders(model, "transformer.h.0.mlp.c_proj")
+    assert [part.training for part in module.modules()] == modes
 
 
 def test_a_planted_unit_is_gone(tiny_folders):
@@ -208,10 +253,10 @@ def test_units_without_weights_are_refused(tiny_models):
 def test_other_models_and_empty_networks_are_refused(tiny_models):
     model = tiny_models("llama")
     network = some_units(brain_of(tiny_models("opt"), "mlp_hidden"), lambda _site: [0])
-    with pytest.raises(PruneError, match="no weight in model"):
+    with pytest.raises(SurgeryError, match="no weight in model"):
         surgery.prune(model, network)
     wide = geometry.Site("mlp_hidden", 1, "model.layers.0.mlp.down_proj", 41, where="input")
-    with pytest.raises(PruneError, match="reads 40 units in this model and 41"):
+    with pytest.raises(SurgeryError, match="reads 40 units in this model and 41"):
         surgery.prune(model, some_units(geometry.layout([wide]), lambda _site: [0]))
     brain = brain_of(model)
     with pytest.raises(PruneError, match="nothing to prune"):

@@ -16,7 +16,14 @@ from llm2nifti import bids, geometry, models, networks, surgery
 from llm2nifti.hooks import NoSuchModuleError
 from llm2nifti.surgery import SurgeryError, gradient_mask, lora_config, target_modules
 from llm2nifti.surgery.feeding import all_feeders
-from llm2nifti.surgery.finetuning import Recipe, Text, fine_tuned, n_trained, text_losses
+from llm2nifti.surgery.finetuning import (
+    Recipe,
+    Text,
+    concept_texts,
+    fine_tuned,
+    n_trained,
+    text_losses,
+)
 
 FEEDERS = {  # by the names that each architecture gives them, first block
     "llama": {"self_attn.o_proj": [], "mlp.down_proj": ["mlp.gate_proj", "mlp.up_proj"]},
@@ -330,6 +337,32 @@ def test_the_same_seed_trains_the_same(model):
     assert torch.equal(torch.get_rng_state(), random_state)
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
+
+
+def test_modules_that_peft_refuses_leave_nothing_behind(model):
+    names = ["model.layers.0.mlp.down_proj", "model.layers.1.input_layernorm"]
+    before = copy.deepcopy(model.module.state_dict())
+    losses = text_losses(model, TEXTS)
+    with (
+        pytest.raises(SurgeryError, match="peft cannot train these modules"),
+        fine_tuned(model, names, TEXTS, Recipe()),
+    ):
+        pass
+    after = model.module.state_dict()
+    assert list(after) == list(before)
+    assert all(p.requires_grad for p in model.module.parameters())
+    np.testing.assert_array_equal(text_losses(model, TEXTS), losses)
+
+
+def test_concepts_are_found_where_the_template_trims_or_repeats_them(model, monkeypatch):
+    template = (
+        "{% for m in messages %}ant {{ m.role }}: {{ m.content | trim }}\n{% endfor %}assistant:"
+    )
+    monkeypatch.setattr(model.tokenizer, "chat_template", template, raising=False)
+    (text,) = concept_texts(model, [" What is an ant "], ["ant"])
+    assert model.tokenizer.decode([text.ids[i] for i in text.scored]).strip() == "ant"
+    before = model.tokenizer.decode(text.ids[: text.scored[0]])
+    assert before.endswith("What is an")
 
 
 @pytest.mark.parametrize(("name", "value"), [("rate", 0.0), ("epochs", 0), ("r", -1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,9 @@ def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
     )
 
 
+_RESULTS = ("lesion*.json", "steer.json", "detection.json", "training.json")
+
+
 def _remove(paths: RunPaths) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
     paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
@@ -109,6 +113,7 @@ def _remove(paths: RunPaths) -> None:
         *paths.trial_bold.parent.glob(f"{who}_task-{paths.task}_space-*_statmap.*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
         *(folder / name for folder in (whole, own) for name in ("summary.json", "report.html")),
+        *(path for folder in (whole, own) for name in _RESULTS for path in folder.glob(name)),
     ]
     for file in old:
         file.unlink(missing_ok=True)
@@ -307,6 +312,21 @@ def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     )
 
 
-def clear_work(root: Path) -> None:
-    """Delete temporary files and finished recordings from the dataset's work folder."""
-    shutil.rmtree(root / WORK, ignore_errors=True)
+def clear_work(root: Path, *, recordings: bool = False) -> None:
+    """Delete temporary files from the dataset's work folder.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset; no other process writes to it.
+    recordings : bool, default=False
+        Recordings, too. Without, those that an interruption cut off stay, to be resumed.
+    """
+    for path in (root / WORK).glob("*"):
+        if path.is_dir():
+            if recordings or not (path / "plan.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.name != "lock":  # ours, while we hold it
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (root / WORK).rmdir()

@@ -6,7 +6,11 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # --help stays fast
+    from llm2nifti.bids import Run
+    from llm2nifti.models import LoadedModel
 
 Handler = Callable[[argparse.Namespace], Any]
 
@@ -60,6 +64,17 @@ def add_model(parser: Any) -> None:
     add_session(parser)
     parser.add_argument("--model", help="where the model is, if the dataset does not say it")
     parser.add_argument("--device", default="cpu", help="torch device such as cuda")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code from the model's repository"
+    )
+
+
+def load_model(args: argparse.Namespace, run: Run) -> LoadedModel:
+    """Load the model of a run as the options of `add_model` say."""
+    from llm2nifti.study.reloading import reload
+
+    how = {"device": args.device, "trust_remote_code": args.trust_remote_code}
+    return reload(run, name=args.model, **how)
 
 
 def show(args: argparse.Namespace, content: Any, text: str) -> None:

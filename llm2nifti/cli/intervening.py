@@ -70,8 +70,11 @@ def _add_steer(commands: Any) -> None:
 
 
 def _lesion(args: argparse.Namespace) -> None:
+    from llm2nifti import study
     from llm2nifti.study import conditions as how
 
+    if args.mode not in how.LESIONS:
+        raise study.StudyError(f"mode is {args.mode!r}; use mean, zero or resample")
     conditions = [
         how.Condition(_sites(args), args.mode, share, spare_template=args.spare_template)
         for share in _shares(args)
@@ -119,6 +122,7 @@ def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
             untrained=args.untrained,
             model_name=args.model,
             device=args.device,
+            trust_remote_code=args.trust_remote_code,
             overwrite=args.overwrite,
             quiet=args.quiet,
         )
@@ -128,9 +132,11 @@ def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
 
 def _show_answers(args: argparse.Namespace) -> None:
     """Answers with and without steering."""
-    from llm2nifti import bids
+    from llm2nifti import bids, study
     from llm2nifti.study import steering
 
+    if args.spare_template or len(_shares(args)) > 1:
+        raise study.StudyError("with --prompt there is one --share, and no --spare-template")
     answers = steering.steered_answers(
         bids.read_all(args.dataset, subject=args.subject, session=args.session),
         args.networks,
@@ -141,6 +147,7 @@ def _show_answers(args: argparse.Namespace) -> None:
         share=_shares(args)[0],
         model_name=args.model,
         device=args.device,
+        trust_remote_code=args.trust_remote_code,
         quiet=args.quiet,
     )
     lines = [f"{a['prompt']}\n  strength {a['strength']:g}: {a['response']}" for a in answers]

@@ -76,6 +76,7 @@ def _monitor(args: argparse.Namespace) -> None:
                 args.networks,
                 model=args.model,
                 device=args.device,
+                trust_remote_code=args.trust_remote_code,
                 subject=args.subject,
                 session=args.session,
                 rate=args.threshold,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_model, show
+from llm2nifti.cli.command import add_command, add_dataset, add_model, load_model, show
 
 
 def add_commands(commands: Any) -> None:
@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
 
 def _prune(args: argparse.Namespace) -> None:
     from llm2nifti import bids
-    from llm2nifti.study import losses, pruning, reloading
+    from llm2nifti.study import losses, pruning
 
     runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
     choice = pruning.Choice(
@@ -43,7 +43,7 @@ def _prune(args: argparse.Namespace) -> None:
         n_pairs=args.n_pairs,
     )
     choice.check()
-    model = reloading.reload(runs[0], name=args.model, device=args.device)
+    model = load_model(args, runs[0])
     how = {"overwrite": args.overwrite, "quiet": args.quiet}
     content = pruning.prune(runs, model, choice, args.out, **how)
     show(args, content, f"{losses.pruning_table(content)}\n\nwritten: {args.out}")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_model, show
+from llm2nifti.cli.command import add_command, add_dataset, add_model, load_model, show
 
 
 def add_commands(commands: Any) -> None:
@@ -39,7 +39,7 @@ def _target(args: argparse.Namespace) -> None:
     from llm2nifti.study import training
 
     runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
-    table = training.rank_modules(runs, args.network, model=args.model, device=args.device)
+    table = training.rank_modules(runs, args.network, model=load_model(args, runs[0]))
     n = surgery.default_top(table) if args.top is None else args.top
     if not 0 < n <= len(table):
         raise surgery.SurgeryError(f"top is {n}; it must be from 1 to {len(table)} modules")
@@ -92,8 +92,7 @@ def _train(args: argparse.Namespace) -> None:
             runs,
             args.task,
             setup=setup,
-            model=args.model,
-            device=args.device,
+            model=load_model(args, runs[0]),
             overwrite=args.overwrite,
             quiet=args.quiet,
         )

@@ -50,7 +50,7 @@ def lesion(
         or not: weights do not count.
     mode : {"zero", "mean", "resample"}, default="zero"
         Put in their place 0; their mean over control trials; or, at every token, their values in a
-        control trial drawn at random.
+        control trial drawn at random, anew at each site of each layer.
     controls : Controls, optional
         From `control_trials`; ``mean`` and ``resample`` need them.
     seed : int, default=0

@@ -78,7 +78,7 @@ def edited(
         try:
             stack.enter_context(tapped(model, list(edits), replace))
         except (NoSuchModuleError, AttributeError) as error:
-            raise InterventionError(f"{_foreign(model, brain)} ({error})") from error
+            raise InterventionError(_foreign(model, brain, error)) from error
         yield
 
 
@@ -89,7 +89,7 @@ def _points(
     try:
         where = parts(model, brain)
     except AttributeError as error:  # a fused projection that is not there
-        raise InterventionError(f"{_foreign(model, brain)} ({error})") from error
+        raise InterventionError(_foreign(model, brain, error)) from error
     points: dict[Point, Edited] = {}
     widths: dict[Point, int] = {}
     for point, some in where.items():
@@ -105,9 +105,9 @@ def _points(
     return points, widths
 
 
-def _foreign(model: LoadedModel, brain: ModelBrain) -> str:
+def _foreign(model: LoadedModel, brain: ModelBrain, error: Exception) -> str:
     """Say that a network is of another model."""
     return (
-        f"the network is in space {brain.space}, whose modules (such as {brain.sites[0].module!r}) "
-        f"model {model.name!r} does not have; use a network of the same model"
+        f"the network is in space {brain.space}, which model {model.name!r} does not have "
+        f"({error}); use a network of the same model"
     )

@@ -82,7 +82,7 @@ def run(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> Probe:
             before = (name, tensor)
 
     points = [Point(n, where) for n in names if n for where in ("input", "output")]
-    with _evaluating(model), tap(model, points, note):
+    with evaluating(model), tap(model, points, note):
         one_pass()
     return probe
 
@@ -97,7 +97,7 @@ def text_passes(model: nn.Module) -> list[Pass]:
         return [lambda: model(**inputs)]
     targets = _tokens(N_TARGETS, vocabulary, device)
     encoder: Any = model.get_encoder()  # type: ignore[operator]
-    with _evaluating(model):
+    with evaluating(model):
         read = encoder(**inputs)
     return [
         lambda: encoder(**inputs),
@@ -120,7 +120,7 @@ def _block_sizes(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> set
     """Numbers of values that the blocks put out."""
     sizes: set[int] = set()
     points = [Point(name) for name in blocks]
-    with _evaluating(model), tap(model, points, lambda _point, x: sizes.add(x.numel())):
+    with evaluating(model), tap(model, points, lambda _point, x: sizes.add(x.numel())):
         one_pass()
     return sizes
 
@@ -131,12 +131,13 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, put back afterwards."""
-    was_training = model.training
+def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Eval mode, with or without gradients; the mode of every part is put back afterwards."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True

@@ -63,7 +63,8 @@ class Projection:
                     "the networks' space; use the model that was scanned"
                 )
             whole = np.zeros((width, self._weights.shape[1]), np.float32)
-            whole[self._positions] = self._weights
+            # A tensor may stand under two sites, each with its baseline.
+            np.add.at(whole, self._positions, self._weights)
             matrix = self._made[values.device] = torch.from_numpy(whole).to(values.device)
         return matrix
 

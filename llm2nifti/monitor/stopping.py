@@ -36,4 +36,5 @@ class AboveThreshold(StoppingCriteria):
                 f"the monitor has seen {len(above)} sequences and {len(input_ids)} are generated; "
                 "generate inside `with monitor`"
             )
+        self._monitor.end(above)
         return torch.from_numpy(above).to(input_ids.device)

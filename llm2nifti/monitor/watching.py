@@ -108,6 +108,7 @@ class NetworkMonitor:
         self._points: dict[Point, Projection] = projections(model, self.readout)
         self._offsets = torch.tensor(self.readout.offsets, dtype=torch.float32)
         self._stack = ExitStack()
+        self._is_entered = False
         self._ends = _end_tokens(model.module)
         if thresholds is not None and thresholds.names != self.names:
             raise MonitorError(
@@ -136,6 +137,8 @@ class NetworkMonitor:
 
     def __enter__(self) -> NetworkMonitor:
         """Set the hooks."""
+        if self._is_entered:
+            raise MonitorError("the monitor has been entered already; leave it first")
         module = self._model.module
         with ExitStack() as stack:
             before = module.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -150,6 +153,7 @@ class NetworkMonitor:
             after = module.register_forward_hook(self._after)
             stack.callback(after.remove)
             self._stack = stack.pop_all()
+        self._is_entered = True
         return self
 
     def __exit__(
@@ -160,6 +164,7 @@ class NetworkMonitor:
     ) -> None:
         """Remove the hooks; the scores stay."""
         self._n = 0
+        self._is_entered = False
         self._stack.close()
 
     @property
@@ -240,6 +245,16 @@ class NetworkMonitor:
             return np.zeros((0, len(self.names)), bool)
         n_seen = len(self._rows)
         return self._sums.numpy(force=True) / n_seen > thresholds.at(n_seen)
+
+    def end(self, is_done: NDArray[np.bool_]) -> None:
+        """Score some sequences no more: something else than their last token ends them.
+
+        Parameters
+        ----------
+        is_done : (n_sequences,) bool array
+            Which ones.
+        """
+        self._ended = [a or bool(b) for a, b in zip(self._ended, is_done, strict=True)]
 
     def _need_thresholds(self, what: str) -> Thresholds:
         """The thresholds, or an error that says what needs them."""

@@ -102,8 +102,8 @@ def _reading(content: Mapping[str, Any]) -> str:
     copy = " The second matrix is the untrained copy." if content["untrained"] else ""
     return (
         "Below 0, a lesion hurts more than that of matched random units does. A star marks cells "
-        "whose 95 % interval (bootstrap over texts) excludes 0. If networks were specific, the "
-        f"diagonal would be lowest in every column.{copy}"
+        "whose 95 % interval (bootstrap over texts and random sets) excludes 0. If networks were "
+        f"specific, the diagonal would be lowest in every column.{copy}"
     )
 
 
@@ -166,7 +166,8 @@ def _pairs_table(condition: Mapping[str, Any]) -> Table:
             "first": _with_interval(pair["first"]["value"], pair["first"]["interval"], 2),
             "second": _with_interval(pair["second"]["value"], pair["second"]["interval"], 2),
             "holds": "yes" if pair["holds"] else "no",
-            "random": percent(pair["random_holds"]),
+            "crosses": "yes" if pair["crosses"] else "no",
+            "random": percent(pair["random_crosses"]),
         }
         for pair in condition["double_dissociations"]
     ]
@@ -174,8 +175,9 @@ def _pairs_table(condition: Mapping[str, Any]) -> Table:
         ("pair", "Tasks A – B", False),
         ("first", "Text of A", True),
         ("second", "Text of B", True),
-        ("holds", "Both below 0", True),
-        ("random", "Random cross over", True),
+        ("crosses", "Both below 0", True),
+        ("random", "Random sets that are", True),
+        ("holds", "Both intervals below 0", True),
     ]
     return Table("Double dissociations: its own lesion minus the other's", columns, rows)
 

@@ -44,6 +44,8 @@ def answer(
     ScanError
         If the model does not generate, or the prompt has no token or does not fit.
     """
+    if "generate" not in model.modes():
+        raise ScanError(f"{model.name} does not generate, so it answers nothing")
     (text,) = model.render([prompt], template)
     (ids,) = model.encode([text], rendered=text != prompt)
     _check(model, prompt, len(ids), n_tokens)
@@ -62,8 +64,6 @@ def answer(
 
 def _check(model: LoadedModel, prompt: str, n_ids: int, n_tokens: int) -> None:
     """Raise unless the prompt and its answer fit."""
-    if "generate" not in model.modes():
-        raise ScanError(f"{model.name} does not generate, so it answers nothing")
     if n_tokens < 1:
         raise ScanError(f"n-tokens is {n_tokens}; it must be at least 1")
     start = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."

@@ -199,22 +199,22 @@ def read_frames(
         What a frame is; of ``trial`` and ``last`` every prompt has one.
     """
     is_rendered = list(rendered) != list(prompts)
-    n_after = _n_after(model, template) if is_rendered else 0
+    n_after = n_after_prompt(model, template) if is_rendered else 0
     found = []
     for text, prompt in zip(rendered, prompts, strict=True):
-        start, shown = _find(text, prompt, n_after)
+        start, shown = find_prompt(text, prompt, n_after)
         spans = _spans(model, text, rendered=is_rendered)
         found.append(_text_frames(text, shown, start, spans, frames))
     return found
 
 
-def _n_after(model: LoadedModel, template: str) -> int:
+def n_after_prompt(model: LoadedModel, template: str) -> int:
     """Characters that the chat template puts after a prompt."""
     mark = "\N{SNOWMAN}"
     return len(model.render([mark], template)[0].rpartition(mark)[2])
 
 
-def _find(text: str, prompt: str, n_after: int) -> tuple[int, str]:
+def find_prompt(text: str, prompt: str, n_after: int) -> tuple[int, str]:
     """Where in the rendered text a prompt starts, and how it is shown there.
 
     It is the last thing before what the template adds: "ant" also stands in "assistant".

@@ -90,7 +90,7 @@ def scan(
     scanning.check(root, plans)
     with locked(root), _crew(dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, quiet=quiet, crew=crew)
-        bids.clear_work(root)
+        bids.clear_work(root, recordings=True)
 
 
 def run(
@@ -124,7 +124,7 @@ def run(
     with locked(root), _crew(dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, quiet=quiet, crew=crew)
         path = analyse_all(root, n_null=n_null, quiet=quiet, mapper=crew.map)
-        bids.clear_work(root)
+        bids.clear_work(root, recordings=True)
     return path
 
 

@@ -41,6 +41,11 @@ class Bench:
         Tasks whose networks, made from the runs, are lesioned; by default all.
     given : sequence of Network
         Networks to lesion instead.
+
+    Raises
+    ------
+    StudyError
+        If there are too few runs, or no text whose probability could be measured.
     """
 
     def __init__(
@@ -62,6 +67,11 @@ class Bench:
             raise StudyError(
                 "lesions are measured on runs that made no network: they need 2 or more runs of "
                 "each task"
+            )
+        if model.kind == "seq2seq" and runs[0].sidecar["Settings"].get("mode") == "read":
+            raise StudyError(
+                f"{model.name} only read: there is no answer whose probability could be measured; "
+                "scan with --mode generate"
             )
         self.names = list(self.given or tasks or dict.fromkeys(run.task for run in self.runs))
         self._intact: dict[int, NDArray[np.float64]] = {}
@@ -102,11 +112,15 @@ class Bench:
         """Texts of `n` trials of one condition, spread over the run."""
         rows = np.flatnonzero((run.events["trial_type"] == condition).to_numpy())
         rows = rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)]
-        tokens = [list(t) for _, t in run.tokens.groupby("trial", sort=True)["token_id"]]
+        if not len(rows):
+            return []
+        answers: list[list[int]] = [[]] * len(run.events)  # a model that read wrote none
+        if run.sidecar["Settings"].get("mode", "generate") == "generate":
+            answers = [list(t) for _, t in run.tokens.groupby("trial", sort=True)["token_id"]]
         return dialogues(
             self.model,
             [str(run.events["prompt"].iloc[row]) for row in rows],
-            [tokens[row] for row in rows],
+            [answers[row] for row in rows],
             template=run.sidecar["Settings"]["template"],
         )
 

@@ -127,6 +127,7 @@ def evaluate(
         "n_units": len(_units(evidence)),
         "n_runs": len(evidence.numbers),
         "n_tokens": held_out.shape[1],
+        "frames": runs[0].frames,
         "n_task_prompts": int((trials.kind == evidence.tasks[0]).sum()),
         "n_control_prompts": int(trials.is_control.sum()),
         "n_boot": n_boot,

@@ -60,9 +60,9 @@ def _sentence(condition: dict[str, Any]) -> str:
     pairs = condition.get("double_dissociations")
     if not pairs:
         return text
-    held = sum(pair["holds"] for pair in pairs)
-    chance = sum(pair["random_holds"] for pair in pairs) / len(pairs)
+    held, crossed = (sum(pair[name] for pair in pairs) for name in ("holds", "crosses"))
+    chance = sum(pair["random_crosses"] for pair in pairs) / len(pairs)
     return (
-        f"{text}; double dissociations: {held} of {len(pairs)} pairs (random units cross over in "
-        f"{chance:.0%})"
+        f"{text}; double dissociations: {held} of {len(pairs)} pairs ({crossed} cross over by "
+        f"their means alone, of random sets {chance:.0%})"
     )

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from llm2nifti import networks
 from llm2nifti.networks import Network
-from llm2nifti.study.bench import Bench, default_sites
+from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import LESIONS, Condition, kinds
-from llm2nifti.study.evaluations import Evaluations
+from llm2nifti.study.evaluations import Evaluations, hash_texts
 
 
 def sweep(
@@ -47,16 +47,15 @@ def sweep(
     for condition, fold, name, kind in tqdm(
         todo, desc=label, unit="text set", disable=quiet or None
     ):
-        key = key_of(bench.runs[0].subject, condition, fold, name, kind)
+        key = key_of(bench, condition, fold, name, kind)
         if key not in evaluations:
             evaluations.add(key, bench.change(condition, name, fold, kind))
 
 
 def is_measured(bench: Bench, condition: Condition, evaluations: Evaluations) -> bool:
     """Whether every evaluation of a condition is there."""
-    subject = bench.runs[0].subject
     return all(
-        key_of(subject, how, fold, name, kind) in evaluations
+        key_of(bench, how, fold, name, kind) in evaluations
         for how, fold, name, kind in _plan(bench, [condition])
     )
 
@@ -77,19 +76,20 @@ def _plan(
                     yield condition, fold, name, kind
 
 
-def key_of(subject: str, condition: Condition, fold: int, name: str, kind: str) -> str:
-    """Name of one evaluation.
+def key_of(bench: Bench, condition: Condition, fold: int, name: str, kind: str) -> str:
+    """Name of one evaluation; two masks of one name have two.
 
     Parameters
     ----------
-    subject : str
-        Label of the model.
+    bench : Bench
+        The model.
     condition, fold, name, kind
         See `llm2nifti.study.bench.Bench.network`.
     """
     how = [getattr(condition, field) for field in ("sites", "mode", "share", "strength")]
     spared = ["spare template"] * condition.spare_template
-    return json.dumps([subject, *how, *spared, fold, name, kind])
+    given = [_digest(bench.given[name])] if name in bench.given else []
+    return json.dumps([bench.runs[0].subject, *how, *spared, *given, fold, name, kind])
 
 
 def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dic
     seed = bench.sizes.seed
     out: dict[str, Any] = {
         **asdict(condition),
-        "sites": list(condition.sites or default_sites(bench.runs[0])),
+        "sites": list(condition.sites),
         "effects": {
             c.network: {task: networks.effect(c, task, seed=seed) for task in c.lesion}
             for c in changes
@@ -122,11 +122,10 @@ def _changes(
     bench: Bench, condition: Condition, name: str, evaluations: Evaluations
 ) -> networks.Changes:
     """Changes of one network's lesions, the texts of all folds together."""
-    subject = bench.runs[0].subject
 
     def of(kind: str) -> dict[str, NDArray[np.float64]]:
         folds: list[Mapping[str, Sequence[float]]] = [
-            evaluations[key_of(subject, condition, fold, name, kind)] for fold in bench.folds
+            evaluations[key_of(bench, condition, fold, name, kind)] for fold in bench.folds
         ]
         return {task: np.concatenate([f[task] for f in folds]) for task in folds[0]}
 
@@ -136,8 +135,19 @@ def _changes(
     return networks.Changes(name, of("lesion"), stacked, bottom)
 
 
-def evaluations_of(folder: Path, bench: Bench, *, overwrite: bool) -> Evaluations:
+def evaluations_of(folder: Path, bench: Bench, kind: str, *, overwrite: bool) -> Evaluations:
     """Evaluations of one model that are kept beside the results, or a new file for them.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the results are.
+    bench : Bench
+        The model.
+    kind : str
+        Stem of the results' file, such as ``lesion``.
+    overwrite : bool
+        Start anew.
 
     Raises
     ------
@@ -147,12 +157,11 @@ def evaluations_of(folder: Path, bench: Bench, *, overwrite: bool) -> Evaluation
     first = bench.runs[0]
     settings = {
         "sizes": asdict(bench.sizes),
-        "given": {name: _digest(network) for name, network in bench.given.items()},
         "weights": first.sidecar["Model"]["WeightsHash"],
         "runs": [[run.task, run.run] for run in bench.runs],
+        "texts": hash_texts(bench.runs),
         "space": bench.brain.space,
     }
-    kind = "masks" if bench.given else "lesions"
     path = folder / f"sub-{first.subject}_{kind}_evaluations.jsonl"
     return Evaluations(path, settings, overwrite=overwrite)
 

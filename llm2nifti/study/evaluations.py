@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm2nifti.bids import Run
 from llm2nifti.study.lock import StudyError
 
 
@@ -34,9 +37,9 @@ class Evaluations:
             path.unlink(missing_ok=True)
         lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
-        if whole:
+        if len(whole) > 1:
             _compare(path, json.loads(whole[0]), json.loads(json.dumps(settings)))
-        else:
+        else:  # nothing would be lost
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = [json.dumps(settings) + "\n"]
         if whole != lines:
@@ -63,6 +66,15 @@ class Evaluations:
         self._found[key] = result
 
 
+def hash_texts(runs: Sequence[Run]) -> str:
+    """SHA-256 of the prompts and answers of some runs, which a new scan may have changed."""
+    digest = hashlib.sha256()
+    for run in runs:
+        shown = run.events[["trial_type", "prompt"]].to_csv(index=False)
+        digest.update(shown.encode() + run.tokens["token_id"].to_csv(index=False).encode())
+    return digest.hexdigest()
+
+
 def _compare(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise StudyError where settings differ."""
     changed = [
@@ -73,5 +85,5 @@ def _compare(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
     if changed:
         raise StudyError(
             f"{path} was made with other settings ({'; '.join(changed)}); use the same, or "
-            "--overwrite to start anew"
+            "--overwrite to measure all of it again"
         )

@@ -19,7 +19,7 @@ from llm2nifti.study.masks import image_network
 from llm2nifti.study.reloading import reload
 from llm2nifti.study.sessions import untrained_runs
 
-RESULTS = {"tasks": "lesion.json", "masks": "lesion_masks.json", "steer": "steer.json"}
+KINDS = ("lesion", "lesion_masks", "steer")  # stems of the results' files
 
 
 def intervene(
@@ -51,8 +51,9 @@ def intervene(
     untrained : bool, default=True
         Do the same with the untrained copy, where the dataset has one.
     **options : dict
-        ``model_name``: where the model is, if the dataset does not say it; ``device``;
-        ``overwrite``: forget earlier results; ``quiet``: show no progress bars.
+        ``model_name``: where the model is, if the dataset does not say it; ``device``,
+        ``trust_remote_code``: see `llm2nifti.models.load`; ``overwrite``: forget what was measured
+        before; ``quiet``: show no progress bars.
 
     Returns
     -------
@@ -61,6 +62,11 @@ def intervene(
         ``steer.json``, in the session's `llm2nifti.bids.analysis_folder`: the
         ``effects[network][task]`` of the first condition, the same of the untrained model, and all
         ``conditions``.
+
+    Raises
+    ------
+    StudyError
+        If the request makes no sense for the dataset, or the model is not the one that was scanned.
     """
     sizes = sizes or Sizes()
     root = Path(root)
@@ -72,15 +78,19 @@ def intervene(
     if copy:
         groups.append(copy)
     conditions = [_resolved(condition, runs[0], given) for condition in conditions]
-    kind = "masks" if given else "steer" if conditions[0].mode == "steer" else "tasks"
-    path = folder / RESULTS[kind]
+    kind = _kind_of(conditions, given)
+    path = folder / f"{kind}.json"
     earlier = [condition for condition in _earlier(path) if condition not in conditions]
     found: list[list[dict[str, Any]]] = []
     for group in groups:
-        name = options.get("model_name")
-        model = reload(group[0], name=name, device=options.get("device", "cpu"))
+        model = reload(
+            group[0],
+            name=options.get("model_name"),
+            device=options.get("device", "cpu"),
+            trust_remote_code=options.get("trust_remote_code", False),
+        )
         bench = Bench(model, group, sizes, tasks=tasks, given=given)
-        kept = evaluations_of(folder, bench, overwrite=options.get("overwrite", False))
+        kept = evaluations_of(folder, bench, kind, overwrite=options.get("overwrite", False))
         sweep(bench, conditions, kept, quiet=options.get("quiet", False))
         known = [condition for condition in earlier if is_measured(bench, condition, kept)]
         found.append([results(bench, condition, kept) for condition in [*conditions, *known]])
@@ -96,6 +106,16 @@ def intervene(
         content["untrained"] = {"effects": found[1][0]["effects"], "conditions": found[1]}
     bids.write_json(path, root, content)
     return content
+
+
+def _kind_of(conditions: Sequence[Condition], given: Sequence[Network]) -> str:
+    """Stem of the file of the results: lesions and steering are kept apart."""
+    is_steering = {condition.mode == "steer" for condition in conditions}
+    if len(is_steering) > 1:
+        raise StudyError(
+            "lesions and steering are measured apart; ask for them one after the other"
+        )
+    return "lesion_masks" if given else "steer" if True in is_steering else "lesion"
 
 
 def _earlier(path: Path) -> list[Condition]:
@@ -128,19 +148,22 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Netw
     Raises
     ------
     StudyError
-        If a name is neither a task nor a file.
+        If a name is neither a task nor a file, or two files have the same name.
     """
     tasks = list(dict.fromkeys(run.task for run in runs))
     words = tasks if which == "all" else [word.strip() for word in which.split(",")]
     if all(word in tasks for word in words):
         return words, []
-    given = []
+    given: list[Network] = []
     for word in words:
         if not Path(word).is_file():
             raise StudyError(
                 f"{word!r} is neither a task of the dataset ({', '.join(tasks)}) nor an image file"
             )
-        given.append(image_network(runs, word))
+        network = image_network(runs, word)
+        if any(network.name == other.name for other in given):
+            raise StudyError(f"two masks are named {network.name!r}; rename one of the files")
+        given.append(network)
     return [], given
 
 
@@ -148,8 +171,10 @@ def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condi
     """Condition with its sites named; given networks are lesioned as they are."""
     if given and condition.mode == "steer":
         raise StudyError("a mask has no effect to steer along; steer networks of tasks")
+    if given and condition.sites:
+        raise StudyError("masks say themselves where their units are; leave --sites out")
     if given:
-        return Condition(mode=condition.mode, share=None)
+        return replace(condition, share=None)
     names = condition.sites or default_sites(run)
     recorded = list(dict.fromkeys(site.name for site in run.brain.sites))
     unknown = [name for name in names if name not in recorded]

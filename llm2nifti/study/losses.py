@@ -27,7 +27,8 @@ def summarise(folds: Sequence[dict[str, Rows]]) -> dict[str, Any]:
     dict
         For each task the perplexities; ``delta``, the mean loss of log probability a token in nats
         under the network's removal, with the 95 % bootstrap ``interval`` over prompts; and
-        ``beyond``, by how much that exceeds the loss of each other way, with its interval.
+        ``beyond``, by how much that exceeds the loss of each other way, with an interval for which
+        its random draws are resampled, too.
     """
     common = [name for name in folds[0] if all(name in fold for fold in folds)]
     out = {}
@@ -50,8 +51,9 @@ def _one_task(values: Rows) -> dict[str, Any]:
         if kind != "magnitude":
             out[kind] = [perplexity[name] for name in names]
         if names:
-            excess = loss["network"] - np.mean([loss[name] for name in names], axis=0)
-            out["beyond"][kind] = {"value": float(excess.mean()), "interval": _interval(excess)}
+            others = np.stack([loss[name] for name in names])
+            value = float(loss["network"].mean() - others.mean())
+            out["beyond"][kind] = {"value": value, "interval": _interval(loss["network"], others)}
     return out
 
 
@@ -100,9 +102,15 @@ def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
-def _interval(values: NDArray[np.float64]) -> list[float]:
-    """95 % percentile bootstrap interval of the mean over prompts."""
+def _interval(
+    values: NDArray[np.float64], others: NDArray[np.float64] | None = None
+) -> list[float]:
+    """95 % percentile bootstrap interval of the mean over prompts, minus that of other sets."""
     rng = np.random.default_rng(20231110)
-    draws = rng.integers(len(values), size=(N_BOOTSTRAPS, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    rows = rng.integers(len(values), size=(N_BOOTSTRAPS, len(values)))
+    draws = values[rows].mean(axis=1)
+    if others is not None:
+        sets = rng.integers(len(others), size=(len(others), N_BOOTSTRAPS))
+        draws -= np.take_along_axis(others[:, rows].mean(axis=2), sets, axis=0).mean(axis=0)
+    low, high = np.quantile(draws, [0.025, 0.975])
     return [float(low), float(high)]

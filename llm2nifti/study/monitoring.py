@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llm2nifti import bids
 from llm2nifti.models import LoadedModel
@@ -19,11 +20,11 @@ def prepared(
     root: Path,
     *,
     model: str | None = None,
-    device: str = "cpu",
     subject: str | None = None,
     session: str | None = None,
     rate: float = RATE,
     quiet: bool = False,
+    **options: Any,
 ) -> Iterator[tuple[LoadedModel, NetworkMonitor]]:
     """Load a dataset's model and monitor the networks of its tasks.
 
@@ -33,14 +34,14 @@ def prepared(
         Root of the dataset.
     model : str, optional
         What to load; by default the model that was scanned. Other weights make a warning.
-    device : str, default="cpu"
-        See `llm2nifti.models.load`.
     subject, session : str, optional
         See `llm2nifti.bids.read`.
     rate : float, default=0.05
         Share of control prompts on which the threshold of a network lets it pass.
     quiet : bool, default=False
         Show no progress bars.
+    **options : dict
+        ``device``, ``trust_remote_code``: see `llm2nifti.models.load`.
 
     Yields
     ------
@@ -53,13 +54,19 @@ def prepared(
         If the dataset does not fit the model.
     """
     runs = bids.read_all(root, subject=subject, session=session)
-    if runs[0].sidecar.get("Settings", {}).get("mode", "generate") != "generate":
+    settings = runs[0].sidecar.get("Settings", {})
+    if settings.get("mode", "generate") != "generate":
         raise MonitorError(
             f"{root} was recorded while the model read; the monitor needs networks of a model that "
             "generates: scan with --mode generate"
         )
+    if runs[0].frames != "token":
+        raise MonitorError(
+            f"{root} keeps one volume a trial; thresholds for every token need the tokens: scan "
+            "with --frames token"
+        )
     # A fine-tuned model may be watched with the networks of its ancestor.
-    loaded = reload(runs[0], name=model, device=device, other_weights=True)
+    loaded = reload(runs[0], name=model, other_weights=True, **options)
     evidence = gather(runs, quiet=quiet)
     numbers = evidence.numbers
     watching = NetworkMonitor(

@@ -27,7 +27,7 @@ from llm2nifti.scanner.likelihood import log_likelihoods
 from llm2nifti.study.analysis import THRESHOLD
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import Sizes
-from llm2nifti.study.evaluations import Evaluations
+from llm2nifti.study.evaluations import Evaluations, hash_texts
 from llm2nifti.study.lock import StudyError
 from llm2nifti.study.losses import Rows, summarise
 from llm2nifti.study.masks import image_network, runs_of
@@ -128,6 +128,7 @@ def prune(
         "choice": _plain(choice),
         "units": hashlib.sha256(whole.signs.tobytes()).hexdigest(),
         "weights": model.source["WeightsHash"],
+        "texts": hash_texts(runs),
     }
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     kept = Evaluations(out.with_name(f".{out.name}-{digest}.jsonl"), settings)

@@ -12,7 +12,12 @@ from llm2nifti.study.lock import StudyError
 
 
 def reload(
-    run: Run, *, name: str | None = None, device: str = "cpu", other_weights: bool = False
+    run: Run,
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    other_weights: bool = False,
 ) -> LoadedModel:
     """Load the model of a run.
 
@@ -23,7 +28,7 @@ def reload(
     name : str, optional
         Where the model is, if the dataset does not say it: a folder or file is known to it only by
         its own name.
-    device : str, default="cpu"
+    device, trust_remote_code
         See `llm2nifti.models.load`.
     other_weights : bool, default=False
         Only warn where the weights are not those that were scanned.
@@ -47,6 +52,7 @@ def reload(
             name or str(scanned["Name"]),
             untrained=untrained,
             device=device,
+            trust_remote_code=trust_remote_code,
             dtype=str(scanned["DType"]),
             revision=None if revision == "n/a" else revision,
         )

@@ -45,7 +45,8 @@ def steered_answers(
         Most tokens of an answer.
     **options : dict
         ``sites`` to steer at, by default all but those of the stream; ``share`` of their units, by
-        default 0.01; ``model_name``, ``device``: see `llm2nifti.study.reloading.reload`;
+        default 0.01; ``model_name``, ``device``, ``trust_remote_code``: see
+        `llm2nifti.study.reloading.reload`;
         ``quiet``: show no progress bar.
 
     Returns
@@ -61,8 +62,12 @@ def steered_answers(
     sites = tuple(options.get("sites", ()))
     condition = Condition(sites, "steer", options.get("share", 0.01))
     effect_img, network = _effect_of(runs, task, condition)
-    name, device = options.get("model_name"), options.get("device", "cpu")
-    model = reload(runs[0], name=name, device=device)
+    model = reload(
+        runs[0],
+        name=options.get("model_name"),
+        device=options.get("device", "cpu"),
+        trust_remote_code=options.get("trust_remote_code", False),
+    )
     template = runs[0].sidecar["Settings"]["template"]
     todo = [(prompt, strength) for prompt in prompts for strength in strengths]
     out = []

@@ -10,71 +10,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llm2nifti import bids, glm, networks, stimuli
+from llm2nifti import bids
 from llm2nifti.bids import Run
 from llm2nifti.models import LoadedModel
-from llm2nifti.networks import Network
-from llm2nifti.study.lock import StudyError, locked
-from llm2nifti.study.masks import read_network, runs_of
+from llm2nifti.study.evaluations import Evaluations
+from llm2nifti.study.experiment import RATES, Experiment, Setup, owning
+from llm2nifti.study.lock import locked
+from llm2nifti.study.masks import read_network
 from llm2nifti.study.reloading import reload
 from llm2nifti.study.training_results import CONDITIONS, best_rate, summarise
-from llm2nifti.surgery.feeding import check_owning, owning_sites
-from llm2nifti.surgery.finetuning import (
-    Recipe,
-    Text,
-    concept_texts,
-    fine_tuned,
-    n_trained,
-    text_losses,
-)
-from llm2nifti.surgery.targets import default_top, target_modules
+from llm2nifti.surgery.feeding import check_owning
+from llm2nifti.surgery.targets import target_modules
+
+__all__ = ["RATES", "Experiment", "Setup", "rank_modules", "train"]
 
 RESULTS = "training.json"
-RATES = (3e-4, 1e-3, 3e-3)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How the experiment is done.
-
-    Attributes
-    ----------
-    top : int or None
-        Modules that are trained; by default a tenth of those that own weights.
-    n_seeds : int
-        Trainings of every condition; each draws other random modules.
-    n_texts : int
-        Held-out prompts of each task and of control, at most.
-    rates : tuple of float
-        Learning rates to choose from, on the development split alone.
-    recipe : Recipe
-        Epochs, batch size and rank.
-    stimuli_path : str or None
-        Your own stimuli, with both splits; by default the bundled ones.
-    """
-
-    top: int | None = None
-    n_seeds: int = 3
-    n_texts: int = 48
-    rates: tuple[float, ...] = RATES
-    recipe: Recipe = field(default_factory=Recipe)
-    stimuli_path: str | None = None
+N_BEYOND = 2  # learning rates that are tried beyond the ends of those
 
 
 def rank_modules(
-    runs: Sequence[Run], network: str, *, model: str | None = None, device: str = "cpu"
+    runs: Sequence[Run], network: str, *, model: str | LoadedModel | None = None
 ) -> pd.DataFrame:
     """Rank the modules of a dataset's model by the mass of a network.
 
@@ -84,19 +47,17 @@ def rank_modules(
         Runs of one model.
     network : str
         A task, or the path of a mask image; see `llm2nifti.study.masks.read_network`.
-    model : str, optional
-        Where the model is, if the dataset does not say it.
-    device : str, default="cpu"
-        See `llm2nifti.models.load`.
+    model : str or LoadedModel, optional
+        The model, or where it is, if the dataset does not say it.
 
     Returns
     -------
     DataFrame
         See `llm2nifti.surgery.target_modules`; units that own no weights are left out.
     """
-    found = _owning(read_network(runs, network))
+    found = owning(read_network(runs, network))
     check_owning(found)
-    return target_modules(found, model=reload(runs[0], name=model, device=device))
+    return target_modules(found, model=_loaded(runs[0], model))
 
 
 def train(
@@ -105,14 +66,13 @@ def train(
     *,
     setup: Setup | None = None,
     model: str | LoadedModel | None = None,
-    device: str = "cpu",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune on one task's text: the network's modules, random ones, all.
 
-    Every finished training is kept in the dataset's work folder, so that an interrupted experiment
-    goes on where it was.
+    Every finished training is kept beside the results until all are done, so that an interrupted
+    experiment goes on where it was.
 
     Parameters
     ----------
@@ -124,8 +84,6 @@ def train(
         See there.
     model : str or LoadedModel, optional
         The model, or where it is, if the dataset does not say it.
-    device : str, default="cpu"
-        Where a model that is not loaded yet is put; see `llm2nifti.models.load`.
     overwrite : bool, default=False
         Replace earlier results of the task.
     quiet : bool, default=False
@@ -149,17 +107,22 @@ def train(
     path = bids.analysis_folder(first.paths.root, first.subject, first.session) / RESULTS
     if label in _read(path) and not overwrite:
         raise bids.ExistsError(f"{path} has results of {label!r}; replace them with --overwrite")
-    loaded = model if isinstance(model, LoadedModel) else reload(first, name=model, device=device)
+    loaded = _loaded(first, model)
     experiment = Experiment(tuple(runs), loaded, label, setup or Setup())
     experiment.check()
     with locked(first.paths.root):
-        journal = _Journal(first.paths.root, experiment)
+        journal = _Journal(path, experiment)
         rates, pieces = _train_all(experiment, journal, quiet=quiet)
         base = journal.get(experiment.base)
         content = summarise(experiment.describe(), rates, base, pieces)
         bids.write_json(path, first.paths.root, {**_read(path), label: content})
         journal.remove()
     return content
+
+
+def _loaded(run: Run, model: str | LoadedModel | None) -> LoadedModel:
+    """The model itself, or by its name."""
+    return model if isinstance(model, LoadedModel) else reload(run, name=model)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -170,17 +133,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tuple[dict, dict]:
     """Try the learning rates, then train with the best of each condition."""
     setup = experiment.setup
-    rates: dict[str, dict[float, Any]] = {}
     pieces = {}
-    tried_rates = setup.rates if len(setup.rates) > 1 else ()  # a single one needs no trial
-    total = len(CONDITIONS) * (len(tried_rates) + setup.n_seeds)
-    with tqdm(total=total, unit="training", disable=quiet or None) as bar:
-        for condition in CONDITIONS:
-            rates[condition] = {rate: {"loss": None} for rate in setup.rates}
-            for rate in tried_rates:
-                bar.set_description(f"{condition}, rate {rate:g}")
-                rates[condition][rate] = journal.get(experiment.try_rate, condition, rate)
-                bar.update()
+    with tqdm(unit="training", disable=quiet or None) as bar:
+        rates = {
+            condition: _search(experiment, journal, condition, bar) for condition in CONDITIONS
+        }
+        bar.total = bar.n + len(CONDITIONS) * setup.n_seeds
         for condition, tried in rates.items():
             best = best_rate(tried)
             for seed in range(setup.n_seeds):
@@ -190,204 +148,48 @@ def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tup
     return rates, pieces
 
 
-def _owning(network: Network) -> Network:
-    """Units of a network that own weights; all of it where none were recorded."""
-    names = dict.fromkeys(site.name for site in owning_sites(network.brain))
-    return network.at(*names) if names else network
-
-
-@dataclass(frozen=True, eq=False)
-class Experiment:
-    """Everything that the trainings of one experiment share.
-
-    Attributes
-    ----------
-    runs : tuple of Run
-        Runs of one model.
-    model : LoadedModel
-        The model.
-    task : str
-        Label of the task.
-    setup : Setup
-        How it is done.
-    """
-
-    runs: tuple[Run, ...]
-    model: LoadedModel
-    task: str
-    setup: Setup
-
-    def check(self) -> None:
-        """Raise unless everything that is needed is there."""
-        for name in ("n_seeds", "n_texts"):
-            if getattr(self.setup, name) < 1:
-                raise StudyError(f"{name} is {getattr(self.setup, name)}; it must be at least 1")
-        _ = self.modules["network"], self.training, self.held_out
-
-    @cached_property
-    def made_from(self) -> list[Run]:
-        """Runs that the network is made from: all of the task but the last, if there are more."""
-        some = runs_of(self.runs, self.task)
-        return some[:-1] or some
-
-    @cached_property
-    def network(self) -> Network:
-        """Units of those runs that pass FDR .05 and own weights."""
-        maps = glm.fit(self.made_from, quiet=True).contrast(f"{self.task} - {glm.CONTROL}")
-        network = _owning(networks.threshold(maps, alpha=0.05, height_control="fdr"))
-        check_owning(network)
-        if not network.n_units:
-            raise StudyError(f"no unit that owns weights passes FDR .05 for {self.task!r}")
-        return network
-
-    @cached_property
-    def targets(self) -> pd.DataFrame:
-        """Modules by network mass."""
-        return target_modules(self.network, model=self.model)
-
-    @cached_property
-    def modules(self) -> dict[str, list[str]]:
-        """Modules of the conditions ``network`` and ``all``."""
-        names = self.targets["module"].tolist()
-        top = default_top(self.targets) if self.setup.top is None else self.setup.top
-        if not 0 < 2 * top <= len(names):
-            raise StudyError(f"top is {top}; of {len(names)} modules, at most half can be trained")
-        return {"network": names[:top], "all": names}
-
-    def draw(self, condition: str, seed: int) -> list[str]:
-        """Modules of a condition; random ones have the kinds of the network's, none of its own.
-
-        A module stands for one of the same kind (site, rows or columns, name) in another layer, so
-        that as many weights are trained.
-        """
-        if condition != "random":
-            return self.modules[condition]
-        rng = np.random.default_rng([seed, 20231110])
-        kinds = self.targets["module"].str.rpartition(".")[2]
-        chosen = self.targets["module"].isin(self.modules["network"])
-        drawn: list[str] = []
-        for kind in kinds[chosen].unique():
-            pool = self.targets.loc[(kinds == kind) & ~chosen, "module"].to_numpy(str)
-            n_wanted = int((chosen & (kinds == kind)).sum())
-            if len(pool) < n_wanted:
-                raise StudyError(f"top leaves {len(pool)} {kind} to draw {n_wanted} from; lower it")
-            drawn += rng.permutation(pool)[:n_wanted].tolist()
-        return drawn
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        """Stimuli of both splits; task names as labels."""
-        table = stimuli.load(self.setup.stimuli_path, split=None)
-        return table.assign(task=table["task"].map(bids.label))
-
-    @cached_property
-    def training(self) -> pd.DataFrame:
-        """Prompts to train on: the task's of the development split."""
-        rows = self.table[
-            (self.table["task"] == self.task) & (self.table["split"] == "development")
-        ]
-        if rows["topic"].nunique() < 2:
-            raise StudyError(
-                f"{self.task!r} has prompts of {rows['topic'].nunique()} topics in the development "
-                "split; training needs at least 2 (column split of the stimuli)"
-            )
-        return rows.reset_index(drop=True)
-
-    @cached_property
-    def held_out(self) -> dict[str, pd.DataFrame]:
-        """Prompts of the evaluation split that did not make the network, by task."""
-        shown = {c.casefold() for run in self.made_from for c in run.events["concept"]}
-        fresh = self.table[
-            (self.table["split"] == "evaluation")
-            & ~self.table["concept"].str.casefold().isin(shown)
-        ]
-        out = {}
-        for task, rows in fresh.groupby("task", sort=False):
-            n = min(self.setup.n_texts, len(rows))
-            out[str(task)] = rows.sample(n, random_state=0).sort_index().reset_index(drop=True)
-        if self.task not in out:
-            raise StudyError(f"every prompt of {self.task!r} was shown: none is left to hold out")
-        return out
-
-    def texts(self, rows: pd.DataFrame) -> list[Text]:
-        """Texts of some prompts, in the template of the scan."""
-        settings = self.runs[0].sidecar.get("Settings", {})
-        prompts, concepts = rows["prompt"].tolist(), rows["concept"].tolist()
-        template = settings.get("template", "auto")
-        return concept_texts(self.model, prompts, concepts, template=template)
-
-    def base(self) -> dict[str, Any]:
-        """Losses of the model as it is."""
-        return {"losses": self._losses(), "training": text_losses_of(self, self.training).tolist()}
-
-    def try_rate(self, condition: str, rate: float) -> dict[str, Any]:
-        """Loss on a quarter of the development topics, trained on the others."""
-        topics = self.training["topic"].unique()
-        is_kept = self.training["topic"].isin(topics[-max(1, len(topics) // 4) :])
-        rest = self.texts(self.training[~is_kept])
-        recipe = replace(self.setup.recipe, rate=rate)
-        with fine_tuned(self.model, self.draw(condition, 0), rest, recipe) as epochs:
-            loss = float(text_losses_of(self, self.training[is_kept]).mean())
-        return {"loss": loss, "epochs": epochs}
-
-    def train(self, condition: str, seed: int, rate: float) -> dict[str, Any]:
-        """Losses after one training."""
-        recipe = replace(self.setup.recipe, rate=rate)
-        modules = self.draw(condition, seed)
-        texts = self.texts(self.training)
-        with fine_tuned(self.model, modules, texts, recipe, seed=seed) as epochs:
-            losses = self._losses()
-        n_weights = n_trained(self.model, modules, recipe.r)
-        return {"losses": losses, "epochs": epochs, "modules": modules, "n_weights": n_weights}
-
-    def _losses(self) -> dict[str, list[float]]:
-        """Loss of every held-out prompt, by task."""
-        return {t: text_losses_of(self, rows).tolist() for t, rows in self.held_out.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """What was done, for the results."""
-        network = self.network
-        return {
-            "task": self.task,
-            "model": self.runs[0].sidecar["Model"],
-            "network": {
-                "runs": [run.run for run in self.made_from],
-                "threshold": network.how,
-                "n_units": network.n_units,
-                "share": network.n_units / network.brain.n_units,
-            },
-            "setup": asdict(self.setup),
-            "n_training": len(self.training),
-            "n_modules": len(self.targets),
-            "targets": self.targets.head(len(self.modules["network"])).to_dict(orient="records"),
-        }
-
-
-def text_losses_of(experiment: Experiment, rows: pd.DataFrame) -> NDArray[np.float64]:
-    """(n_prompts,) loss of some prompts."""
-    return text_losses(experiment.model, experiment.texts(rows))
+def _search(
+    experiment: Experiment, journal: _Journal, condition: str, bar: tqdm
+) -> dict[float, dict[str, Any]]:
+    """Try learning rates: the given ones and, while the best lies at an end, one beyond it."""
+    todo = sorted(set(experiment.setup.rates))
+    if len(todo) == 1:  # needs no trial
+        return {todo[0]: {"loss": None}}
+    tried: dict[float, dict[str, Any]] = {}
+    for _ in range(1 + N_BEYOND):
+        for rate in todo:
+            bar.set_description(f"{condition}, rate {rate:g}")
+            tried[rate] = journal.get(experiment.try_rate, condition, rate)
+            bar.update()
+        low, *_, high = sorted(tried)
+        step = experiment.setup.step
+        todo = {low: [low / step], high: [high * step]}.get(best_rate(tried), [])
+    return tried
 
 
 class _Journal:
-    """Results of finished trainings, each in a file of its own."""
+    """Results of finished trainings, kept until the experiment is done."""
 
-    def __init__(self, root: Path, experiment: Experiment) -> None:
-        setup = replace(experiment.setup, n_seeds=0)  # more seeds can be added
-        first = experiment.runs[0]
-        key = [asdict(setup), experiment.model.source.get("WeightsHash"), first.subject]
-        key += [first.session, experiment.modules["network"]]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
-        self.root = root
-        self.folder = root / bids.WORK / f"training-{experiment.task}-{digest}"
+    def __init__(self, path: Path, experiment: Experiment) -> None:
+        shown = [experiment.training, *experiment.held_out.values()]
+        settings = {
+            "setup": asdict(replace(experiment.setup, n_seeds=0)),  # more seeds can be added
+            "weights": experiment.model.source.get("WeightsHash"),
+            "subject": [experiment.runs[0].subject, experiment.runs[0].session],
+            "modules": experiment.modules["network"],
+            "prompts": [rows["prompt"].tolist() for rows in shown],
+        }
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        name = f"{path.stem}-{experiment.task}-{digest[:8]}_evaluations.jsonl"
+        self.kept = Evaluations(path.with_name(name), {"settings": digest})
 
     def get(self, make: Callable[..., dict[str, Any]], *key: Any) -> dict[str, Any]:
         """Result of ``make(*key)``, from the journal where it is there."""
-        name = "_".join([make.__name__, *(f"{part}" for part in key)])
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            bids.write_json(path, self.root, make(*key))
-        return json.loads(path.read_text("utf-8"))
+        name = " ".join([make.__name__, *(f"{part}" for part in key)])
+        if name not in self.kept:
+            self.kept.add(name, make(*key))
+        return self.kept[name]
 
     def remove(self) -> None:
         """Forget what is finished."""
-        shutil.rmtree(self.folder)
+        self.kept.path.unlink()

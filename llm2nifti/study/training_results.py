@@ -60,7 +60,10 @@ def summarise(
             "n_modules": len(some[0]["modules"]),
             "n_weights": some[0]["n_weights"],
             "rate": best_rate(rates[name]),
-            "rates": {f"{rate:g}": found["loss"] for rate, found in rates[name].items()},
+            "rates": {
+                f"{rate:g}": _known(found["loss"], None)
+                for rate, found in sorted(rates[name].items())
+            },
             "change": _estimates(figures, change),
             "epochs": [piece["epochs"] for piece in some],
             "modules": [piece["modules"] for piece in some] if name == "random" else None,
@@ -79,8 +82,13 @@ def summarise(
 
 
 def best_rate(tried: Mapping[float, Mapping[str, Any]]) -> float:
-    """Learning rate with the smallest ``loss``."""
-    return min(tried, key=lambda rate: tried[rate]["loss"])
+    """Learning rate with the smallest ``loss``; one that is no number was too large."""
+    return min(tried, key=lambda rate: _known(tried[rate]["loss"], np.inf))
+
+
+def _known(loss: float | None, otherwise: Any) -> Any:
+    """A loss, or something else where it is none."""
+    return loss if loss is not None and np.isfinite(loss) else otherwise
 
 
 def training_table(content: Mapping[str, Any]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch import nn
 from llm2nifti.geometry import ModelBrain, Site
 from llm2nifti.hooks import NoSuchModuleError, Point, tap
 from llm2nifti.models import LoadedModel
+from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
 
 COMMAND = "llm2nifti run ds-units --sites heads,mlp_hidden"
@@ -56,6 +56,40 @@ def check_owning(network: Network) -> None:
             f"network {network.name!r} is of {recorded} units, which own no weights; units that do "
             f"are recorded by: {COMMAND}"
         )
+
+
+def column_axis(module: nn.Module, projection: str) -> int:
+    """Axis of a projection's weight that runs over the units which it reads."""
+    # torch's Linear stores (out, in), Conv1D of GPT-2 (in, out).
+    return 1 if isinstance(module.get_submodule(projection), nn.Linear) else 0
+
+
+def check_fits(model: LoadedModel, sites: Sequence[Site], space: str) -> None:
+    """Raise SurgeryError unless the model has the weights that the units of some sites own.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model.
+    sites : sequence of Site
+        From `owning_sites`.
+    space : str
+        Label of the space that they are of.
+    """
+    for site in sites:
+        try:
+            weight = model.module.get_parameter(f"{site.module}.weight")
+        except AttributeError:
+            raise SurgeryError(
+                f"the network is in space {space}, whose module {site.module!r} has no weight in "
+                f"model {model.name!r}; use a network of the same model"
+            ) from None
+        n_units = weight.shape[column_axis(model.module, site.module)]
+        if n_units != site.n_units:
+            raise SurgeryError(
+                f"{site.module!r} reads {n_units} units in this model and {site.n_units} in space "
+                f"{space}; use a network of the same model"
+            )
 
 
 def feeders(model: LoadedModel, projection: str) -> list[str]:
@@ -126,7 +160,7 @@ def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, lis
     found: dict[str, list[str]] = {p: [] for p in projections}
     for one_pass in model.probe_passes():
         seen.clear()
-        with _differentiable(module), tap(module, points, keep):
+        with evaluating(module, gradients=True), tap(module, points, keep):
             one_pass()
             for p in projections:
                 if Point(p, "input") in seen:
@@ -170,15 +204,3 @@ def _feeds(rows: torch.Tensor, units: torch.Tensor) -> bool:
     if gradient is None:
         return False
     return bool(gradient[..., half].any()) and not bool(gradient[..., rest].any())
-
-
-@contextmanager
-def _differentiable(module: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients, put back afterwards."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        module.train(was_training)

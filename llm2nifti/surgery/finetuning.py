@@ -16,6 +16,7 @@ from torch import nn
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner.likelihood import Text, log_likelihoods
 from llm2nifti.scanner.prefill import can_continue, common_length
+from llm2nifti.scanner.stimulus import find_prompt, n_after_prompt
 from llm2nifti.surgery.feeding import SurgeryError
 from llm2nifti.surgery.lora import lora_config
 
@@ -78,8 +79,10 @@ def concept_texts(
         raise SurgeryError(f"the tokenizer of {model.name} gives no character offsets")
     texts = []
     rendered = model.render(prompts, template)
+    n_after = 0 if list(rendered) == list(prompts) else n_after_prompt(model, template)
     for text, prompt, concept in zip(rendered, prompts, concepts, strict=True):
-        start = text.rfind(prompt) + prompt.rfind(concept)
+        first, shown = find_prompt(text, prompt, n_after)
+        start = first + shown.rfind(concept)
         encoded = model.tokenizer(
             text, add_special_tokens=text == prompt, return_offsets_mapping=True
         )
@@ -87,7 +90,7 @@ def concept_texts(
         scored = tuple(
             i for i, (a, b) in spans if i and a < b and a < start + len(concept) and b > start
         )
-        if concept not in prompt or not scored:
+        if concept not in shown or not scored:
             raise SurgeryError(f"prompt {prompt!r} has no token of {concept!r} to predict")
         texts.append(Text(tuple(encoded["input_ids"]), scored))
     return texts
@@ -178,18 +181,30 @@ def _adapted(
 
     module: Any = model.module
     needed = {name: p.requires_grad for name, p in module.named_parameters()}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-        torch.manual_seed(seed)
-        adapted = get_peft_model(module, config)
     try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+            torch.manual_seed(seed)
+            try:
+                adapted = get_peft_model(module, config)
+            except ValueError as error:
+                raise SurgeryError(f"peft cannot train these modules ({error})") from error
         yield [p for p in adapted.parameters() if p.requires_grad]
     finally:
-        adapted.unload()
+        _unwrap(module)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(needed[name])
         for name in ("peft_config", "active_adapter"):
             module.__dict__.pop(name, None)
+
+
+def _unwrap(module: nn.Module) -> None:
+    """Put every layer back into the place of its adapter, also of those that are half made."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            layer = getattr(child, "base_layer", None)
+            if isinstance(layer, nn.Module):
+                setattr(parent, name, layer)
 
 
 def _n_shared(model: LoadedModel, texts: Sequence[Text]) -> int:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from llm2nifti.hooks import NoSuchModuleError, resolve
+from llm2nifti.hooks import resolve
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.surgery.feeding import SurgeryError, all_feeders, owning_sites
+from llm2nifti.surgery.feeding import all_feeders, check_fits, owning_sites
 from llm2nifti.surgery.targets import common_brain
 
 
@@ -70,19 +70,14 @@ def network_weights(
     brain = common_brain(some)
     members = np.any([network.units for network in some], axis=0)
     sites = [s for s in owning_sites(brain) if members[brain.slice_of(s)].any()]
-    try:
-        feeding = all_feeders(model, [site.module for site in sites])
-        found: dict[str, torch.Tensor] = {}
-        for site in sites:
-            units = torch.from_numpy(members[brain.slice_of(site)])
-            _add(found, model.module, site.module, units, axis=1)
-            for name in feeding[site.module]:
-                _add(found, model.module, name, units, axis=0)
-    except (NoSuchModuleError, ValueError) as error:
-        raise SurgeryError(
-            f"the network is in space {brain.space} and does not fit model {model.name!r} "
-            f"({error}); use a network of the same model"
-        ) from error
+    check_fits(model, sites, brain.space)
+    feeding = all_feeders(model, [site.module for site in sites])
+    found: dict[str, torch.Tensor] = {}
+    for site in sites:
+        units = torch.from_numpy(members[brain.slice_of(site)])
+        _add(found, model.module, site.module, units, axis=1)
+        for name in feeding[site.module]:
+            _add(found, model.module, name, units, axis=0)
     return found
 
 
@@ -93,9 +88,6 @@ def _add(
     layer = resolve(module, name)
     parameters = dict(layer.named_parameters(recurse=False))
     along = axis if isinstance(layer, nn.Linear) else 1 - axis  # GPT-2 keeps (in, out)
-    weight = parameters["weight"]
-    if weight.shape[along] != len(units):
-        raise ValueError(f"{name!r} has {weight.shape[along]} units, not {len(units)}")
     marks = {"weight": units[:, None] if along == 0 else units[None, :]}
     if axis == 0 and "bias" in parameters:
         marks["bias"] = units

@@ -21,17 +21,16 @@ from llm2nifti.geometry import Site
 from llm2nifti.hooks import Point
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.points import tapped
+from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
-from llm2nifti.surgery.feeding import owning_sites
+from llm2nifti.surgery.feeding import SurgeryError, check_fits, column_axis, owning_sites
 from llm2nifti.surgery.shrinking import Settings, ShrinkError, cut_heads, cut_units, shrink
 
 CUTS = {"mlp_hidden": cut_units, "heads": cut_heads}
-# Largest difference of outputs, relative to their size, that rounding explains.
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
-ROUNDING_HALF = 5e-2
+ROUNDING = 1e-4  # the largest difference of outputs, relative to their size, that it explains
 
 
-class PruneError(ValueError):
+class PruneError(SurgeryError):
     """A network cannot be pruned."""
 
 
@@ -116,7 +115,9 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
     Raises
     ------
     PruneError
-        If a unit owns no weights, nothing is removed, or the network is of another model.
+        If a unit owns no weights, or nothing is removed.
+    SurgeryError
+        If the network is of another model.
 
     Examples
     --------
@@ -130,7 +131,7 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
     with zeroed(model, removed):
         expected = outputs(model)
     found = difference(expected, outputs(replace(model, module=module)))
-    if found > tolerance(module):
+    if found > ROUNDING:
         raise PruneError(
             f"without the weights of these units {model.name} computes something else than under a "
             f"zero lesion (outputs differ by {found:.1e}): the weights are used elsewhere, too"
@@ -188,32 +189,16 @@ def to_remove(network: Network, *, keep: bool = False) -> Network:
 
 
 def _check(model: LoadedModel, removed: Network) -> None:
-    """Raise PruneError unless the model has the weights that the units own."""
-    for site in owning_sites(removed.brain):
-        try:
-            weight = model.module.get_parameter(f"{site.module}.weight")
-        except AttributeError:
-            raise PruneError(
-                f"the network is in space {removed.brain.space}, whose module {site.module!r} has "
-                f"no weight in model {model.name!r}; use a network of the same model"
-            ) from None
+    """Raise unless the model has the weights that the units own, and they can be changed."""
+    sites = owning_sites(removed.brain)
+    check_fits(model, sites, removed.brain.space)
+    for site in sites:
+        weight = model.module.get_parameter(f"{site.module}.weight")
         if weight.is_meta or not weight.is_floating_point():
             raise PruneError(
                 f"{site.module!r} of {model.name} is offloaded or quantised; load the model whole, "
                 "on one device, as float32, bfloat16 or float16"
             )
-        n_units = weight.shape[column_axis(model.module, site.module)]
-        if n_units != site.n_units:
-            raise PruneError(
-                f"{site.module!r} reads {n_units} units in this model and {site.n_units} in space "
-                f"{removed.brain.space}; use a network of the same model"
-            )
-
-
-def column_axis(module: Any, projection: str) -> int:
-    """Axis of a projection's weight that runs over the units which it reads."""
-    # torch's Linear stores (out, in), Conv1D of GPT-2 (in, out).
-    return 1 if isinstance(module.get_submodule(projection), torch.nn.Linear) else 0
 
 
 def members(removed: Network, site: Site) -> NDArray[np.bool_]:
@@ -271,7 +256,7 @@ def _shrunk_site(
     except (RuntimeError, ValueError, IndexError) as error:
         line = str(error).strip().splitlines()[0]
         raise ShrinkError(f"the smaller model does not run ({line})") from error
-    if found > tolerance(module):
+    if found > ROUNDING:
         raise ShrinkError(
             f"the smaller model computes something else (outputs differ by {found:.1e})"
         )
@@ -304,10 +289,25 @@ def zeroed(model: LoadedModel, network: Network) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
+@contextmanager
+def _in_float32(module: torch.nn.Module) -> Iterator[None]:
+    """Compute in float32, where no rounding hides what a cut changes; weights stay as they are."""
+    halves = (torch.float16, torch.bfloat16)
+    some = [x for x in (*module.parameters(), *module.buffers()) if x.dtype in halves]
+    kept = [x.data for x in some]
+    for x in some:
+        x.data = x.data.float()
+    try:
+        yield
+    finally:
+        for x, data in zip(some, kept, strict=True):
+            x.data = data
+
+
 def outputs(model: LoadedModel) -> list[torch.Tensor]:
-    """What a model puts out on its probe: logits, or the last hidden state."""
-    results = [one_pass() for one_pass in model.probe_passes()]
+    """What a model puts out on its probe, computed in float32: logits, or the last hidden state."""
+    with evaluating(model.module), _in_float32(model.module):
+        results = [one_pass() for one_pass in model.probe_passes()]
     return [out.logits if "logits" in out else out.last_hidden_state for out in results]
 
 
@@ -316,8 +316,3 @@ def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float
     pairs = zip(expected, found, strict=True)
     shares = [((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in pairs]
     return float(max(share if share == share else np.inf for share in shares))  # noqa: PLR0124
-
-
-def tolerance(module: Any) -> float:
-    """Largest `difference` that rounding explains."""
-    return ROUNDING.get(next(module.parameters()).dtype, ROUNDING_HALF)

@@ -9,8 +9,8 @@ from torch.nn.utils import prune as torch_prune
 
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.surgery.feeding import owning_sites
-from llm2nifti.surgery.pruning import column_axis, members
+from llm2nifti.surgery.feeding import column_axis, owning_sites
+from llm2nifti.surgery.pruning import members
 
 
 def smallest(model: LoadedModel, removed: Network) -> Network:

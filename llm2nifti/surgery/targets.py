@@ -10,7 +10,13 @@ import pandas as pd
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.surgery.feeding import SurgeryError, all_feeders, check_owning, owning_sites
+from llm2nifti.surgery.feeding import (
+    SurgeryError,
+    all_feeders,
+    check_fits,
+    check_owning,
+    owning_sites,
+)
 
 COLUMNS = ["module", "layer", "site", "weights", "n_units", "share", "mass", "enrichment"]
 
@@ -39,7 +45,7 @@ def target_modules(
     Raises
     ------
     SurgeryError
-        If the networks are of different spaces, or of units that own no weights.
+        If the networks are of different spaces, of another model, or of units that own no weights.
 
     Notes
     -----
@@ -58,6 +64,8 @@ def target_modules(
     slices = [brain.slice_of(site) for site in sites]
     n_owning = sum(site.n_units for site in sites)
     overall = sum(float(strengths[inside].sum()) for inside in slices) / n_owning
+    if model:
+        check_fits(model, sites, brain.space)
     feeding = all_feeders(model, [site.module for site in sites]) if model else {}
     rows = []
     for site, inside in zip(sites, slices, strict=True):
