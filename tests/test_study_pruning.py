@@ -237,3 +237,19 @@ def test_an_ordinary_dataset_says_what_to_scan(tiny_folders, tmp_path, capsys):
     assert cli.main([*base, "--out", str(tmp_path / "x")]) == 2
     assert "llm2nifti run ds-units --sites heads,mlp_hidden" in capsys.readouterr().err
     assert surgery.owning_sites(bids.read_all(tmp_path / "ds")[0].brain) == ()
+
+
+def test_what_lies_beyond_random_sets_knows_how_far_these_scatter():
+    rng = np.random.default_rng(0)
+    before = rng.normal(-3, 1, 30)
+
+    def width(scatter):
+        rows = {"before": before, "network": before - 1.0, "magnitude": before - 2.0}
+        rows |= {f"random {i}": before - 0.5 + scatter * (i - 1) for i in range(3)}
+        found = losses.summarise([{name: {"a": v} for name, v in rows.items()}])["a"]["beyond"]
+        assert found["random"]["value"] == pytest.approx(0.5)
+        assert found["magnitude"]["value"] == pytest.approx(-1)
+        return np.ptp(found["random"]["interval"])
+
+    assert width(0.0) == pytest.approx(0, abs=1e-12)  # paired by prompt
+    assert 0.8 < width(0.5) < 1.2

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from llm2nifti import geometry, interventions, models, networks, surgery
-from llm2nifti.surgery import PruneError, SurgeryError
+from llm2nifti.surgery import PruneError, SurgeryError, pruning
 
 SITES = {"mamba": "mixer_hidden", "mixtral": "heads", "t5": "heads,cross_heads,mlp_hidden"}
 KINDS = [kind for kind in tiny.CONFIGS if kind not in ("vit", "llava")]
@@ -275,3 +275,12 @@ def test_weights_that_are_used_elsewhere_are_noticed(tiny_models):
     network = some_units(brain_of(model, "mlp_hidden"), lambda _site: [0, 1, 2])
     with pytest.raises(PruneError, match="used elsewhere"):
         surgery.prune(model, network)
+
+
+def test_the_check_computes_in_float32(tiny_folders):
+    model = models.load(str(tiny_folders["llama"]), dtype="bfloat16")
+    exact = models.load(str(tiny_folders["llama"]), dtype="bfloat16").module.float()
+    (found,), (expected,) = (pruning.outputs(m) for m in (model, replace(model, module=exact)))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert next(model.module.parameters()).dtype == torch.bfloat16
