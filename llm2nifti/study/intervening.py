@@ -19,8 +19,6 @@ from llm2nifti.study.masks import image_network
 from llm2nifti.study.reloading import reload
 from llm2nifti.study.sessions import untrained_runs
 
-KINDS = ("lesion", "lesion_masks", "steer")  # stems of the results' files
-
 
 def intervene(
     root: Path,
