@@ -103,7 +103,9 @@ def _reading(content: Mapping[str, Any]) -> str:
     return (
         "Below 0, a lesion hurts more than that of matched random units does. A star marks cells "
         "whose 95 % interval (bootstrap over texts and random sets) excludes 0. If networks were "
-        f"specific, the diagonal would be lowest in every column.{copy}"
+        f"specific, the diagonal would be lowest in every column.{copy} Bottom units are as many that "
+        "respond least. Two tasks cross over if each one's text is hurt more by its own lesion than by "
+        "the other's, which is shown if both intervals lie below 0."
     )
 
 
@@ -151,8 +153,8 @@ def _effects_table(condition: Mapping[str, Any]) -> Table:
         ("network", "Network", False),
         ("task", "Text of", False),
         ("delta", "Change", True),
-        ("random", "Matched random", True),
-        ("bottom", "Least responsive", True),
+        ("random", "Random sets", True),
+        ("bottom", "Bottom units", True),
         ("excess", "Beyond random", True),
     ]
     return Table("Change of log probability (nats a token)", columns, rows)
@@ -175,11 +177,12 @@ def _pairs_table(condition: Mapping[str, Any]) -> Table:
         ("pair", "Tasks A – B", False),
         ("first", "Text of A", True),
         ("second", "Text of B", True),
-        ("crosses", "Both below 0", True),
-        ("random", "Random sets that are", True),
-        ("holds", "Both intervals below 0", True),
+        ("crosses", "Cross over", True),
+        ("random", "Random", True),
+        ("holds", "Shown", True),
     ]
-    return Table("Double dissociations: its own lesion minus the other's", columns, rows)
+    title = "Double dissociations: its own lesion minus the other's"
+    return Table(title, columns, rows)
 
 
 def _selectivity_sentence(condition: Mapping[str, Any], who: str) -> str:
