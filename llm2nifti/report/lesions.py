@@ -103,9 +103,9 @@ def _reading(content: Mapping[str, Any]) -> str:
     return (
         "Below 0, a lesion hurts more than that of matched random units does. A star marks cells "
         "whose 95 % interval (bootstrap over texts and random sets) excludes 0. If networks were "
-        f"specific, the diagonal would be lowest in every column.{copy} Bottom units are as many that "
-        "respond least. Two tasks cross over if each one's text is hurt more by its own lesion than by "
-        "the other's, which is shown if both intervals lie below 0."
+        f"specific, the diagonal would be lowest in every column.{copy} Bottom units are as many "
+        "that respond least. Two tasks cross over if each one's text is hurt more by its own "
+        "lesion than by the other's, which is shown if both intervals lie below 0."
     )
 
 
