@@ -272,6 +272,8 @@ def test_a_run_that_is_written_again_outdates_what_was_made_of_it(tmp_path):
     made = [tmp_path / bids.DERIVATIVES / f"{name}.json" for name in ("lesion", "steer", "summary")]
     for path in made:
         path.write_text("{}")
+    bids.write(make_recording(run=2), tmp_path)
+    assert [path.exists() for path in made] == [True, True, False]
     bids.write(make_recording(), tmp_path, overwrite=True)
     assert not any(path.exists() for path in made)
 

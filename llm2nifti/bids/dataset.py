@@ -61,15 +61,19 @@ folder). One voxel is one unit of a language model;
 nothing here is BOLD signal and no one took part. Neighbouring voxels hold units that are
 neighbours in an arbitrary order: smoothing and cluster statistics mean nothing.
 """
-IGNORED = [
-    "*.html",
-    "summary.json",
+# What interventions write, of all runs together: hours of work.
+RESULTS = (
     "lesion.json",
     "lesion_masks.json",
     "steer.json",
-    "*_evaluations.jsonl",
     "detection.json",
     "training.json",
+)
+IGNORED = [
+    "*.html",
+    "summary.json",
+    *RESULTS,
+    "*_evaluations.jsonl",
     "figures",
     "figures/",
     "*_statmap.*",

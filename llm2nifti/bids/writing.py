@@ -13,7 +13,12 @@ import nibabel as nib
 import pandas as pd
 
 from llm2nifti import geometry
-from llm2nifti.bids.dataset import check_folder, write_dataset_files, write_events_json
+from llm2nifti.bids.dataset import (
+    RESULTS,
+    check_folder,
+    write_dataset_files,
+    write_events_json,
+)
 from llm2nifti.bids.files import (
     WORK,
     ExistsError,
@@ -97,11 +102,10 @@ def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
     )
 
 
-_RESULTS = ("lesion*.json", "steer.json", "detection.json", "training.json")
-
-
 def _remove(paths: RunPaths) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
+    # A new run leaves what interventions measured on the others; one that is replaced does not.
+    results = RESULTS if paths.is_complete else ()
     paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
     whole = paths.root / DERIVATIVES
     own = whole / folder_of(paths.subject, paths.session)
@@ -112,8 +116,11 @@ def _remove(paths: RunPaths) -> None:
         # What was made of all runs of the task no longer fits, nor does the summary.
         *paths.trial_bold.parent.glob(f"{who}_task-{paths.task}_space-*_statmap.*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
-        *(folder / name for folder in (whole, own) for name in ("summary.json", "report.html")),
-        *(path for folder in (whole, own) for name in _RESULTS for path in folder.glob(name)),
+        *(
+            folder / name
+            for folder in (whole, own)
+            for name in ("summary.json", "report.html", *results)
+        ),
     ]
     for file in old:
         file.unlink(missing_ok=True)
