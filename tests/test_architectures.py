@@ -87,7 +87,7 @@ def naive_frame(model, result, trial, tokens):
     return frame
 
 
-def check(result, found, expected):
+def assert_equal_by_site(result, found, expected):
     """Per volume and site |d| / |ref| <= 1e-4."""
     for site in result.brain.sites:
         part = result.brain.slice_of(site)
@@ -110,7 +110,7 @@ def test_generating_equals_the_naive_recorder(tiny_models, image_table, kind, si
             for i, some in enumerate(tokens)
         ]
     )
-    check(result, result.by_trial(), expected)
+    assert_equal_by_site(result, result.by_trial(), expected)
 
 
 @pytest.mark.parametrize("kind", [k for k in GENERATING if k != "llama"])
@@ -135,7 +135,7 @@ def test_reading_tokens_equals_one_pass_a_prompt(tiny_models, image_table, kind)
             rows = value.reshape(-1, site.n_units).numpy()
             assert len(rows) == len(found)
             expected[:, result.brain.slice_of(site)] = rows
-        check(result, found, expected)
+        assert_equal_by_site(result, found, expected)
 
 
 @pytest.mark.parametrize("kind", ["vit", "llava"])
@@ -151,7 +151,7 @@ def test_reading_images_equals_one_pass_an_image(tiny_models, image_table, kind)
         for site, value in hooked(model.module, result.brain, lambda i=inputs: model.module(**i)):
             mean = value.reshape(-1, site.n_units).mean(dim=0).numpy()
             expected[trial, result.brain.slice_of(site)] = mean
-    check(result, result.values, expected)
+    assert_equal_by_site(result, result.values, expected)
 
 
 @pytest.mark.parametrize("kind", [k for k in tiny.CONFIGS if k != "bert"])

@@ -64,18 +64,43 @@ def effect(changes: Changes, task: str, *, seed: int = 0) -> dict[str, Any]:
     lesion, random = changes.lesion[task], changes.random[task]
     rows = _resampled(len(lesion), seed)
     sets = _resampled(len(random), seed + 1).T
-    draws = lesion[rows].mean(axis=1)
-    drawn = np.take_along_axis(random[:, rows].mean(axis=2), sets, axis=0).mean(axis=0)
     bottom = changes.bottom.get(task)
     return {
         "delta": float(lesion.mean()),
-        "interval": _interval(draws),
+        "interval": _interval(lesion[rows].mean(axis=1)),
         "random": random.mean(axis=1).tolist(),
         "bottom": None if bottom is None else float(bottom.mean()),
         "excess": float(lesion.mean() - random.mean()),
-        "excess_interval": _interval(draws - drawn),
+        "excess_interval": _interval(draws_beyond(lesion, random, rows, sets)),
         "n_texts": len(lesion),
     }
+
+
+def draws_beyond(
+    own: NDArray[np.float64],
+    others: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    sets: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Bootstrap draws of how far a mean over texts lies beyond that of some random sets.
+
+    Parameters
+    ----------
+    own : (n_texts,) array
+        A value of each text.
+    others : (n_sets, n_texts) array
+        The same under each set of random units.
+    rows : (n_draws, n_texts) int array
+        Texts of each draw, the same ones for all.
+    sets : (n_sets, n_draws) int array
+        Sets of each draw.
+
+    Returns
+    -------
+    (n_draws,) array
+    """
+    drawn = np.take_along_axis(others[:, rows].mean(axis=2), sets, axis=0).mean(axis=0)
+    return own[rows].mean(axis=1) - drawn
 
 
 def selectivity(changes: Sequence[Changes], *, seed: int = 0) -> dict[str, Any]:

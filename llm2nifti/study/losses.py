@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from llm2nifti.networks.dissociation import draws_beyond
+
 N_BOOTSTRAPS = 2000
 Rows = dict[str, NDArray[np.float64]]  # mean log probability of each text, by task
 
@@ -108,9 +110,10 @@ def _interval(
     """95 % percentile bootstrap interval of the mean over prompts, minus that of other sets."""
     rng = np.random.default_rng(20231110)
     rows = rng.integers(len(values), size=(N_BOOTSTRAPS, len(values)))
-    draws = values[rows].mean(axis=1)
-    if others is not None:
+    if others is None:
+        draws = values[rows].mean(axis=1)
+    else:
         sets = rng.integers(len(others), size=(len(others), N_BOOTSTRAPS))
-        draws -= np.take_along_axis(others[:, rows].mean(axis=2), sets, axis=0).mean(axis=0)
+        draws = draws_beyond(values, others, rows, sets)
     low, high = np.quantile(draws, [0.025, 0.975])
     return [float(low), float(high)]
