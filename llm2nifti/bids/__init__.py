@@ -8,7 +8,6 @@ from llm2nifti.bids.dataset import (
     write_dataset_files,
 )
 from llm2nifti.bids.files import (
-    WORK,
     ExistsError,
     LabelError,
     label,
@@ -19,6 +18,7 @@ from llm2nifti.bids.files import (
     write_text,
     write_tsv,
 )
+from llm2nifti.bids.manifest import WORK, ForeignFileWarning
 from llm2nifti.bids.participants import weights_hash
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.bids.reading import (
@@ -40,6 +40,7 @@ __all__ = [
     "VALIDATOR_CONFIG",
     "WORK",
     "ExistsError",
+    "ForeignFileWarning",
     "LabelError",
     "NoSuchRunError",
     "Run",

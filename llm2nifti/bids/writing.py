@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import nibabel as nib
 import pandas as pd
 
 from llm2nifti import geometry
+from llm2nifti.bids.checking import are_intact, is_intact
 from llm2nifti.bids.dataset import (
     RESULTS,
     check_folder,
@@ -31,6 +33,7 @@ from llm2nifti.bids.files import (
     write_json,
     write_tsv,
 )
+from llm2nifti.bids.manifest import ASIDE, remove, settle
 from llm2nifti.bids.participants import add_participant, add_session
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
@@ -69,11 +72,13 @@ def write(
     root = Path(root)
     check_folder(root)
     paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
-    if paths.is_complete and not overwrite:
+    intact = is_intact(paths)
+    if intact and not overwrite:
         raise ExistsError(
             f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
         )
-    _remove(paths)
+    # A run that is new or mended leaves what interventions measured; one that is replaced does not.
+    _remove(paths, results=RESULTS if intact else ())
     with shared(root):  # other processes may write other runs
         write_dataset_files(root)
         add_participant(root, paths.subject, paths.session, recording.info)
@@ -84,6 +89,8 @@ def write(
         _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
+    if not (root / WORK / "lock").exists():  # nothing else writes
+        settle(root)
     return paths
 
 
@@ -102,15 +109,13 @@ def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
     )
 
 
-def _remove(paths: RunPaths) -> None:
+def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
-    # A new run leaves what interventions measured on the others; one that is replaced does not.
-    results = RESULTS if paths.is_complete else ()
-    paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
     whole = paths.root / DERIVATIVES
-    own = whole / folder_of(paths.subject, paths.session)
+    session = whole / folder_of(paths.subject, paths.session)
     who = paths.raw("").name.partition("_task-")[0]
     old = [
+        paths.derivative("desc-trial_bold.json"),
         *paths.bold.parent.glob(f"{paths.raw('').name}*"),
         *paths.trial_bold.parent.glob(f"{paths.raw('').name}*"),
         # What was made of all runs of the task no longer fits, nor does the summary.
@@ -118,12 +123,11 @@ def _remove(paths: RunPaths) -> None:
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
         *(
             folder / name
-            for folder in (whole, own)
+            for folder in (whole, session)
             for name in ("summary.json", "report.html", *results)
         ),
     ]
-    for file in old:
-        file.unlink(missing_ok=True)
+    remove(paths.root, dict.fromkeys(old))
 
 
 def _events(recording: Recording, task: str) -> pd.DataFrame:
@@ -282,7 +286,7 @@ def _reference(paths: RunPaths) -> str:
 def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     """Atlas, units table and anatomical image of the subject or session, once."""
     root, brain = paths.root, recording.brain
-    if paths.anat("T1w.json").exists():
+    if are_intact(root, paths.anatomy):
         return
     norms = recording.norms
     anatomy = geometry.mask_img(brain) if norms is None else geometry.anatomy_img(brain, norms)
@@ -330,6 +334,8 @@ def clear_work(root: Path, *, recordings: bool = False) -> None:
         Recordings, too. Without, those that an interruption cut off stay, to be resumed.
     """
     for path in (root / WORK).glob("*"):
+        if path == root / ASIDE:
+            continue
         if path.is_dir():
             if recordings or not (path / "plan.json").exists():
                 shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,16 @@ import sys
 from collections.abc import Sequence
 
 from llm2nifti import __version__
-from llm2nifti.cli import analysis, intervening, lookup, monitoring, pruning, scanning, training
+from llm2nifti.cli import (
+    analysis,
+    checking,
+    intervening,
+    lookup,
+    monitoring,
+    pruning,
+    scanning,
+    training,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llm2nifti {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parts = (scanning, analysis, intervening, monitoring, pruning, training, lookup)
+    parts = (scanning, analysis, checking, intervening, monitoring, pruning, training, lookup)
     for part in parts:
         part.add_commands(commands)
     return parser

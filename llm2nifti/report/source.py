@@ -148,7 +148,8 @@ def read_task_map(source: Source, task: str) -> TaskMap:
     brain = source.brain
     t_img = _load(paths.stat_map("t"), source.root)
     t = np.asarray(geometry.from_img(brain, t_img), float)
-    active = geometry.from_img(brain, _load(paths.network(), source.root)) > 0
+    desc = source.summary["tasks"][task].get("network", "network")
+    active = geometry.from_img(brain, _load(paths.network(desc=desc), source.root)) > 0
     best = int(np.abs(t).argmax())
     return TaskMap(
         task=task,

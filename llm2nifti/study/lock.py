@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llm2nifti import bids
+from llm2nifti.bids import manifest
 
 
 class StudyError(ValueError):
@@ -38,6 +39,7 @@ def locked(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        manifest.settle(root)
         lock.release()
         with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
             (root / bids.WORK / "lock").unlink(missing_ok=True)

@@ -105,6 +105,7 @@ def table(summary: dict[str, Any]) -> str:
         row = {
             "task": task,
             "active units": f"{numbers['n_active']} ({numbers['share_active']:.1%})",
+            "active by": numbers["threshold"],
         }
         row["p < .05"] = f"{numbers['share_below_05']:.1%}"
         if similarity:
@@ -189,6 +190,7 @@ def _overview_row(session: dict[str, Any]) -> dict[str, str]:
     right, null = session["trials_right"], session["null_below_05"]
     row = {"model": session["subject"], "session": session["session"] or "-"}
     row["active units"] = f"{min(shares):.1%} to {max(shares):.1%}"
+    row["active by"] = "; ".join(session["rules"])
     for title, name in (("same task r", "same_task_r"), ("different r", "cross_task_r")):
         row[title] = "-" if session[name] is None else f"{session[name]:.2f}"
     row["trials named right"] = "-" if right is None else f"{right:.0%}"
