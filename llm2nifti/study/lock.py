@@ -38,8 +38,11 @@ def locked(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held: who opened it before finds it gone and begins again, so that no two
+        # processes hold files of the same name.
+        with suppress(OSError):
+            (root / bids.WORK / "lock").unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
-            (root / bids.WORK / "lock").unlink(missing_ok=True)
             (root / bids.WORK).rmdir()
             root.rmdir()
