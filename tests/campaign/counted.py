@@ -43,11 +43,20 @@ def count(settings: dict[str, Any]) -> None:
             return
         line = f"{event} {os.path.relpath(path, folder)}"[:255]
         os.write(log, f"{line:<255}\n".encode())  # of one length: the size of the file is the count
-        if settings["at"] and os.fstat(log).st_size // 256 == settings["at"]:
+        if 0 < settings["at"] <= os.fstat(log).st_size // 256 and _is_first(settings["log"]):
             send = os.killpg if settings["signal"] in TO_ALL else os.kill
             send(settings["pid"], getattr(signal, settings["signal"]))
 
     sys.addaudithook(hook)
+
+
+def _is_first(log: str) -> bool:
+    """Whether no process has sent the signal yet."""
+    try:
+        os.close(os.open(f"{log}.sent", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _changed(event: str, args: tuple) -> str | None:
@@ -59,14 +68,27 @@ def _changed(event: str, args: tuple) -> str | None:
     return os.fsdecode(args[0]) if event in CHANGES else None
 
 
-if __name__ == "__mp_main__" and VARIABLE in os.environ:
-    count(json.loads(os.environ[VARIABLE]))
-
-if __name__ == "__main__":
+def begin(settings: dict[str, Any]) -> None:
+    """Count in this process, which leads a group of its own, and in its workers."""
     default_signals()
-    given = {**json.loads(sys.argv[1]), "pid": os.getpid()}
+    given = {**settings, "pid": os.getpid()}
     os.environ[VARIABLE] = json.dumps(given)
     count(given)
+
+
+def begin_worker() -> None:
+    """Count in a process that multiprocessing spawned."""
+    if VARIABLE in os.environ:
+        count(json.loads(os.environ[VARIABLE]))
+
+
+if __name__ == "__mp_main__":
+    begin_worker()
+
+if __name__ == "__main__":
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+    begin(json.loads(sys.argv[1]))
     sys.argv[1:] = sys.argv[2:]
 
     from llm2nifti.cli import main
