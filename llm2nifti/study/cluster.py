@@ -121,7 +121,7 @@ def _cluster(where: str) -> Iterator[Any]:
             n_workers=int(number),
             threads_per_worker=1,
             memory_limit=0,  # memory-mapped recordings count, but can always be given back
-            dashboard_address=None,
+            dashboard_address="localhost:0",  # None is port 8787, and a warning where it is taken
             silence_logs=logging.CRITICAL,
         )
     with cluster:

@@ -2,10 +2,10 @@
 
     python counted.py 'settings as JSON' run ds ...
 
-The settings: ``folder`` (only what lies in it counts), ``log`` (a file that gets a line an operation),
-``at`` (the number of an operation, from 1; 0 is none) and ``signal`` (its name; SIGINT goes to the
-whole group of processes, as Ctrl-C does). Operations of worker processes count as well: a worker that
-multiprocessing spawns runs this file again, under another name.
+The settings: ``folder`` (only what lies in it counts), ``log`` (a file that gets a line an
+operation), ``at`` (the number of an operation, from 1; 0 is none) and ``signal`` (its name; SIGINT
+goes to the whole group of processes, as Ctrl-C does). Operations of worker processes count as well:
+a worker that multiprocessing spawns runs this file again, under another name.
 
 An operation is counted before it is done, by the interpreter's own audit events: no part of the
 package knows of it, and its number does not depend on the machine's speed.
