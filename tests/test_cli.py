@@ -13,6 +13,7 @@ import pytest
 from tests_support import make_dataset
 
 from llm2nifti import cli, study
+from llm2nifti.cli import program
 
 COMMANDS = ["run", "scan", "glm", "networks", "null", "report", "where", "models", "stimuli"]
 COMMANDS += ["lesion", "steer", "monitor", "detect", "prune", "target", "train"]
@@ -42,7 +43,7 @@ def test_help_has_an_example_and_readme_mentions_the_command(command, capsys):
 
 
 def test_every_command_is_listed_in_the_tests():
-    text = cli.build_parser().format_help()
+    text = program.build_parser().format_help()
     assert set(re.findall(r"^    (\w+) ", text, flags=re.M)) == set(COMMANDS)
 
 
