@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llm2nifti import __version__
-from llm2nifti.bids.files import WORK, ExistsError, read_tsv, write_json, write_text
+from llm2nifti.bids.files import WORK, ExistsError, write_json, write_text
 from llm2nifti.bids.participants import PARTICIPANT_COLUMNS
 from llm2nifti.bids.paths import DERIVATIVES
+from llm2nifti.bids.readers import read_tsv
 from llm2nifti.stimuli import CONTROL
 
 BIDS_VERSION = "1.10.0"

@@ -127,7 +127,7 @@ def _loaded(run: Run, model: str | LoadedModel | None) -> LoadedModel:
 
 def _read(path: Path) -> dict[str, Any]:
     """Results by task; empty where there are none."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return bids.read_json(path) if path.exists() else {}
 
 
 def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tuple[dict, dict]:
