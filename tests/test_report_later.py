@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from llm2nifti import bids
 from llm2nifti.report.lesions import lesion_section, steer_section
 from llm2nifti.report.training import training_section
 from llm2nifti.study.training_results import summarise
