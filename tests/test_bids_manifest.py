@@ -203,7 +203,7 @@ def test_a_journal_may_grow(dataset):
     path = dataset / "derivatives" / "llm2nifti" / "lesion_evaluations.jsonl"
     for text in ("a", "a\nb"):
         path.write_text(text)
-        manifest.record_journal(dataset, path)
+        manifest.record_journal(path)
         assert manifest.is_as_written(dataset, path)
     manifest.settle(dataset)
     left, _ = left_after_removal(dataset, warns=False)

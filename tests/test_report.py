@@ -196,7 +196,7 @@ def test_same_dataset_gives_same_bytes(changeable: Path):
 def test_dataset_without_summary_is_refused_with_advice(changeable: Path):
     path = changeable / bids.DERIVATIVES / "summary.json"
     path.write_text('{"tasks": ', "utf-8")
-    with pytest.raises(report.ReportError, match="cannot be read"):
+    with pytest.raises(bids.DamagedFileError, match=r"summary.json: line 1"):
         report.write(changeable)
     path.unlink()
     with pytest.raises(

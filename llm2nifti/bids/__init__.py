@@ -11,7 +11,6 @@ from llm2nifti.bids.files import (
     ExistsError,
     LabelError,
     label,
-    read_tsv,
     shared,
     write_img,
     write_json,
@@ -21,6 +20,7 @@ from llm2nifti.bids.files import (
 from llm2nifti.bids.manifest import WORK, ForeignFileWarning
 from llm2nifti.bids.participants import weights_hash
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.readers import DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.bids.reading import (
     NoSuchRunError,
     Run,
@@ -39,6 +39,7 @@ __all__ = [
     "SUMMARY",
     "VALIDATOR_CONFIG",
     "WORK",
+    "DamagedFileError",
     "ExistsError",
     "ForeignFileWarning",
     "LabelError",
@@ -55,6 +56,8 @@ __all__ = [
     "label",
     "read",
     "read_all",
+    "read_img",
+    "read_json",
     "read_tsv",
     "remove_dataset",
     "runs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from llm2nifti.bids import manifest
 from llm2nifti.bids.files import WORK, ExistsError, write_json, write_text
 from llm2nifti.bids.participants import PARTICIPANT_COLUMNS, SESSIONS, drop_rows
 from llm2nifti.bids.paths import DERIVATIVES
+from llm2nifti.bids.readers import read_json
 from llm2nifti.stimuli import CONTROL
 
 DESCRIPTION = "dataset_description.json"
@@ -138,8 +138,9 @@ def _is_ours(root: Path) -> bool:
     path = root / DESCRIPTION
     if not path.exists():
         return manifest.has_manifest(root)
-    makers = json.loads(path.read_text("utf-8")).get("GeneratedBy", [])
-    return any(maker.get("Name") == "llm2nifti" for maker in makers)
+    makers = read_json(path).get("GeneratedBy")
+    names = [maker.get("Name") for maker in makers or [] if isinstance(maker, dict)]
+    return "llm2nifti" in names
 
 
 def remove_dataset(root: Path) -> None:

@@ -24,16 +24,6 @@ from llm2nifti.bids import manifest
 from llm2nifti.bids.manifest import WORK
 from llm2nifti.geometry import ModelBrain, set_header
 
-TEXT = (
-    "trial_type",
-    "stim_id",
-    "prompt",
-    "response",
-    "question_frame",
-    "topic",
-    "concept",
-    "token",
-)
 _BUFFER = 2**22  # bytes that go to the disk at once
 
 
@@ -149,15 +139,6 @@ def tsv_text(value: object) -> str:
     text = str(value).replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return text if text.strip() else "n/a"
-
-
-def read_tsv(path: Path) -> pd.DataFrame:
-    """Read a table written by `write_tsv`; only ``n/a`` counts as missing.
-
-    The columns of `TEXT` stay text, also where all of it looks like numbers.
-    """
-    dtype = dict.fromkeys(TEXT, str)
-    return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"], dtype=dtype)
 
 
 def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:

@@ -167,10 +167,25 @@ def confirm(root: Path, path: Path, content: Content | None) -> None:
         _append(root, content.line(_name(root, path)))
 
 
-def record_journal(root: Path, path: Path) -> None:
-    """Say that `path` is a journal, which grows; its content is not checked."""
-    if has_manifest(root) and written(root).get(_name(root, path), Content(0, "")).size >= 0:
+def record_journal(path: Path) -> None:
+    """Say that `path` is a journal, which grows, of the dataset it is in; its content is free."""
+    root = _dataset_of(path)
+    if root and written(root).get(_name(root, path), Content(0, "")).size >= 0:
         _append(root, Content(-1, _GROWING).line(_name(root, path)))
+
+
+def delete_journal(path: Path) -> None:
+    """Delete a journal, which may be in no dataset."""
+    root = _dataset_of(path)
+    if root:
+        delete(root, path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _dataset_of(path: Path) -> Path | None:
+    """Dataset with a manifest that a file is in."""
+    return next(filter(has_manifest, path.parents), None)
 
 
 def _name(root: Path, path: Path) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from llm2nifti.bids import manifest
 from llm2nifti.bids.files import write_json, write_tsv
 from llm2nifti.bids.paths import folder_of
+from llm2nifti.bids.readers import DamagedFileError, read_text_tsv
 
 _HASH = {"Description": "SHA-256 of the weight files, or how they were drawn."}
 _NAME = {"Description": "Name or identifier that the model was loaded by."}
@@ -102,7 +103,9 @@ def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
         path, name = root / "participants.tsv", f"sub-{subject}"
     if not path.exists():
         return None
-    table = _read(path)
+    table = read_text_tsv(path)
+    if "weights_hash" not in table:
+        raise DamagedFileError(path, "the column weights_hash is missing")
     found = table.loc[table.iloc[:, 0] == name, "weights_hash"]
     return None if found.empty else str(found.iloc[0])
 
@@ -123,11 +126,6 @@ def _text(content: Mapping[str, Any], key: str) -> str:
     return "n/a" if value is None else str(value)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """Table whose cells all stay text: a number beside n/a must not become a float."""
-    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-
-
 def _add_row(
     path: Path, root: Path, row: dict[str, str], columns: Mapping[str, Any], *, merge: bool
 ) -> None:
@@ -139,7 +137,7 @@ def _add_row(
     names = list(columns)
     table = pd.DataFrame(columns=names, dtype=str)
     if path.exists():
-        table = _read(path)
+        table = read_text_tsv(path)
         names += [name for name in table if name not in columns]
         table = table.reindex(columns=names, fill_value="n/a")
         row = {**dict.fromkeys(names, "n/a"), **row}
@@ -164,7 +162,7 @@ def drop_rows(path: Path, root: Path, names: Collection[str]) -> None:
     """
     if not path.exists():
         return
-    table = _read(path)
+    table = read_text_tsv(path)
     columns = SESSION_COLUMNS if path.name.endswith(SESSIONS) else PARTICIPANT_COLUMNS
     if not manifest.is_as_written(root, path) or set(table) != set(columns):
         manifest.keep_copy(root, path)

@@ -7,7 +7,6 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,7 +103,7 @@ def _maps(runs: Sequence[Run]) -> Maps:
     out = {}
     for run in runs:
         for number, only_run in ((run.run, True), (WHOLE, False)):
-            img = nib.load(run.paths.stat_map("t", only_run=only_run))
+            img = bids.read_img(run.paths.stat_map("t", only_run=only_run))
             out[run.task, number] = geometry.from_img(run.brain, img)
     return out
 

@@ -228,7 +228,7 @@ def keep_plans(root: Path, plans: Sequence[Plan]) -> None:
             "could appear again; choose another folder, or --overwrite to start anew"
         )
     if is_begun:
-        kept = json.loads(path.read_text("utf-8"))
+        kept = bids.read_json(path, {"design": dict, "scans": dict})
         changed = _changes(_upgraded(kept), content)
         if changed:
             raise StudyError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ _FIRST_FILES = 4
 def read_summary(root: Path, who: Who | None = None) -> dict[str, Any]:
     """Content of a dataset's, or of one session's, summary.json; empty if there is none."""
     path = _folder(Path(root), who) / bids.SUMMARY.name
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return bids.read_json(path) if path.exists() else {}
 
 
 def update_summary(root: Path, who: Who | None = None, **parts: Any) -> dict[str, Any]:
