@@ -329,4 +329,4 @@ def test_the_work_of_a_design_grows_with_the_number_of_tasks_and_not_faster():
         calls.append(
             count_calls(lambda n=n, s=sizes: experiment([f"task{i}" for i in range(n)], **s))
         )
-    assert calls[2] - calls[1] < 2.1 * (calls[1] - calls[0])
+    assert calls[2] < 4.2 * calls[0]
