@@ -116,7 +116,7 @@ def timed(stack):
     seconds["rest"] = time.perf_counter() - start - sum(seconds.values())
 
 
-def one_size(n_tasks, n_sessions, design, scratch):
+def one_size(n_tasks, n_sessions, design, scratch, *, untrained=True):
     """Seconds of every stage of one experiment, and the bytes of its report."""
     root, model = scratch / "ds", scratch / "model"
     shutil.rmtree(root, ignore_errors=True)
@@ -124,7 +124,7 @@ def one_size(n_tasks, n_sessions, design, scratch):
     shown = Design(stimuli_path=str(stimuli), **design)
     plans = [
         Plan(
-            ModelChoice(str(model), subject="tiny", session=session, untrained=False),
+            ModelChoice(str(model), subject="tiny", session=session, untrained=untrained),
             shown,
             Settings(seed=i, temperature=float(n_sessions > 1)),
         )
@@ -146,6 +146,7 @@ def main():
     parser.add_argument("--n-blocks", type=int, default=2)
     parser.add_argument("--trials-per-block", type=int, default=4)
     parser.add_argument("--n-frames", type=int, default=2)
+    parser.add_argument("--no-untrained", action="store_true", help="without untrained copies")
     parser.add_argument("--keep", type=Path, help="folder for the model and the last dataset")
     arguments = parser.parse_args()
     check_positive(parser, arguments)
@@ -158,7 +159,10 @@ def main():
         tiny.save(scratch / "model")
         results = []
         for n_tasks in arguments.tasks:
-            results.append(one_size(n_tasks, arguments.sessions, design, scratch))
+            result = one_size(
+                n_tasks, arguments.sessions, design, scratch, untrained=not arguments.no_untrained
+            )
+            results.append(result)
             print(n_tasks, dict(results[-1][0].most_common()), file=sys.stderr)
     print(f"{arguments.sessions} session(s), {design}\n")
     print("| seconds | " + " | ".join(f"{n} tasks" for n in arguments.tasks) + " |")
