@@ -94,8 +94,8 @@ def draw(
     plots = [*_design_plots(source), *_brain_plots(source)]
     for task_map in maps.values():
         plots += _task_plots(source, task_map)
-    plots += [*_similarity_plots(source.summary), *_identification_plots(source.summary)]
-    plots += _null_plots(source.summary)
+    plots += _similarity_plots(source.summary, source.shown)
+    plots += [*_identification_plots(source.summary), *_null_plots(source.summary, source.shown)]
     plots += [Plot(*parts) for parts in detection.plots(detection.read_detection(source.folder))]
     plots += more
     return {
@@ -204,7 +204,7 @@ def _layers_plot(task: str, numbers: Mapping[str, Any]) -> Plot:
     )
 
 
-def _similarity_plots(summary: Mapping[str, Any]) -> list[Plot]:
+def _similarity_plots(summary: Mapping[str, Any], shown: Sequence[str]) -> list[Plot]:
     """Matrices of similarity, and repeatability with intervals."""
     similarity = summary.get("similarity")
     if not similarity:
@@ -220,13 +220,13 @@ def _similarity_plots(summary: Mapping[str, Any]) -> list[Plot]:
     plots.append(
         _matrix_plot("similarity_dice", tasks, dice, f"Dice, top {share} of units", "Dice")
     )
-    return [*plots, _repeatability_plot(similarity)]
+    return [*plots, _repeatability_plot(similarity, shown)]
 
 
-def _repeatability_plot(similarity: Mapping[str, Any]) -> Plot:
+def _repeatability_plot(similarity: Mapping[str, Any], shown: Sequence[str]) -> Plot:
     """Same-task correlations with their intervals, beside other pairs of maps."""
     tasks = similarity["tasks"]
-    values = {task: similarity["r"][i][i] for i, task in enumerate(tasks)}
+    values = {task: similarity["r"][i][i] for i, task in enumerate(tasks) if task in set(shown)}
     others = "maps of shuffled labels"
     if len(tasks) > 1:
         values["different tasks"] = similarity["cross_task_r"]
@@ -307,12 +307,12 @@ def _identification_plots(summary: Mapping[str, Any]) -> list[Plot]:
     ]
 
 
-def _null_plots(summary: Mapping[str, Any]) -> list[Plot]:
+def _null_plots(summary: Mapping[str, Any], shown: Sequence[str]) -> list[Plot]:
     """Shares of units beside those of pseudo-tasks."""
     null = summary["null"]["pseudo_tasks"].get("rates_below_05")
     if not null:
         return []
-    shares = findings.run_shares(summary)
+    shares = {task: s for task, s in findings.run_shares(summary).items() if task in set(shown)}
     figures = ", ".join(f"{task} {percent(share)}" for task, share in shares.items())
     return [
         Plot(

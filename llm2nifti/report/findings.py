@@ -28,6 +28,7 @@ Row = dict[str, str]
 PAPER_PAIR = ("medicalimaging", "pathology")
 _N_PERMUTATIONS = 10_000  # of `networks.Identification.p_value`
 _RANGES = {"below_05": (0.04, 0.06), "below_001": (0.0005, 0.002)}  # see `glm.relabelled`
+MOST_PAIRS = 100  # of tasks, in the table
 _KINDS = {"trials": "Held-out prompts", "runs": "Held-out runs"}
 _WITHOUT = "_without_randomstrings"
 
@@ -150,10 +151,10 @@ def baseline_rows(summary: Summary) -> list[Row]:
 
 
 def pair_rows(similarity: Summary) -> list[Row]:
-    """Pairs of different tasks, most similar maps first."""
+    """Pairs of different tasks, most similar maps first; of many, the first."""
     tasks = similarity["tasks"]
     rows = []
-    for rank, pair in enumerate(similarity.get("closest_pair", []), start=1):
+    for rank, pair in enumerate(similarity.get("closest_pair", [])[:MOST_PAIRS], start=1):
         i, j = (tasks.index(task) for task in pair["pair"])
         rows.append(
             {

@@ -236,23 +236,22 @@ def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any
             (run.task, run.run): glm.delete_block_maps(run)
             for run in tqdm(runs, desc="jackknife maps", disable=quiet or None)
         }
-        estimates = networks.jackknife(maps, without, _figures)
+        r = networks.jackknife(maps, without)
+        masks = networks.top_masks(without)
+        dice = networks.jackknife(networks.top_masks(maps), masks, networks.dice)
     except (glm.DesignError, networks.SimilarityError) as error:
         return {"intervals_not_possible": str(error)}
-    tasks = networks.tasks_of(maps)
-    names = [*tasks, "same_task_r", "cross_task_r", "same_minus_cross", "same_dice", "cross_dice"]
-    names += [_pair_name(task, other) for i, task in enumerate(tasks) for other in tasks[:i]]
-    figures = {n: e.summary() for n, e in zip(names, estimates, strict=True)}
-    return {"intervals": {n: f for n, f in figures.items() if not np.isnan(f["value"])}}
-
-
-def _figures(maps: networks.similarity.Maps) -> NDArray[np.float64]:
-    """What gets an interval: correlations, mean Dice of the same and other tasks, pairs."""
-    r = networks.matrix(maps)
-    dice = networks.same_and_cross(networks.matrix(networks.top_masks(maps), networks.dice))
-    same, cross = networks.same_and_cross(r)
-    pairs = r[np.tril_indices(len(r), -1)]
-    return np.array([*np.diag(r), same, cross, same - cross, *dice, *pairs])
+    names = [
+        ("same_task_r", "same"),
+        ("cross_task_r", "cross"),
+        ("same_minus_cross", "same - cross"),
+    ]
+    figures = {task: r[task, task] for task in networks.tasks_of(maps)}
+    figures |= {name: r[key] for name, key in names}
+    figures |= {"same_dice": dice["same"], "cross_dice": dice["cross"]}
+    pairs = [key for key in r if not isinstance(key, str) and key[0] != key[1]]
+    figures |= {_pair_name(*key): r[key] for key in pairs}
+    return {"intervals": {n: e.summary() for n, e in figures.items() if not np.isnan(e.value)}}
 
 
 def _pair_name(a: str, b: str) -> str:
