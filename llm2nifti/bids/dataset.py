@@ -11,6 +11,7 @@ from llm2nifti import __version__
 from llm2nifti.bids.files import WORK, ExistsError, read_tsv, write_json, write_text
 from llm2nifti.bids.participants import PARTICIPANT_COLUMNS
 from llm2nifti.bids.paths import DERIVATIVES
+from llm2nifti.media import MEDIA
 from llm2nifti.stimuli import CONTROL
 
 BIDS_VERSION = "1.10.0"
@@ -24,14 +25,14 @@ PAPER = (
 README = """# Language model activations as task fMRI runs
 
 This dataset was written by llm2nifti. The participants are language models: each was shown
-block-designed prompts or images, and the outputs of its layers were recorded while it generated or
-read.
+block-designed prompts, images or sounds, and the outputs of its layers were recorded while it
+generated or read.
 **No one took part, no brain was measured and nothing here is BOLD signal**: the suffix `bold` is
 used because the tools for task fMRI read it. One voxel is one unit (one scalar output of one layer)
 and one volume is one frame (one generated token, or a token, a word or the whole of a stimulus that
 was read: see `Frames` in the sidecars); a frame lasts 1 s by convention.
 
-- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt or image.
+- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt, image or sound.
   `participants.tsv` describes the models. One that was recorded in several ways (revisions, data
   types, seeds) has sessions: `sub-*/ses-*/func/`, described in `sub-*/sub-*_sessions.tsv`.
 - `derivatives/llm2nifti/sub-*/func/*_desc-trial_bold.nii`: one volume a prompt, the mean of its
@@ -201,14 +202,14 @@ def _description(*, derivative: bool) -> dict[str, Any]:
     return content
 
 
-def write_events_json(root: Path, task: str, title: str, *, has_images: bool = False) -> None:
+def write_events_json(root: Path, task: str, title: str, *, medium: str = "") -> None:
     """Write the root sidecar that explains the columns of a task's events."""
     path = root / f"task-{task}_events.json"
     if path.exists():
         return
     levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
-    if has_images:
-        levels = {task: f"images of {title}", CONTROL: "control images"}
+    if medium:
+        levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
     content: dict[str, Any] = {
         "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
         "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
@@ -227,6 +228,7 @@ def write_events_json(root: Path, task: str, title: str, *, has_images: bool = F
             "Code": "n/a",
         },
     }
-    if has_images:
-        content["stim_file"] = {"Description": "Image that was shown, under stimuli/"}
+    if medium:
+        shown = f"File of the {MEDIA[medium].removesuffix('s')} that was shown, under stimuli/"
+        content["stim_file"] = {"Description": shown}
     write_json(path, root, content)
