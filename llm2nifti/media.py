@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MEDIA = {"image": "images", "audio": "sounds"}  # column of a stimulus table: what its files are
+N_NAMED = 5  # files that a message names
 RATES = (1_000, 768_000)  # samples a second: a filter between other rates would fill the memory
 
 
@@ -35,16 +36,39 @@ def medium_of(columns: Iterable[str]) -> str:
     return next((medium for medium in MEDIA if medium in names), "")
 
 
-def problem(path: Path, medium: str) -> str:
-    """Why a file cannot be shown, or ``""``: it is read whole, once as long as it stays the same.
+def problems(files: Mapping[str, Path], medium: str) -> str:
+    """Which files cannot be shown, and why; ``""`` if all can.
+
+    Every file is read whole, one after the other, and once as long as it stays the same.
 
     Parameters
     ----------
-    path : Path
-        The file.
+    files : mapping of str to Path
+        Files by what to call them.
     medium : {"image", "audio"}
-        What it should hold.
+        What they should hold.
     """
+    checked = {name: _problem_of(path, medium) for name, path in files.items()}
+    bad = [f"{name}: {text}" for name, text in checked.items() if text]
+    return (
+        f"{len(bad)} of {len(files)} {MEDIA[medium]} cannot be shown: {listed(bad)}" if bad else ""
+    )
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first few of some items, and how many more there are.
+
+    Examples
+    --------
+    >>> listed(list("abcdefg"))
+    'a; b; c; d; e; and 2 more'
+    """
+    more = [f"and {len(items) - N_NAMED} more"] if len(items) > N_NAMED else []
+    return "; ".join([*items[:N_NAMED], *more])
+
+
+def _problem_of(path: Path, medium: str) -> str:
+    """Why a file cannot be shown, or ``""``."""
     if not path.is_file():
         return "a folder" if path.is_dir() else "no such file"
     stat = path.stat()
@@ -53,7 +77,7 @@ def problem(path: Path, medium: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def _problem(path: Path, medium: str, n_bytes: int, _changed: int) -> str:
-    """See `problem`; the size and the time of the last change stand for the content."""
+    """See `problems`; the size and the time of the last change stand for the content."""
     if not n_bytes:
         return "empty"
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llm2nifti.media import MEDIA, medium_of, problem
+from llm2nifti.media import MEDIA, medium_of, problems
 
 TASKS = (
     "politicalscience",
@@ -36,7 +36,6 @@ COLUMNS = {
     "prompt": "the text that the model is shown",
 }
 TABLE = "stimuli.tsv"  # the table in a folder of stimuli
-N_NAMED = 5  # files that a message names, of all that cannot be shown
 # Characters that end a cell or a line, or that no table of BIDS holds.
 _UNKEPT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -130,21 +129,12 @@ def read(path: Path) -> pd.DataFrame:
     medium = medium_of(table)
     if medium:
         shown = [(path.parent / name).resolve() for name in table[medium]]
-        _check_files(shown, list(table[medium]), medium, str(path))
+        names = [f"row {row}, {name!r}" for row, name in enumerate(table[medium], start=2)]
+        bad = problems(dict(zip(names, shown, strict=True)), medium)
+        if bad:
+            raise StimulusError(f"{path}: {bad}")
         table[medium] = [str(file) for file in shown]
     return table
-
-
-def _check_files(files: list[Path], names: list[str], medium: str, table: str) -> None:
-    """Raise StimulusError unless all files can be shown; the first of the others are named."""
-    problems = [problem(file, medium) for file in files]
-    bad = [f"row {i + 2}, {names[i]!r}: {text}" for i, text in enumerate(problems) if text]
-    if bad:
-        more = f"; and {len(bad) - N_NAMED} more" if len(bad) > N_NAMED else ""
-        raise StimulusError(
-            f"{table}: {len(bad)} of {len(files)} {MEDIA[medium]} cannot be shown: "
-            f"{'; '.join(bad[:N_NAMED])}{more}"
-        )
 
 
 def _parse(text: str, name: str) -> list[list[str]]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from llm2nifti import cli, models, stimuli
+from llm2nifti import cli, media, models, stimuli
 from llm2nifti.stimuli import COLUMNS, CONTROL, SPLITS, TASKS, StimulusError, load
 
 SETS = (*TASKS, CONTROL)
@@ -259,7 +259,7 @@ def test_every_image_that_cannot_be_shown_is_named_at_once(tmp_path, monkeypatch
     with pytest.raises(StimulusError, match=f"{len(bad)} of 11 images cannot be shown") as error:
         load(tmp_path)
     assert str(error.value).endswith(f"; and {len(bad) - 5} more")
-    monkeypatch.setattr(stimuli, "N_NAMED", len(bad))
+    monkeypatch.setattr(media, "N_NAMED", len(bad))
     with pytest.raises(StimulusError) as error:
         load(tmp_path)
     for row, (name, said) in enumerate(bad.items(), start=3):
