@@ -14,6 +14,7 @@ from llm2nifti.bids.files import WORK, ExistsError, write_json, write_text
 from llm2nifti.bids.participants import PARTICIPANT_COLUMNS, SESSIONS, drop_rows
 from llm2nifti.bids.paths import DERIVATIVES
 from llm2nifti.bids.readers import read_json
+from llm2nifti.media import MEDIA
 from llm2nifti.stimuli import CONTROL
 
 DESCRIPTION = "dataset_description.json"
@@ -30,14 +31,14 @@ PAPER = (
 README = """# Language model activations as task fMRI runs
 
 This dataset was written by llm2nifti. The participants are language models: each was shown
-block-designed prompts or images, and the outputs of its layers were recorded while it generated or
-read.
+block-designed prompts, images or sounds, and the outputs of its layers were recorded while it
+generated or read.
 **No one took part, no brain was measured and nothing here is BOLD signal**: the suffix `bold` is
 used because the tools for task fMRI read it. One voxel is one unit (one scalar output of one layer)
 and one volume is one frame (one generated token, or a token, a word or the whole of a stimulus that
 was read: see `Frames` in the sidecars); a frame lasts 1 s by convention.
 
-- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt or image.
+- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt, image or sound.
   `participants.tsv` describes the models. One that was recorded in several ways (revisions, data
   types, seeds) has sessions: `sub-*/ses-*/func/`, described in `sub-*/sub-*_sessions.tsv`.
 - `derivatives/llm2nifti/sub-*/func/*_desc-trial_bold.nii`: one volume a prompt, the mean of its
@@ -234,14 +235,14 @@ def _description(*, derivative: bool) -> dict[str, Any]:
     return content
 
 
-def write_events_json(root: Path, task: str, title: str, *, has_images: bool = False) -> None:
+def write_events_json(root: Path, task: str, title: str, *, medium: str = "") -> None:
     """Write the root sidecar that explains the columns of a task's events."""
     path = root / f"task-{task}_events.json"
     if path.exists():
         return
     levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
-    if has_images:
-        levels = {task: f"images of {title}", CONTROL: "control images"}
+    if medium:
+        levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
     content: dict[str, Any] = {
         "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
         "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
@@ -260,6 +261,7 @@ def write_events_json(root: Path, task: str, title: str, *, has_images: bool = F
             "Code": "n/a",
         },
     }
-    if has_images:
-        content["stim_file"] = {"Description": "Image that was shown, under stimuli/"}
+    if medium:
+        shown = f"File of the {MEDIA[medium].removesuffix('s')} that was shown, under stimuli/"
+        content["stim_file"] = {"Description": shown}
     write_json(path, root, content)

@@ -36,6 +36,7 @@ from llm2nifti.bids.files import (
 from llm2nifti.bids.manifest import ASIDE, remove, settle
 from llm2nifti.bids.participants import add_participant, add_session
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.media import MEDIA, medium_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL
 
@@ -84,8 +85,8 @@ def write(
         add_participant(root, paths.subject, paths.session, recording.info)
         if paths.session:
             add_session(root, paths.subject, paths.session, recording.info)
-        has_images = "image" in recording.paradigm.trials
-        write_events_json(root, paths.task, recording.paradigm.task, has_images=has_images)
+        medium = medium_of(recording.paradigm.trials)
+        write_events_json(root, paths.task, recording.paradigm.task, medium=medium)
         _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
@@ -136,19 +137,19 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
     events["trial_type"] = [CONTROL if t == CONTROL else task for t in events["trial_type"]]
     events["response"] = recording.responses
     first = ["onset", "duration", "trial_type", "block", "stim_id", "prompt", "response"]
-    if "image" in events:
+    if medium_of(events):
         events["stim_file"] = stimulus_names(events)
         first.insert(4, "stim_file")
     return events[[*first, "question_frame", "topic", "concept"]]
 
 
 def stimulus_names(trials: pd.DataFrame) -> list[str]:
-    """Names that images get under ``stimuli/``, made of their identifiers.
+    """Names that images or sounds get under ``stimuli/``, made of their identifiers.
 
     Parameters
     ----------
     trials : DataFrame
-        Columns ``stim_id`` and ``image``.
+        Columns ``stim_id`` and ``image`` or ``audio``.
 
     Returns
     -------
@@ -162,26 +163,28 @@ def stimulus_names(trials: pd.DataFrame) -> list[str]:
     """
     names: list[str] = []
     owners: dict[str, str] = {}
-    for stim_id, image in zip(trials["stim_id"], trials["image"], strict=True):
-        names.append(f"{label(stim_id)}{Path(image).suffix.lower()}")
+    medium = medium_of(trials)
+    for stim_id, file in zip(trials["stim_id"], trials[medium], strict=True):
+        names.append(f"{label(stim_id)}{Path(file).suffix.lower()}")
         other = owners.setdefault(names[-1].lower(), stim_id)
         if other != stim_id:
             raise LabelError(
-                f"images {other!r} and {stim_id!r} would both be called {names[-1]}: names keep "
-                "only letters and digits of the stim_id, so rename one"
+                f"{MEDIA[medium]} {other!r} and {stim_id!r} would both be called {names[-1]}: "
+                "names keep only letters and digits of the stim_id, so rename one"
             )
     return names
 
 
-def _copy_images(root: Path, trials: pd.DataFrame) -> None:
-    """Keep the images that were shown with the dataset."""
-    if "image" not in trials:
+def _copy_shown(root: Path, trials: pd.DataFrame) -> None:
+    """Keep the images or sounds that were shown with the dataset."""
+    medium = medium_of(trials)
+    if not medium:
         return
-    for name, image in zip(stimulus_names(trials), trials["image"], strict=True):
+    for name, file in zip(stimulus_names(trials), trials[medium], strict=True):
         path = root / "stimuli" / name
-        if not path.exists() or not filecmp.cmp(image, path, shallow=False):
+        if not path.exists() or not filecmp.cmp(file, path, shallow=False):
             with atomic(path, root) as temporary:
-                shutil.copyfile(image, temporary)
+                shutil.copyfile(file, temporary)
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
@@ -195,7 +198,7 @@ def _write_raw(paths: RunPaths, recording: Recording) -> None:
         t_r=recording.t_r,
     )
     write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, recording.t_r))
-    _copy_images(paths.root, recording.paradigm.trials)
+    _copy_shown(paths.root, recording.paradigm.trials)
     write_tsv(paths.raw("events.tsv"), paths.root, _events(recording, paths.task))
 
 
@@ -204,14 +207,19 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
     task = label(recording.paradigm.task)
     sites = list(dict.fromkeys(site.name for site in recording.brain.sites))
     counts = recording.counts.tolist()
+    medium = medium_of(recording.paradigm.trials)
+    on, off = "prompts about", "prompts about unrelated topics"
+    if medium:
+        on, off = f"{MEDIA[medium]} of", f"control {MEDIA[medium]}"
     return {
         "TaskName": task,
         "TaskDescription": (
-            f"Blocks of prompts about {recording.paradigm.task} (on) alternate with prompts about "
-            "unrelated topics (off). The participant is a language model: nothing here is BOLD "
-            "signal and no one took part; the suffix serves the tools."
+            f"Blocks of {on} {recording.paradigm.task} (on) alternate with {off} (off). The "
+            "participant is a language model: nothing here is BOLD signal and no one took part; "
+            "the suffix serves the tools."
         ),
         "Instructions": "n/a: the model is shown the prompts alone",
+        **({"Stimuli": MEDIA[medium]} if medium else {}),
         "RepetitionTime": t_r,
         "FrameTimeConvention": f"a frame lasts {recording.paradigm.t_r:g} s by convention",
         "Frames": recording.frames,

@@ -80,7 +80,7 @@ def _add_scan_options(parser: Any) -> None:
         help="bundled name, Hugging Face id, folder or .gguf file",
     )
     add("--task", action="append", default=[], help="task to show; repeat for more (default: all)")
-    add("--stimuli", help="your own TSV with columns task and prompt, or image")
+    add("--stimuli", help="your own TSV with columns task and prompt, image or audio")
     add("--split", default="evaluation", help="split of the stimuli: evaluation or development")
     add("--n-runs", type=int, default=defaults.N_RUNS, help="runs of each task")
     add("--n-blocks", type=int, default=defaults.N_BLOCKS, help="on-blocks of a run")

@@ -11,7 +11,9 @@ from typing import Any
 
 from llm2nifti import bids, models, paradigm, stimuli
 from llm2nifti.bids import checking
+from llm2nifti.media import medium_of
 from llm2nifti.models import LoadedModel
+from llm2nifti.models.cache import sha256
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import Settings
 from llm2nifti.study.lock import StudyError
@@ -47,9 +49,9 @@ class Design:
     def stimuli_hash(self) -> str:
         """SHA-256 of the stimuli, so that an edited file is noticed."""
         table = stimuli.load(self.stimuli_path, split=self.split)
-        if stimuli.IMAGE in table:
-            images = [Path(name).read_bytes() for name in table[stimuli.IMAGE]]
-            table[stimuli.IMAGE] = [hashlib.sha256(data).hexdigest() for data in images]
+        medium = medium_of(table)
+        if medium:
+            table[medium] = [sha256(Path(name)) for name in table[medium]]
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
     def row_of(self, message: str) -> str:
@@ -64,14 +66,7 @@ class Design:
         """All runs."""
         table = stimuli.load(self.stimuli_path, split=self.split)
         found = [task for task in table["task"].unique() if task != stimuli.CONTROL]
-        labels: dict[str, str] = {}
-        for task in self.tasks or found:
-            if labels.setdefault(bids.label(task), task) != task:
-                raise StudyError(
-                    f"tasks {labels[bids.label(task)]!r} and {task!r} have the same BIDS label "
-                    f"{bids.label(task)!r}; rename one"
-                )
-        if stimuli.IMAGE in table:
+        if medium_of(table):
             bids.stimulus_names(table)  # for its checks
         return paradigm.experiment(
             self.tasks or found,

@@ -71,7 +71,7 @@ def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
             "frame_seconds": first.t_r / first.n_frames,
             "mode": first.sidecar.get("Settings", {}).get("mode", "generate"),
             "frames": first.frames,
-            "has_images": "stim_file" in events,
+            "shown": first.sidecar.get("Stimuli", "images" if "stim_file" in events else "prompts"),
             "n_units": brain.n_units,
             "n_layers": len({site.layer for site in brain.sites}),
             "shape": list(brain.shape),
