@@ -6,18 +6,24 @@ import os
 import shutil
 
 import pytest
-from test_study import command, small_plan
+from test_study import SIZES, small_plan
 from tests_support import contents, make_dataset
 
 from llm2nifti import bids, cli, study
 from llm2nifti.bids import checking, manifest
 
 
+def command(folder, root):
+    """`llm2nifti run` of a tiny model, with as many relabellings as by default."""
+    tasks = ["--task", "pathology", "--task", "archeology"]
+    return ["run", str(root), "--quiet", "--model", str(folder), *SIZES, *tasks]
+
+
 @pytest.fixture(scope="module")
 def analysed(tiny_folders, tmp_path_factory):
     """A finished `llm2nifti run` of a tiny model."""
     root = tmp_path_factory.mktemp("repair") / "ds"
-    assert cli.main(command(tiny_folders["llama"], root)[3:]) == 0
+    assert cli.main(command(tiny_folders["llama"], root)) == 0
     return root
 
 
@@ -71,7 +77,7 @@ def test_the_same_command_mends_a_damaged_run(dataset, analysed, tiny_folders, c
     os.truncate(paths.bold, 1000)
     paths.anat("dseg.nii.gz").unlink()
     with pytest.warns(bids.ForeignFileWarning, match="bold.nii"):
-        code, _, _ = call(capsys, *command(tiny_folders["llama"], dataset)[3:])
+        code, _, _ = call(capsys, *command(tiny_folders["llama"], dataset))
     assert code == 0
     assert same_but_what_was_kept(dataset, analysed)
 
@@ -79,7 +85,7 @@ def test_the_same_command_mends_a_damaged_run(dataset, analysed, tiny_folders, c
 def test_a_finished_run_is_recognised_and_redone_on_demand(dataset, tiny_folders, capsys):
     maps = bids.read(dataset, task="pathology").paths.stat_map("t")
     times = [maps.stat().st_mtime_ns]
-    args = command(tiny_folders["llama"], dataset)[3:]
+    args = command(tiny_folders["llama"], dataset)
     for extra in ([], ["--redo"]):
         assert call(capsys, *args, *extra)[0] == 0
         times.append(maps.stat().st_mtime_ns)
@@ -92,7 +98,7 @@ def test_new_results_of_interventions_are_reported_without_analysing_again(datas
     before = page.stat().st_mtime_ns, maps.stat().st_mtime_ns
     journal = dataset / bids.DERIVATIVES / "lesion_evaluations.jsonl"
     bids.write_text(journal, dataset, "")
-    study.analyse_all(dataset, n_null=5, quiet=True)
+    study.analyse_all(dataset, quiet=True)
     assert page.stat().st_mtime_ns != before[0]
     assert maps.stat().st_mtime_ns == before[1]
 
