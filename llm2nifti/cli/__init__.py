@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from llm2nifti import __version__
 from llm2nifti.cli import analysis, intervening, lookup, monitoring, pruning, scanning, training
+from llm2nifti.cli.command import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def _one_line(error: BaseException) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llm2nifti",
         description="Task fMRI for language models: scan a transformer into a BIDS dataset and "
         "analyse it with nilearn.",

@@ -4,15 +4,95 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.bids import Run
     from llm2nifti.models import LoadedModel
 
 Handler = Callable[[argparse.Namespace], Any]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def number(
+    kind: type,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float = math.inf,
+    below: float = math.inf,
+) -> Callable[[str], Any]:
+    """Type of an option that takes a finite number of a range.
+
+    Parameters
+    ----------
+    kind : type
+        int or float.
+    low, above, high, below : float, optional
+        Bounds; `low` and `high` are allowed themselves.
+
+    Returns
+    -------
+    callable
+        For argparse's ``type``.
+    """
+    words = ["a whole number" if kind is int else "a number"]
+    words += [f"of at least {low}"] if low is not None else []
+    words += [f"above {above}"] if above is not None else []
+    words += [f"and at most {high}"] if high < math.inf else []
+    words += [f"and below {below}"] if below < math.inf else []
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        least, open_end = (-math.inf if bound is None else bound for bound in (low, above))
+        fits = least <= value <= high and open_end < value < below and math.isfinite(value)
+        if not fits:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give {' '.join(words)}")
+        return value
+
+    return convert
+
+
+COUNT = number(int, low=1)
+ANY_COUNT = number(int, low=0)
+SEED = number(int, low=0, below=2**32)
+POSITIVE = number(float, above=0)
+SHARE = number(float, above=0, high=1)
+LEVEL = number(float, above=0, below=1)
+FINITE = number(float)
+TEMPLATES = ("auto", "chat", "none")
+
+
+def words(text: str) -> str:
+    """Type of an option that takes any text but an empty one, such as an unset variable is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the value is empty; was a variable not set?")
+    return text
+
+
+def path(text: str) -> Path:
+    """Type of an option that takes a folder or file: an empty one would be this folder."""
+    return Path(words(text))
+
+
+def image(text: str) -> Path:
+    """Type of an option that takes a file that is there."""
+    if not path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return Path(text)
 
 
 def add_command(commands: Any, name: str, handler: Handler, text: str, example: str) -> Any:
@@ -50,20 +130,22 @@ def add_command(commands: Any, name: str, handler: Handler, text: str, example: 
 
 def add_dataset(parser: Any) -> None:
     """Argument: the dataset."""
-    parser.add_argument("dataset", type=Path, help="folder of the BIDS dataset")
+    parser.add_argument("dataset", type=path, help="folder of the BIDS dataset")
 
 
 def add_session(parser: Any) -> None:
     """Options that choose one model and session."""
-    parser.add_argument("--subject", help="model (default: the only trained one)")
+    parser.add_argument("--subject", type=words, help="model (default: the only trained one)")
     parser.add_argument("--session", help="session of the model (default: the only one)")
 
 
 def add_model(parser: Any) -> None:
     """Options that say which model a dataset came from, and where to put it."""
     add_session(parser)
-    parser.add_argument("--model", help="where the model is, if the dataset does not say it")
-    parser.add_argument("--device", default="cpu", help="torch device such as cuda")
+    parser.add_argument(
+        "--model", type=words, help="where the model is, if the dataset does not say it"
+    )
+    parser.add_argument("--device", type=words, default="cpu", help="torch device such as cuda")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code from the model's repository"
     )

@@ -52,8 +52,10 @@ class NullRates:
         }
 
 
-def check_count(n: int) -> None:
-    """Raise DesignError unless there is at least one relabelling."""
+def check_count(n: int, seed: int = 0) -> None:
+    """Raise DesignError unless there is at least one relabelling, and its seed can be one."""
+    if seed < 0:
+        raise DesignError(f"seed is {seed}; it must be 0 or more")
     if n < 1:
         raise DesignError(f"{n} relabellings asked for; use at least 1, better 200")
 

@@ -358,7 +358,7 @@ def analyse_null(
     dict
         ``relabelled``, ``pseudo_tasks`` (with the single rates) and ``token_level``.
     """
-    glm.check_count(n)
+    glm.check_count(n, seed)
     is_control = runs[0].events["trial_type"] == glm.CONTROL
     sizes: dict[str, Any] = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
     options: dict[str, Any] = {"n": n, "seed": seed, "quiet": quiet}
