@@ -9,8 +9,10 @@ from llm2nifti.bids.dataset import (
 )
 from llm2nifti.bids.files import (
     WORK,
+    EmptyPathError,
     ExistsError,
     LabelError,
+    as_root,
     label,
     shared,
     write_img,
@@ -40,6 +42,7 @@ __all__ = [
     "VALIDATOR_CONFIG",
     "WORK",
     "DamagedFileError",
+    "EmptyPathError",
     "ExistsError",
     "LabelError",
     "NoSuchRunError",
@@ -48,6 +51,7 @@ __all__ = [
     "analysed",
     "analysis_folder",
     "anatomy",
+    "as_root",
     "check_folder",
     "clear_work",
     "default_subject",

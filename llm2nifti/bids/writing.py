@@ -23,6 +23,7 @@ from llm2nifti.bids.files import (
     WORK,
     ExistsError,
     LabelError,
+    as_root,
     atomic,
     label,
     shared,
@@ -66,12 +67,12 @@ def write(
     --------
     >>> bids.write(recording, root="ds")  # doctest: +SKIP
     """
-    root = Path(root)
+    root = as_root(root)
     check_folder(root)
     paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
     if paths.is_complete and not overwrite:
         raise ExistsError(
-            f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
+            f"{paths.trial_bold} is there already; choose another folder or use overwrite=True"
         )
     _remove(paths)
     with shared(root):  # other processes may write other runs

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from llm2nifti import __version__
 from llm2nifti.cli import analysis, intervening, lookup, monitoring, pruning, scanning, training
-from llm2nifti.cli.command import Parser
+from llm2nifti.cli.command import Parser, as_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def _one_line(error: BaseException) -> str:
         where = error.filename or "while writing"
         return f"the disk is full ({where}); free some space, then run the same command again"
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    return text or type(error).__name__
+    return as_options(text) or type(error).__name__
 
 
 def build_parser() -> argparse.ArgumentParser:

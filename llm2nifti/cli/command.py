@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,6 +16,31 @@ if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.models import LoadedModel
 
 Handler = Callable[[argparse.Namespace], Any]
+
+
+# Library messages name Python's arguments; on the command line these are options.
+_ARGUMENT = re.compile(
+    r"\b(batch_size|dtype|frames|fused_qkv|mode|model|overwrite|sites|spare_template|template)="
+    r"(True|\.\.\.|\d+|'[^']*'(?:(?:, | or )+'[^']*')*)"
+)
+
+
+def as_options(message: str) -> str:
+    """Message in the words of the command line.
+
+    Examples
+    --------
+    >>> as_options("replace it with overwrite=True, or use frames='trial' or 'last'")
+    'replace it with --overwrite, or use --frames trial or last'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = f"--{match[1].replace('_', '-')}", match[2]
+        if value in ("True", "..."):
+            return name
+        return f"{name} {value if ':' in value else value.replace(chr(39), '')}"
+
+    return _ARGUMENT.sub(option, message)
 
 
 class Parser(argparse.ArgumentParser):
@@ -122,10 +149,26 @@ def add_command(commands: Any, name: str, handler: Handler, text: str, example: 
         epilog=f"example: {example}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=lambda args: _run(handler, args))
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     return parser
+
+
+def _run(handler: Handler, args: argparse.Namespace) -> None:
+    """Call a command's handler; ``--quiet`` silences the bars of other libraries, too.
+
+    These read the environment when they are imported, which the handler does.
+    """
+    before = dict(os.environ)
+    if args.quiet:
+        os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    try:
+        handler(args)
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def add_dataset(parser: Any) -> None:
@@ -165,5 +208,11 @@ def show(args: argparse.Namespace, content: Any, text: str) -> None:
 
 
 def show_line(content: Any) -> None:
-    """Print one JSON line at once, for whoever reads the other end of a pipe."""
-    print(json.dumps(content, ensure_ascii=False), flush=True)
+    """Print one JSON line at once, for whoever reads the other end of a pipe.
+
+    What some readers take for the end of a line is escaped.
+    """
+    text = json.dumps(content, ensure_ascii=False)
+    for mark in "\u0085\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    print(text, flush=True)

@@ -19,6 +19,7 @@ from llm2nifti.cli.command import (
     add_dataset,
     add_model,
     add_session,
+    as_options,
     path,
     show,
     show_line,
@@ -68,10 +69,10 @@ def _monitor(args: argparse.Namespace) -> None:
     from llm2nifti.monitor import MonitorError
 
     with ExitStack() as stack:
-        lines = sys.stdin
+        lines: Any = getattr(sys.stdin, "buffer", sys.stdin)  # a line may be no text
         if args.prompts != "-":
             try:
-                lines = stack.enter_context(Path(args.prompts).open(encoding="utf-8"))
+                lines = stack.enter_context(Path(args.prompts).open("rb"))
             except OSError as error:
                 raise MonitorError(
                     f"cannot read prompts from {args.prompts} ({error.strerror}); give a text file "
@@ -98,9 +99,12 @@ def _monitor(args: argparse.Namespace) -> None:
             lines, loaded, watching, stop_when=args.stop_when, **options
         ):
             content = asdict(answer)
-            content["scores"] = {name: round(x, 4) for name, x in answer.scores.items()}
+            if "error" in content:
+                content["error"] = as_options(content["error"])
+            else:
+                content["scores"] = {name: round(x, 4) for name, x in content["scores"].items()}
             if args.stop_when is None:
-                del content["stopped"]
+                content.pop("stopped", None)
             show_line(content)
 
 

@@ -203,7 +203,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
     if run.frames in ("trial", "last"):
-        raise DesignError(f"the run has one volume a trial (--frames {run.frames}) and no tokens")
+        raise DesignError(f"the run has one volume a trial (frames={run.frames!r}) and no tokens")
     counts = run.volume_counts
     values = without_constants(run.frame_values()[np.repeat(is_control, counts)])
     confounds = nuisance(run.events[is_control]).to_numpy()

@@ -80,7 +80,7 @@ class Settings:
             return modes[0]
         fitting: list[Mode] = [mode for mode in modes if mode == self.mode]
         if not fitting:
-            raise ScanError(f"{model.name} generates nothing; use --mode read")
+            raise ScanError(f"{model.name} generates nothing; use mode='read'")
         return fitting[0]
 
     def resolved(self, model: LoadedModel) -> Settings:

@@ -132,14 +132,14 @@ def _check_kind(model: LoadedModel, settings: Settings, *, has_image: bool) -> N
         raise ScanError(f"{model.name} reads no images; show it prompts, or use a vision model")
     if not has_image and model.kind == "vision":
         raise ScanError(
-            f"{model.name} reads images only; give --stimuli a TSV with the columns task and image"
+            f"{model.name} reads images only; show it a TSV with the columns task and image"
         )
     if has_image and settings.frames == "word":
-        raise ScanError("images have no words; use --frames trial, token or last")
+        raise ScanError("images have no words; use frames='trial', 'token' or 'last'")
     reads_both = has_image and model.kind == "imagetext" and settings.mode == "read"
     if reads_both and settings.frames == "token":
         raise ScanError(
-            "image and text have different numbers of tokens; use --frames trial or last"
+            "image and text have different numbers of tokens; use frames='trial' or 'last'"
         )
 
 
@@ -225,7 +225,7 @@ def find_prompt(text: str, prompt: str, n_after: int) -> tuple[int, str]:
             return start, shown
     raise ScanError(
         f"the chat template changes the prompt {prompt!r}, so its tokens cannot be found; "
-        "use --template none"
+        "use template='none'"
     )
 
 

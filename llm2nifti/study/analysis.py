@@ -98,7 +98,7 @@ def _fit(
     if threshold["height_control"] != "permutation":
         return maps, networks.threshold(maps, **threshold)
     if how["frames"] == "token":
-        raise glm.DesignError("permutation tests prompts, not tokens: use --frames trial")
+        raise glm.DesignError("permutation tests prompts, not tokens: use frames='trial'")
     events = pd.concat([run.events for run in runs], ignore_index=True)
     # Trials of different runs may differ in their mean, which permutation does not know.
     run_columns = np.repeat(np.eye(len(runs))[:, 1:], [len(run.events) for run in runs], axis=0)

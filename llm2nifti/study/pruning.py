@@ -71,7 +71,7 @@ class Choice:
     def check(self) -> None:
         """Raise StudyError unless the choice makes sense."""
         if (self.task is None) == (self.mask is None):
-            raise StudyError("name one of --network TASK and --mask IMAGE")
+            raise StudyError("name either a task, whose network is pruned, or a mask")
         if self.mask is not None and not Path(self.mask).is_file():
             raise StudyError(f"there is no mask image {self.mask}")
         if self.share is not None and not 0 < self.share < 1:
@@ -184,7 +184,7 @@ def network_of(runs: Sequence[Run], choice: Choice) -> Network:
             return network
         if network.weights is None:
             raise StudyError(
-                f"mask {network.name!r} is binary, so --share cannot choose among its units"
+                f"mask {network.name!r} is binary, so a share cannot choose among its units"
             )
         return _top(network, network.strengths, choice.share)
     own = runs_of(runs, str(choice.task))
