@@ -260,7 +260,8 @@ def test_images_newer_than_the_summary_are_said_to_be(changeable: Path):
 def test_page_speaks_of_images_and_responses_only_where_there_are(changeable: Path, is_read: bool):
     design = study.read_summary(changeable)["design"]
     mode = "read" if is_read else "generate"
-    study.update_summary(changeable, design={**design, "mode": mode, "has_images": is_read})
+    medium = "images" if is_read else "prompts"
+    study.update_summary(changeable, design={**design, "mode": mode, "shown": medium})
     report.write(changeable, quiet=True)
     shown = " ".join(page_of(changeable).split())
     assert ("A model was shown images in a block design" in shown) == is_read

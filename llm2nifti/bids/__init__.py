@@ -8,7 +8,6 @@ from llm2nifti.bids.dataset import (
     write_dataset_files,
 )
 from llm2nifti.bids.files import (
-    WORK,
     EmptyPathError,
     ExistsError,
     LabelError,
@@ -20,6 +19,7 @@ from llm2nifti.bids.files import (
     write_text,
     write_tsv,
 )
+from llm2nifti.bids.manifest import WORK, ForeignFileWarning
 from llm2nifti.bids.participants import weights_hash
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.bids.readers import DamagedFileError, read_img, read_json, read_tsv
@@ -44,6 +44,7 @@ __all__ = [
     "DamagedFileError",
     "EmptyPathError",
     "ExistsError",
+    "ForeignFileWarning",
     "LabelError",
     "NoSuchRunError",
     "Run",

@@ -6,12 +6,13 @@ sessions) and `info` is what a recording says of its model and settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from llm2nifti.bids import manifest
 from llm2nifti.bids.files import write_json, write_tsv
 from llm2nifti.bids.paths import folder_of
 from llm2nifti.bids.readers import DamagedFileError, read_text_tsv
@@ -47,6 +48,7 @@ SESSION_COLUMNS: dict[str, Any] = {
     "temperature": {"Description": "Temperature of the sampling; 0 is greedy."},
     "weights_hash": _HASH,
 }
+SESSIONS = "_sessions.tsv"
 _NOT_APPLICABLE = ("species", "age", "sex", "handedness")
 _MODEL_KEYS = {  # column: key of info["Model"]
     "model": "Name",
@@ -110,7 +112,7 @@ def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
 
 def _sessions_path(root: Path, subject: str) -> Path:
     """Table of a model's sessions."""
-    return root / folder_of(subject) / f"sub-{subject}_sessions.tsv"
+    return root / folder_of(subject) / f"sub-{subject}{SESSIONS}"
 
 
 def _described(model: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, str]:
@@ -150,4 +152,22 @@ def _add_row(
             return
         table, row = table[~known], same
     table = pd.concat([table, pd.DataFrame([row], columns=names)])
-    write_tsv(path, root, table.sort_values(key))
+    write_tsv(path, root, table.sort_values(key), merged=True)
+
+
+def drop_rows(path: Path, root: Path, names: Collection[str]) -> None:
+    """Take rows out of a table; without a row of others it goes.
+
+    What others added to it, be it a column or a cell, is kept as a copy.
+    """
+    if not path.exists():
+        return
+    table = read_text_tsv(path)
+    columns = SESSION_COLUMNS if path.name.endswith(SESSIONS) else PARTICIPANT_COLUMNS
+    if not manifest.is_as_written(root, path) or set(table) != set(columns):
+        manifest.keep_copy(root, path)
+    others = table[~table.iloc[:, 0].isin(names)]
+    if others.empty:
+        manifest.delete(root, path)
+    else:
+        write_tsv(path, root, others, merged=True)

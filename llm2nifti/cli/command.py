@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.bids import Run
@@ -41,14 +41,6 @@ def as_options(message: str) -> str:
         return f"{name} {value if ':' in value else value.replace(chr(39), '')}"
 
     return _ARGUMENT.sub(option, message)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def number(

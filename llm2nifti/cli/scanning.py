@@ -11,7 +11,7 @@ from llm2nifti.cli.command import COUNT, SEED, TEMPLATES, add_command, number, p
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.study.studyfile import StudyFile
 
-_WITH_STUDY_FILE = {"dataset", "overwrite", "threads", "dask", "json", "quiet"}
+_WITH_STUDY_FILE = {"dataset", "overwrite", "redo", "threads", "dask", "json", "quiet"}
 
 
 def add_commands(commands: Any) -> None:
@@ -28,12 +28,17 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--n-null", type=COUNT, default=defaults.N_RELABELLINGS, help="relabellings of the null"
     )
+    parser.add_argument(
+        "--redo", action="store_true", help="analyse also what did not change since it was analysed"
+    )
 
 
 def _run(args: argparse.Namespace) -> None:
     from llm2nifti import study
 
     what = _what(args)
+    if args.redo:
+        study.forget(what.root)
     path = study.run(what.root, what.plans, n_null=what.n_null, **_how(args))
     summary = study.read_summary(what.root)
     table = study.overview_table if "sessions" in summary else study.table
@@ -81,7 +86,7 @@ def _add_scan_options(parser: Any) -> None:
         default=[],
         help="task to show; repeat for more (default: all)",
     )
-    add("--stimuli", type=words, help="your own TSV with columns task and prompt, or image")
+    add("--stimuli", type=words, help="your own TSV with columns task and prompt, image or audio")
     add(
         "--split",
         choices=("evaluation", "development"),

@@ -174,10 +174,11 @@ def pseudo_tasks(
     pooled = [_controls(run) for run in runs]
     events = pd.concat([e for _, e in pooled], ignore_index=True)
     values = np.concatenate([v for v, _ in pooled])
+    _, topics = np.unique(events["topic"].to_numpy(object), return_inverse=True)
     rng = np.random.default_rng(seed)
     rates = []
     for _ in tqdm(range(n), desc="null: pseudo-tasks", disable=quiet or None):
-        on, off = _draw_topics(events["topic"].to_numpy(), n_on, n_off, rng)
+        on, off = _draw_topics(topics, n_on, n_off, rng)
         rows = np.r_[on, off]
         confounds = nuisance(events.iloc[rows]).to_numpy()
         labels = (np.arange(len(rows)) < len(on))[:, None]

@@ -12,6 +12,7 @@ import numpy as np
 
 from llm2nifti import bids, geometry
 
+MOST_MAPS = 24  # tasks whose maps are drawn: more would make the page too large to open
 _NEEDED = ("design", "model", "null", "tasks", "versions")
 
 
@@ -52,6 +53,13 @@ class Source:
     def tasks(self) -> list[str]:
         """Tasks in the order of the analysis."""
         return list(self.summary["tasks"])
+
+    @property
+    def shown(self) -> list[str]:
+        """Tasks whose maps the page shows: all, or of many those with the largest networks."""
+        numbers = self.summary["tasks"]
+        largest = sorted(numbers, key=lambda task: -numbers[task]["n_active"])[:MOST_MAPS]
+        return [task for task in numbers if task in set(largest)]
 
     def first_run(self, task: str) -> bids.Run:
         """First run of a task."""
@@ -144,7 +152,8 @@ def read_task_map(source: Source, task: str) -> TaskMap:
     brain = source.brain
     t_img = _load(paths.stat_map("t"), source.root)
     t = np.asarray(geometry.from_img(brain, t_img), float)
-    active = geometry.from_img(brain, _load(paths.network(), source.root)) > 0
+    desc = source.summary["tasks"][task].get("network", "network")
+    active = geometry.from_img(brain, _load(paths.network(desc=desc), source.root)) > 0
     best = int(np.abs(t).argmax())
     return TaskMap(
         task=task,

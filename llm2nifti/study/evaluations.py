@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, manifest
 from llm2nifti.recording import Lines
 from llm2nifti.study.lock import StudyError
 
@@ -56,12 +56,14 @@ class Evaluations:
     def add(self, key: str, result: Any) -> None:
         """Keep a result, on disk too."""
         settings = [] if self._lines.contents else [self._settings]
+        if settings:
+            manifest.record_journal(self.path)
         self._lines.append(*settings, [key, result])
         self._found[key] = result
 
     def finish(self) -> None:
         """Forget what is now kept elsewhere."""
-        self.path.unlink(missing_ok=True)
+        manifest.delete_journal(self.path)
 
 
 def hash_texts(runs: Sequence[Run]) -> str:

@@ -73,6 +73,7 @@ def _numbers(who: Who, summary: Mapping[str, Any]) -> dict[str, Any]:
         "seed": settings.get("seed", "n/a"),
         "temperature": settings.get("temperature", "n/a"),
         "active": {task: numbers["share_active"] for task, numbers in summary["tasks"].items()},
+        "rules": list(dict.fromkeys(n["threshold"] for n in summary["tasks"].values())),
         "same_task_r": similarity.get("same_task_r"),
         "cross_task_r": similarity.get("cross_task_r"),
         "trials_right": named.get("trials", {}).get("accuracy"),
