@@ -65,7 +65,7 @@ def test_reduced_trials_are_stored_once(tiny_model, tmp_path, validate, mode):
     run = bids.read(tmp_path, task="pathology")
     np.testing.assert_array_equal(run.values(), recording.values)
     assert run.t_r == (2 if mode == "generate" else 1)
-    with pytest.raises(bids.NoSuchRunError, match="--frames trial"):
+    with pytest.raises(bids.NoSuchRunError, match="frames='trial'"):
         run.frame_values()
     with pytest.raises(glm.DesignError, match="no tokens"):
         glm.fit(run, frames="token")

@@ -25,6 +25,7 @@ from llm2nifti.bids.files import (
     WORK,
     ExistsError,
     LabelError,
+    as_root,
     atomic,
     label,
     shared,
@@ -70,13 +71,13 @@ def write(
     --------
     >>> bids.write(recording, root="ds")  # doctest: +SKIP
     """
-    root = Path(root)
+    root = as_root(root)
     check_folder(root)
     paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
     intact = is_intact(paths)
     if intact and not overwrite:
         raise ExistsError(
-            f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
+            f"{paths.trial_bold} is there already; choose another folder or use overwrite=True"
         )
     # A run that is new or mended leaves what interventions measured; one that is replaced does not.
     _remove(paths, results=RESULTS if intact else ())

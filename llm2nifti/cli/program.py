@@ -19,13 +19,17 @@ from llm2nifti.cli import (
     scanning,
     training,
 )
+from llm2nifti.cli.command import as_options
 from llm2nifti.cli.stopping import Stop
 
 
 def run(argv: Sequence[str] | None, stop: Stop) -> int:
     """Run a command and return its exit code; raise KeyboardInterrupt if a signal ended it."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
+    try:
+        args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
+    except SystemExit as end:  # help was asked for, or the usage is wrong
+        return int(end.code or 0)
     try:
         args.handler(args)
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
@@ -53,7 +57,7 @@ def _one_line(error: BaseException) -> str:
         where = error.filename or "while writing"
         return f"the disk is full ({where}); free some space, then run the same command again"
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    return text or type(error).__name__
+    return as_options(text) or type(error).__name__
 
 
 class _Parser(argparse.ArgumentParser):

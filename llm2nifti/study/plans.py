@@ -220,7 +220,7 @@ def keep_plans(root: Path, plans: Sequence[Plan]) -> None:
     if not path.exists() and is_begun:
         raise StudyError(
             f"{root} holds runs that were not made by llm2nifti scan or run, so their prompts "
-            "could appear again; choose another folder, or --overwrite to start anew"
+            "could appear again; choose another folder, or overwrite=True to start anew"
         )
     if is_begun:
         kept = bids.read_json(path, {"design": dict, "scans": dict})
@@ -228,7 +228,7 @@ def keep_plans(root: Path, plans: Sequence[Plan]) -> None:
         if changed:
             raise StudyError(
                 f"{root} was made with other settings ({'; '.join(changed)}). Use the same "
-                "settings to resume, another folder, or --overwrite to start anew"
+                "settings to resume, another folder, or overwrite=True to start anew"
             )
         if kept == content:
             return

@@ -124,7 +124,7 @@ def scan(
     StudyError
         If the folder holds a dataset with another plan, or is in use.
     """
-    root, plans = Path(root), _as_list(plans)
+    root, plans = bids.as_root(root), _as_list(plans)
     crew = crew or ThisProcess()
     designs = check(root, plans)
     jobs = [job for plan in plans for job in _jobs(plan, designs)]
@@ -243,7 +243,7 @@ def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
     if before != now:
         raise StudyError(
             f"the weights of {model.name} changed since this dataset was begun ({before[:12]}... "
-            f"then, {now[:12]}... now); use another folder or --overwrite"
+            f"then, {now[:12]}... now); use another folder or overwrite=True"
         )
 
 
