@@ -170,12 +170,14 @@ def quiet() -> Iterator[None]:
     """No warnings and no bars of transformers, for work of a second."""
     from transformers.utils import logging
 
-    bars_were_on = logging.is_progress_bar_enabled()
+    bars_were_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if bars_were_on:
             logging.enable_progress_bar()
