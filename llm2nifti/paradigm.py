@@ -24,6 +24,8 @@ MAX_OFF_RATIO = 1.5  # unequal variances bias the t test when the control is muc
 
 _IMPOSSIBLE = 1e6
 
+Rows = NDArray[np.intp]  # numbers of a table's rows, or of what they hold
+
 
 class ParadigmError(ValueError):
     """A design cannot be made from these sizes and stimuli."""
@@ -131,27 +133,11 @@ def blocks(
     Paradigm: task pathology, run 1, 8 task and 8 control trials of 8 frames in 5 blocks
     """
     sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
-    for name, value in sizes.items():
-        if value < 1:
-            raise ParadigmError(f"{name} is {value}; it must be at least 1")
-    table = (stimuli.load() if table is None else table).reset_index(drop=True)
     used = set() if used is None else used
-    pools = {
-        kind: table[(table["task"] == kind) & ~table["concept"].str.casefold().isin(used)]
-        for kind in (task, stimuli.CONTROL)
-    }
-    _check_task(task, table)
-    rng = np.random.default_rng([seed, *task.encode()])
-    levels = sorted(set(table.loc[table["task"] == task, "frame"]) - {""})
-    control_levels = levels or sorted(set(pools[stimuli.CONTROL]["frame"]) - {""})
-    n_on = n_blocks * trials_per_block
-    n_off = _n_off(n_on, n_blocks, trials_per_block, len(control_levels))
-    on = _draw_task(pools[task], _frame_slots(n_on, levels), rng, task)
-    control = pools[stimuli.CONTROL]
-    control = control[~control["concept"].str.casefold().isin(on["concept"].str.casefold())]
-    off = _draw_control(control, _frame_slots(n_off, control_levels), rng)
-    used.update(on["concept"].str.casefold(), off["concept"].str.casefold())
-    return Paradigm(task, 1, n_frames, _interleave(on, off, n_blocks, rng))
+    stock = _Stock.of(stimuli.load() if table is None else table, used)
+    design = _draw(stock, task, seed=seed, **sizes)
+    used.update(design.trials["concept"].str.casefold())
+    return design
 
 
 def experiment(
@@ -190,26 +176,18 @@ def experiment(
     twice = [task for i, task in enumerate(tasks) if task in tasks[:i]]
     if twice:
         raise ParadigmError(f"task {twice[0]!r} is given twice; name each task once")
-    table = stimuli.load() if table is None else table
-    used: set[str] = set()
+    stock = _Stock.of(stimuli.load() if table is None else table)
+    sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
     designs = []
     for run in range(1, n_runs + 1):
         for task in tasks:
             try:
-                design = blocks(
-                    task,
-                    n_blocks=n_blocks,
-                    trials_per_block=trials_per_block,
-                    n_frames=n_frames,
-                    seed=seed * 1000 + run,
-                    table=table,
-                    used=used,
-                )
+                design = _draw(stock, task, seed=seed * 1000 + run, **sizes)
             except _OutOfStimuliError as error:
                 raise ParadigmError(
                     f"{error} in run {run} of {n_runs}: the whole experiment ({len(tasks)} tasks) "
                     f"needs {error.n_needed * n_runs * error.n_sharing(len(tasks))} of them, the "
-                    f"set has {(table['task'] == error.pool).sum()}. Use fewer runs, blocks or "
+                    f"set has {len(stock.rows(error.pool))}. Use fewer runs, blocks or "
                     "trials, or more stimuli"
                 ) from None
             designs.append(replace(design, run=run))
@@ -229,10 +207,92 @@ class _OutOfStimuliError(ParadigmError):
         return n_tasks if self.pool == stimuli.CONTROL else 1
 
 
-def _check_task(task: str, table: pd.DataFrame) -> None:
+@dataclass(frozen=True, eq=False)
+class _Stock:
+    """Stimuli as numbers, made once for all runs of an experiment, and which of them are used.
+
+    Attributes
+    ----------
+    table : DataFrame
+        The stimuli.
+    rows_of : dict of str to int array
+        Rows of each task.
+    concepts, topics, frames : (n_rows,) int arrays
+        Concept (upper and lower case alike), topic and question frame of each row, in the order of
+        their names.
+    frame_names : list of str
+        Of `frames`.
+    used : (n_concepts,) bool array
+        Concepts that may not be shown again.
+    """
+
+    table: pd.DataFrame
+    rows_of: dict[str, Rows]
+    concepts: Rows
+    topics: Rows
+    frames: Rows
+    frame_names: list[str]
+    used: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, used: Iterable[str] = ()) -> _Stock:
+        """Number the rows of a table."""
+        table = table.reset_index(drop=True)
+        names, concepts = _numbered(table["concept"].str.casefold())
+        _, topics = _numbered(table["topic"])
+        frame_names, frames = _numbered(table["frame"])
+        rows_of = table.groupby("task", sort=False).indices
+        is_used = np.isin(names, list(used)) if used else np.zeros(len(names), bool)
+        return cls(table, rows_of, concepts, topics, frames, list(frame_names), is_used)
+
+    def rows(self, task: str, *, unused: bool = False) -> Rows:
+        """Rows of a task, all or those whose concept may still be shown."""
+        rows = self.rows_of.get(task, np.empty(0, np.intp))
+        return rows[~self.used[self.concepts[rows]]] if unused else rows
+
+    def levels(self, rows: Rows) -> list[int]:
+        """Question frames of some rows; none where they have none."""
+        return [i for i in np.unique(self.frames[rows]).tolist() if self.frame_names[i]]
+
+
+def _numbered(values: pd.Series) -> tuple[NDArray, Rows]:
+    """Sorted unique values, and the number of each row's."""
+    names, numbers = np.unique(values.to_numpy(object), return_inverse=True)
+    return names, numbers.astype(np.intp)
+
+
+def _draw(
+    stock: _Stock, task: str, *, n_blocks: int, trials_per_block: int, n_frames: int, seed: int
+) -> Paradigm:
+    """Design one run from what is unused, and mark what it shows as used."""
+    sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ParadigmError(f"{name} is {value}; it must be at least 1")
+    _check_task(task, stock)
+    rng = np.random.default_rng([seed, *task.encode()])
+    control = stock.rows(stimuli.CONTROL, unused=True)
+    levels = stock.levels(stock.rows(task))
+    control_levels = levels or stock.levels(control)
+    n_on = n_blocks * trials_per_block
+    n_off = _n_off(n_on, n_blocks, trials_per_block, len(control_levels))
+    on = _draw_task(stock, task, _frame_slots(n_on, levels), rng)
+    control = control[~np.isin(stock.concepts[control], stock.concepts[on])]
+    off = _draw_control(stock, control, _frame_slots(n_off, control_levels), rng)
+    trials = _interleave(stock, on, off, n_blocks, rng)
+    stock.used[stock.concepts[np.r_[on, off]]] = True
+    return Paradigm(task, 1, n_frames, trials)
+
+
+def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
+    """Rows in random order, drawn as `DataFrame.sample` draws it: designs made before stay."""
+    return rows[rng.choice(len(rows), len(rows), replace=False)]
+
+
+def _check_task(task: str, stock: _Stock) -> None:
     """Raise unless the task is in the table and is not the control."""
-    tasks = [name for name in table["task"].unique() if name != stimuli.CONTROL]
-    if task not in tasks:
+    if task == stimuli.CONTROL or task not in stock.rows_of:
+        tasks = [name for name in stock.rows_of if name != stimuli.CONTROL]
         raise ParadigmError(f"no task {task!r} in the stimuli; there are {', '.join(tasks)}")
 
 
@@ -253,73 +313,68 @@ def _n_off(n_on: int, n_blocks: int, trials_per_block: int, n_levels: int) -> in
     return n_off
 
 
-def _frame_slots(n_trials: int, levels: Sequence[str]) -> list[str]:
-    """Question frame of each trial: every level equally often, give or take one."""
-    if not levels:
-        return [""] * n_trials
-    return [levels[i % len(levels)] for i in range(n_trials)]
+def _frame_slots(n_trials: int, levels: Sequence[int]) -> Rows:
+    """Question frame of each trial: every level equally often, give or take one.
+
+    Where there are no question frames, all rows have the same one, without a name: the first.
+    """
+    return np.resize(np.array(levels or [0], np.intp), n_trials)
 
 
-def _draw_task(
-    pool: pd.DataFrame, slots: Iterable[str], rng: np.random.Generator, task: str
-) -> pd.DataFrame:
+def _draw_task(stock: _Stock, task: str, slots: Rows, rng: np.random.Generator) -> Rows:
     """One unused concept a slot, its topics as evenly spread as possible."""
-    slots = list(slots)
-    pool = pool.sample(frac=1, random_state=rng)
-    taken: list[int] = []
-    concepts: set[str] = set()
-    n_topic: dict[str, int] = {}
+    pool = _shuffled(stock.rows(task, unused=True), rng)
+    frames, topics, concepts = (of[pool] for of in (stock.frames, stock.topics, stock.concepts))
+    is_left = np.ones(len(pool), bool)
+    n_shown = np.zeros(len(stock.topics), int)  # of each topic
+    taken = []
     for frame in slots:
-        fits = (pool["frame"] == frame) & ~pool["concept"].str.casefold().isin(concepts)
-        if not fits.any():
-            detail = f"{slots.count(frame)} in question frame {frame!r}" if frame else "any"
+        fits = np.flatnonzero(is_left & (frames == frame))
+        if not len(fits):
+            name = stock.frame_names[frame]
+            n_same = int((slots == frame).sum())
+            detail = f"{n_same} in question frame {name!r}" if name else "any"
             raise _OutOfStimuliError(task, len(slots), len(pool), detail)
-        rows = pool[fits]
-        best = rows["topic"].map(n_topic).fillna(0).idxmin()
-        taken.append(best)
-        concepts.add(str(pool.at[best, "concept"]).casefold())
-        n_topic[pool.at[best, "topic"]] = n_topic.get(pool.at[best, "topic"], 0) + 1
-    return pool.loc[taken]
+        best = fits[n_shown[topics[fits]].argmin()]
+        taken.append(pool[best])
+        is_left &= concepts != concepts[best]
+        n_shown[topics[best]] += 1
+    return np.array(taken)
 
 
-def _draw_control(
-    pool: pd.DataFrame, slots: Iterable[str], rng: np.random.Generator
-) -> pd.DataFrame:
+def _draw_control(stock: _Stock, pool: Rows, slots: Rows, rng: np.random.Generator) -> Rows:
     """One unused concept a slot, all from different topics.
 
     An assignment problem of slots to topics; topics with many unused concepts go first, so that
     they last.
     """
-    slots = list(slots)
-    pool = pool.sample(frac=1, random_state=rng)
-    pool = pool[~pool["concept"].str.casefold().duplicated()]
-    topics = sorted(pool["topic"].unique())
-    left = pool.groupby("topic").size()
+    pool = _shuffled(pool, rng)
+    _, first = np.unique(stock.concepts[pool], return_index=True)
+    pool = pool[np.sort(first)]
+    topics, topic = np.unique(stock.topics[pool], return_inverse=True)
+    rows = np.full((len(topics), len(stock.frame_names)), -1)
+    rows[topic, stock.frames[pool]] = pool  # of several, the last
+    rows = rows[:, slots].T
     cost = np.full((len(slots), max(len(topics), len(slots))), _IMPOSSIBLE)
-    rows = {(r.topic, r.frame): r.Index for r in pool.itertuples()}
-    for i, frame in enumerate(slots):
-        for j, topic in enumerate(topics):
-            if (topic, frame) in rows:
-                cost[i, j] = -left[topic] + rng.random() / 2
+    fits = rows >= 0
+    n_left = np.broadcast_to(np.bincount(topic), fits.shape)[fits]
+    cost[:, : len(topics)][fits] = rng.random(len(n_left)) / 2 - n_left
     chosen_slots, chosen_topics = linear_sum_assignment(cost)
     if (cost[chosen_slots, chosen_topics] >= _IMPOSSIBLE).any():
-        detail = f"all of different topics, in {len(set(slots))} question frames"
+        detail = f"all of different topics, in {len(set(slots.tolist()))} question frames"
         raise _OutOfStimuliError(stimuli.CONTROL, len(slots), len(pool), detail)
-    taken = [rows[topics[j], slots[i]] for i, j in zip(chosen_slots, chosen_topics, strict=True)]
-    return pool.loc[taken]
+    return rows[chosen_slots, chosen_topics]
 
 
 def _interleave(
-    on: pd.DataFrame, off: pd.DataFrame, n_blocks: int, rng: np.random.Generator
+    stock: _Stock, on: Rows, off: Rows, n_blocks: int, rng: np.random.Generator
 ) -> pd.DataFrame:
     """Shuffle the trials of each condition and cut them into blocks off, on, off, ..."""
-    on, off = (rows.sample(frac=1, random_state=rng) for rows in (on, off))
-    parts = []
-    for block in range(2 * n_blocks + 1):
-        rows, n_parts = (on, n_blocks) if block % 2 else (off, n_blocks + 1)
-        index = np.array_split(np.arange(len(rows)), n_parts)[block // 2]
-        parts.append(rows.iloc[index].assign(block=block + 1))
-    trials = pd.concat(parts, ignore_index=True)
+    on, off = _shuffled(on, rng), _shuffled(off, rng)
+    parts: list[Rows] = [np.empty(0, np.intp)] * (2 * n_blocks + 1)
+    parts[1::2], parts[::2] = np.array_split(on, n_blocks), np.array_split(off, n_blocks + 1)
+    trials = stock.table.iloc[np.concatenate(parts)].reset_index(drop=True)
     trials = trials.rename(columns={"task": "trial_type", "frame": "question_frame"})
+    trials["block"] = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
     columns = ["trial_type", "block", "stim_id", "topic", "concept", "question_frame", "prompt"]
     return trials[[*columns, *(medium for medium in MEDIA if medium in trials)]]

@@ -7,6 +7,7 @@ import pytest
 from planted import some_maps, templates, trial_sets
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from tests_support import count_calls
 
 from llm2nifti import geometry, networks
 from llm2nifti.networks.identification import SHRINKAGE, _Noise
@@ -140,6 +141,15 @@ def test_dice_jaccard_and_correlation_equal_loops():
         assert networks.jaccard(a, b) == pytest.approx(both / either)
         x, y = rng.normal(size=(2, 40)) + 3
         assert networks.correlation(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+    masks, values = rng.random((3, 40)) < 0.4, rng.normal(size=(3, 40))
+    for measure, rows in (
+        (networks.dice, masks),
+        (networks.jaccard, masks),
+        (networks.correlation, values),
+    ):
+        stacked = [[measure(a, b) for b in rows] for a in rows[:2]]
+        np.testing.assert_allclose(measure(rows[:2], rows), stacked)
+    assert np.isnan(networks.correlation(values[0], np.ones(40)))
     empty = np.zeros(40, bool)
     assert networks.dice(empty, empty) == networks.jaccard(empty, empty) == 0
 
@@ -194,6 +204,13 @@ def test_largest_marks_the_share_and_breaks_ties_by_position():
     scores = np.tile([1.0, 0.0], 400)
     assert np.flatnonzero(networks.largest(scores, 0.1)).tolist() == list(range(0, 160, 2))
     assert networks.largest(scores, 0.001).sum() == 1
+    rng = np.random.default_rng(12)
+    for share in (0.003, 0.1, 0.5, 1):
+        scores = rng.integers(0, 9, 300).astype(float)
+        first = sorted(range(300), key=lambda i: (-scores[i], i))[: max(1, round(share * 300))]
+        assert np.flatnonzero(networks.largest(scores, share)).tolist() == sorted(first)
+    scores[5] = np.nan
+    assert np.flatnonzero(~networks.largest(scores, 299 / 300)).tolist() == [5]
 
 
 def figures_of(maps):
@@ -209,7 +226,9 @@ def test_jackknife_intervals_cover_and_the_plain_bootstrap_excludes_its_own_esti
         data = experiments.draw()
         maps = experiments.maps(data)
         without = experiments.without_block(data)
-        figures = networks.jackknife(maps, without, figures_of)
+        names = [("x", "x"), ("y", "y"), "same", "cross", "same - cross"]
+        found = networks.jackknife(maps, without)
+        figures = [found[name] for name in names]
         rows.append([(f.value, f.low, f.high) for f in figures])
         if i < 30:
             resampled = [figures_of(experiments.resampled_maps(data)) for _ in range(60)]
@@ -223,23 +242,50 @@ def test_jackknife_intervals_cover_and_the_plain_bootstrap_excludes_its_own_esti
     assert below > 24
 
 
-def test_jackknife_equals_its_formula():
+@pytest.mark.parametrize("measure", [networks.correlation, networks.dice])
+def test_jackknife_equals_the_matrix_computed_again_without_each_block(measure):
     rng = np.random.default_rng(8)
-    maps = {("a", r): rng.normal(size=5) for r in (1, 2)}
-    without = {("a", 1): rng.normal(size=(3, 5)), ("a", 2): rng.normal(size=(4, 5))}
+    n_blocks = {("b", 1): 3, ("a", 1): 2, ("a", 2): 4, ("b", 2): 2, ("c", 2): 3, ("b", 3): 2}
+    maps = {key: rng.normal(size=40) for key in n_blocks}
+    without = {key: rng.normal(size=(n, 40)) for key, n in n_blocks.items()}
+    if measure is networks.dice:
+        maps, without = networks.top_masks(maps, 0.2), networks.top_masks(without, 0.2)
+        assert all((mask.sum(axis=-1) == 8).all() for mask in (*maps.values(), *without.values()))
+    del maps["c", 2], without["c", 2]  # c would have no pair of runs
+    tasks = ["b", "a"]
+    names = ["same", "cross", "same - cross", ("b", "b"), ("a", "b"), ("a", "a")]
 
-    def total(some):
-        return np.array([some["a", 1].sum() + 2 * some["a", 2].sum()])
+    def figures(some):
+        r = networks.matrix(some, measure)
+        same, cross = networks.same_and_cross(r)
+        return np.array([same, cross, same - cross, r[0, 0], r[1, 0], r[1, 1]])
 
-    (estimate,) = networks.jackknife(maps, without, total, level=0.9)
-    first, second = without["a", 1].sum(axis=1), 2 * without["a", 2].sum(axis=1)
-    variance = 2 / 3 * 3 * first.var() + 3 / 4 * 4 * second.var()
-    half = stats.t.ppf(0.95, 5) * np.sqrt(variance)
-    assert estimate.value == pytest.approx(total(maps)[0])
-    limits = pytest.approx((estimate.value - half, estimate.value + half))
-    assert (estimate.low, estimate.high) == limits
+    variance, df = 0, 0
+    for key, left_out in without.items():
+        n = len(left_out)
+        deleted = np.stack([figures({**maps, key: m}) for m in left_out])
+        variance = variance + (n - 1) * deleted.var(axis=0)
+        df += n - 1
+    half = stats.t.ppf(0.95, df) * np.sqrt(variance)
+    found = networks.jackknife(maps, without, measure, level=0.9)
+    assert networks.tasks_of(maps) == tasks
+    assert list(found) == names
+    for name, value, width in zip(names, figures(maps), half, strict=True):
+        limits = pytest.approx((value, value - width, value + width))
+        assert (found[name].value, found[name].low, found[name].high) == limits
     with pytest.raises(networks.SimilarityError, match="2 on-blocks"):
-        networks.jackknife(maps, {("a", 1): rng.normal(size=(1, 5))}, total)
+        networks.jackknife(maps, {("a", 1): rng.normal(size=(1, 40))})
+
+
+def test_similarity_of_many_tasks_is_a_few_products_and_no_loop_over_pairs():
+    rng, calls = np.random.default_rng(11), []
+    for n in (10, 20, 40):
+        maps = {(f"task{i}", run): rng.normal(size=30) for i in range(n) for run in (1, 2)}
+        without = {key: rng.normal(size=(2, 30)) for key in maps}
+        calls.append(count_calls(lambda m=maps, w=without: networks.jackknife(m, w).keys()))
+    estimates = [n * (n + 1) / 2 for n in (10, 20, 40)]  # one call each: the output
+    work = np.subtract(calls, estimates)
+    assert work[2] < 4.2 * work[0]
 
 
 def test_trials_are_named_right_where_tasks_differ_and_by_chance_where_not():

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations, pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import linear_sum_assignment
+from tests_support import count_calls
 
 from llm2nifti import paradigm, stimuli
 from llm2nifti.paradigm import ParadigmError, blocks, experiment
@@ -220,3 +223,110 @@ def test_unknown_task_is_refused_with_the_known_ones(task):
 def test_doubled_task_is_refused():
     with pytest.raises(ParadigmError, match="'pathology' is given twice"):
         experiment(["pathology", "archeology", "pathology"])
+
+
+def naive_experiment(tasks, n_runs, n_blocks, trials_per_block, seed, table):
+    """Row by row and topic by topic: what `experiment` has to equal, draw for draw."""
+    used, out = set(), []
+    for run in range(1, n_runs + 1):
+        for task in tasks:
+            rng = np.random.default_rng([seed * 1000 + run, *task.encode()])
+            fresh = table[[c.casefold() not in used for c in table["concept"]]]
+            pool, control = fresh[fresh["task"] == task], fresh[fresh["task"] == CONTROL]
+            levels = sorted(set(table.loc[table["task"] == task, "frame"]) - {""})
+            control_levels = levels or sorted(set(control["frame"]) - {""})
+            n_on = n_blocks * trials_per_block
+            n_off = paradigm._n_off(n_on, n_blocks, trials_per_block, len(control_levels))
+            on = naive_task(
+                pool, [(levels or [""])[i % max(1, len(levels))] for i in range(n_on)], rng
+            )
+            shown = {c.casefold() for c in on["concept"]}
+            control = control[[c.casefold() not in shown for c in control["concept"]]]
+            slots = [
+                (control_levels or [""])[i % max(1, len(control_levels))] for i in range(n_off)
+            ]
+            off = naive_control(control, slots, rng)
+            used |= shown | {c.casefold() for c in off["concept"]}
+            on, off = (rows.sample(frac=1, random_state=rng) for rows in (on, off))
+            cut = [
+                np.array_split(rows, n)
+                for rows, n in (
+                    (off["stim_id"].to_numpy(), n_blocks + 1),
+                    (on["stim_id"].to_numpy(), n_blocks),
+                )
+            ]
+            parts = [cut[i % 2][i // 2] for i in range(2 * n_blocks + 1)]
+            out.append([(i, name) for i, part in enumerate(parts, start=1) for name in part])
+    return out
+
+
+def naive_task(pool, slots, rng):
+    pool = pool.sample(frac=1, random_state=rng)
+    taken, concepts, n_topic = [], set(), Counter()
+    for frame in slots:
+        rows = [
+            r
+            for r in pool.itertuples()
+            if r.frame == frame and r.concept.casefold() not in concepts
+        ]
+        best = min(rows, key=lambda r: n_topic[r.topic])
+        taken.append(best.Index)
+        concepts.add(best.concept.casefold())
+        n_topic[best.topic] += 1
+    return pool.loc[taken]
+
+
+def naive_control(pool, slots, rng):
+    pool = pool.sample(frac=1, random_state=rng)
+    pool = pool[~pool["concept"].str.casefold().duplicated()]
+    topics, left = sorted(pool["topic"].unique()), Counter(pool["topic"])
+    cost = np.full((len(slots), max(len(topics), len(slots))), 1e6)
+    rows = {(r.topic, r.frame): r.Index for r in pool.itertuples()}
+    for i, frame in enumerate(slots):
+        for j, topic in enumerate(topics):
+            if (topic, frame) in rows:
+                cost[i, j] = -left[topic] + rng.random() / 2
+    pairs = zip(*linear_sum_assignment(cost), strict=True)
+    return pool.loc[[rows[topics[j], slots[i]] for i, j in pairs]]
+
+
+def random_table(rng, n_tasks, *, framed=True):
+    """Tasks and controls with clashing concepts in upper and lower case, uneven topics, frames."""
+    rows = []
+    for task in [*(f"task{i}" for i in range(n_tasks)), CONTROL]:
+        n_topics, n = (24, 80 * n_tasks) if task == CONTROL else (3, 80)
+        for i in range(n):
+            name = f"word{i // 2}" if i % 10 == 0 else f"{task} word{i // 2}"
+            concept = [name, name.title(), name.upper()][int(rng.integers(3))]
+            topic = f"{task} {int(rng.integers(n_topics) ** 0.9)}"
+            rows.append((task, topic, concept, "ba"[int(rng.integers(2))] if framed else ""))
+    table = pd.DataFrame(rows, columns=["task", "topic", "concept", "frame"])
+    return stimuli.check(table.assign(prompt=[f"prompt {i}" for i in range(len(table))]))
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_designs_equal_those_drawn_row_by_row(seed, framed):
+    table = random_table(np.random.default_rng(seed), 3, framed=framed)
+    tasks = ["task2", "task0", "task1"]
+    sizes = {"n_runs": 2, "n_blocks": 2, "trials_per_block": 4, "seed": seed}
+    got = [
+        list(zip(d.trials["block"], d.trials["stim_id"], strict=True))
+        for d in experiment(tasks, **sizes, table=table)
+    ]
+    assert got == naive_experiment(tasks, **sizes, table=table)
+    shown = pd.concat([d.trials for d in experiment(tasks, **sizes, table=table)])
+    source = table.set_index("stim_id").loc[shown["stim_id"]]
+    for name, column in {"task": "trial_type", "concept": "concept", "prompt": "prompt"}.items():
+        assert shown[column].tolist() == source[name].tolist()
+
+
+def test_the_work_of_a_design_grows_with_the_number_of_tasks_and_not_faster():
+    calls = []
+    for n in (10, 20, 40):
+        table = plain_table(**{f"task{i}": 16 for i in range(n)}, control=24 * n)
+        sizes = {"n_runs": 2, "n_blocks": 2, "trials_per_block": 4, "table": table}
+        calls.append(
+            count_calls(lambda n=n, s=sizes: experiment([f"task{i}" for i in range(n)], **s))
+        )
+    assert calls[2] < 4.2 * calls[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +63,21 @@ def assert_same(root: Path, expected: dict[str, bytes]) -> None:
     found = contents(root)
     assert [name for name in expected if found.get(name) != expected[name]] == []
     assert set(found) == set(expected)
+
+
+def count_calls(function: Callable[[], object]) -> int:
+    """Calls of functions, Python's and C's, that a function makes: work that is not a matter of
+    the machine's speed, but for what a single call does."""
+    n_calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal n_calls
+        n_calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return n_calls

@@ -8,19 +8,21 @@ from llm2nifti.bids.dataset import (
     write_dataset_files,
 )
 from llm2nifti.bids.files import (
-    WORK,
+    EmptyPathError,
     ExistsError,
     LabelError,
+    as_root,
     label,
-    read_tsv,
     shared,
     write_img,
     write_json,
     write_text,
     write_tsv,
 )
+from llm2nifti.bids.manifest import WORK, ForeignFileWarning
 from llm2nifti.bids.participants import weights_hash
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.readers import DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.bids.reading import (
     NoSuchRunError,
     Run,
@@ -39,7 +41,10 @@ __all__ = [
     "SUMMARY",
     "VALIDATOR_CONFIG",
     "WORK",
+    "DamagedFileError",
+    "EmptyPathError",
     "ExistsError",
+    "ForeignFileWarning",
     "LabelError",
     "NoSuchRunError",
     "Run",
@@ -47,6 +52,7 @@ __all__ = [
     "analysed",
     "analysis_folder",
     "anatomy",
+    "as_root",
     "check_folder",
     "clear_work",
     "default_subject",
@@ -54,6 +60,8 @@ __all__ = [
     "label",
     "read",
     "read_all",
+    "read_img",
+    "read_json",
     "read_tsv",
     "remove_dataset",
     "runs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import nibabel as nib
 import pandas as pd
 
 from llm2nifti import geometry
+from llm2nifti.bids.checking import are_intact, is_intact
 from llm2nifti.bids.dataset import (
     RESULTS,
     check_folder,
@@ -23,6 +25,7 @@ from llm2nifti.bids.files import (
     WORK,
     ExistsError,
     LabelError,
+    as_root,
     atomic,
     label,
     shared,
@@ -31,6 +34,7 @@ from llm2nifti.bids.files import (
     write_json,
     write_tsv,
 )
+from llm2nifti.bids.manifest import ASIDE, remove, settle, written
 from llm2nifti.bids.participants import add_participant, add_session
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.media import MEDIA, medium_of
@@ -67,14 +71,16 @@ def write(
     --------
     >>> bids.write(recording, root="ds")  # doctest: +SKIP
     """
-    root = Path(root)
+    root = as_root(root)
     check_folder(root)
     paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
-    if paths.is_complete and not overwrite:
+    intact = is_intact(paths)
+    if intact and not overwrite:
         raise ExistsError(
-            f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
+            f"{paths.trial_bold} is there already; choose another folder or use overwrite=True"
         )
-    _remove(paths)
+    # A run that is new or mended leaves what interventions measured; one that is replaced does not.
+    _remove(paths, results=RESULTS if intact else ())
     with shared(root):  # other processes may write other runs
         write_dataset_files(root)
         add_participant(root, paths.subject, paths.session, recording.info)
@@ -85,6 +91,8 @@ def write(
         _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
+    if not (root / WORK / "lock").exists():  # nothing else writes
+        settle(root)
     return paths
 
 
@@ -103,15 +111,13 @@ def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
     )
 
 
-def _remove(paths: RunPaths) -> None:
+def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
-    # A new run leaves what interventions measured on the others; one that is replaced does not.
-    results = RESULTS if paths.is_complete else ()
-    paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
     whole = paths.root / DERIVATIVES
-    own = whole / folder_of(paths.subject, paths.session)
+    session = whole / folder_of(paths.subject, paths.session)
     who = paths.raw("").name.partition("_task-")[0]
     old = [
+        paths.derivative("desc-trial_bold.json"),
         *paths.bold.parent.glob(f"{paths.raw('').name}*"),
         *paths.trial_bold.parent.glob(f"{paths.raw('').name}*"),
         # What was made of all runs of the task no longer fits, nor does the summary.
@@ -119,12 +125,11 @@ def _remove(paths: RunPaths) -> None:
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
         *(
             folder / name
-            for folder in (whole, own)
+            for folder in (whole, session)
             for name in ("summary.json", "report.html", *results)
         ),
     ]
-    for file in old:
-        file.unlink(missing_ok=True)
+    remove(paths.root, dict.fromkeys(old))
 
 
 def _events(recording: Recording, task: str) -> pd.DataFrame:
@@ -181,6 +186,22 @@ def _copy_shown(root: Path, trials: pd.DataFrame) -> None:
         if not path.exists() or not filecmp.cmp(file, path, shallow=False):
             with atomic(path, root) as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def restore_shown(root: Path, trials: pd.DataFrame) -> None:
+    """Copy images or sounds anew that a dataset has lost, or that are damaged there.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    trials : DataFrame
+        Trials of a design; those that the dataset has not shown yet are passed over.
+    """
+    medium = medium_of(trials)
+    if medium:
+        names = pd.Series(stimulus_names(trials), trials.index)
+        _copy_shown(root, trials[("stimuli/" + names).isin(list(written(root)))])
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
@@ -290,7 +311,7 @@ def _reference(paths: RunPaths) -> str:
 def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     """Atlas, units table and anatomical image of the subject or session, once."""
     root, brain = paths.root, recording.brain
-    if paths.anat("T1w.json").exists():
+    if are_intact(root, paths.anatomy):
         return
     norms = recording.norms
     anatomy = geometry.mask_img(brain) if norms is None else geometry.anatomy_img(brain, norms)
@@ -338,6 +359,8 @@ def clear_work(root: Path, *, recordings: bool = False) -> None:
         Recordings, too. Without, those that an interruption cut off stay, to be resumed.
     """
     for path in (root / WORK).glob("*"):
+        if path == root / ASIDE:
+            continue
         if path.is_dir():
             if recordings or not (path / "plan.json").exists():
                 shutil.rmtree(path, ignore_errors=True)

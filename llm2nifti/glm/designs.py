@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -42,26 +43,31 @@ def design_matrix(events: pd.DataFrame, *, n_frames: int | NDArray[np.int64] = 1
     """
     if "trial_type" not in events:
         raise DesignError(f"events have no column trial_type; columns: {', '.join(events)}")
-    types = events["trial_type"].astype(str)
-    columns = {name: (types == name).astype(float) for name in sorted(types.unique())}
-    design = pd.DataFrame(columns).reset_index(drop=True)
-    design = pd.concat([design, nuisance(events)], axis=1)
-    repeated = design.loc[design.index.repeat(n_frames)]
-    return repeated.reset_index(drop=True)
+    # Arrays, not tables: this is done for every run and block of a dataset.
+    types = events["trial_type"].to_numpy(str)
+    names = np.unique(types)
+    levels, frames = _nuisance(events)
+    X = np.column_stack([(types[:, None] == names).astype(float), frames])
+    return pd.DataFrame(np.repeat(X, n_frames, axis=0), columns=[*names.tolist(), *levels])
 
 
 def nuisance(events: pd.DataFrame) -> pd.DataFrame:
     """Centred question-frame columns; none where the trials share one frame or have none."""
-    if "question_frame" not in events:
-        return pd.DataFrame(index=range(len(events)))
-    frames = events["question_frame"].astype(str).reset_index(drop=True)
+    names, columns = _nuisance(events)
+    return pd.DataFrame(columns, columns=names)
+
+
+def _nuisance(events: pd.DataFrame) -> tuple[list[str], NDArray[np.float64]]:
+    """Names and (n_trials, n_columns) values of `nuisance`."""
+    frames = np.full(len(events), "")
+    if "question_frame" in events:
+        frames = events["question_frame"].to_numpy(str)
     framed = frames != ""
-    levels = sorted(frames[framed].unique())
-    columns = {}
-    for level in levels[:-1]:
-        column = (frames == level).astype(float)
-        columns[NUISANCE + level] = column.where(~framed, column - column[framed].mean())
-    return pd.DataFrame(columns, index=range(len(events)))
+    levels = np.unique(frames[framed])[:-1]
+    columns = (frames[:, None] == levels).astype(float)
+    if len(levels):
+        columns[framed] -= columns[framed].mean(axis=0)
+    return [NUISANCE + level for level in levels], columns
 
 
 def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
@@ -72,13 +78,11 @@ def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
     DesignError
         If a name is not a column, or the design does not determine the contrast.
     """
-    from nilearn.glm.contrasts import expression_to_contrast_vector
-
     # nilearn evaluates the expression as code: give it names that any label can stand for.
     safe = {name: f"column_{i}" for i, name in enumerate(design)}
     expression = re.sub(r"\w+", lambda word: safe.get(word[0], word[0]), definition)
     try:
-        vector = np.asarray(expression_to_contrast_vector(expression, list(safe.values())), float)
+        vector = np.array(_weights(expression, len(safe)))
     except Exception as error:  # nilearn passes pandas' own errors through
         conditions = [name for name in design if not name.startswith(NUISANCE)]
         raise DesignError(
@@ -96,3 +100,12 @@ def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
     if len(X) <= np.linalg.matrix_rank(X):
         raise DesignError(f"{len(X)} volumes are too few for {X.shape[1]} columns; record more")
     return vector
+
+
+@lru_cache(maxsize=64)
+def _weights(expression: str, n_columns: int) -> tuple[float, ...]:
+    """Weights of an expression of ``column_0, column_1, ...``; most runs ask for the same one."""
+    from nilearn.glm.contrasts import expression_to_contrast_vector
+
+    names = [f"column_{i}" for i in range(n_columns)]
+    return tuple(np.asarray(expression_to_contrast_vector(expression, names), float).tolist())

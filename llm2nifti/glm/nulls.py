@@ -52,8 +52,10 @@ class NullRates:
         }
 
 
-def check_count(n: int) -> None:
-    """Raise DesignError unless there is at least one relabelling."""
+def check_count(n: int, seed: int = 0) -> None:
+    """Raise DesignError unless there is at least one relabelling, and its seed can be one."""
+    if seed < 0:
+        raise DesignError(f"seed is {seed}; it must be 0 or more")
     if n < 1:
         raise DesignError(f"{n} relabellings asked for; use at least 1, better 200")
 
@@ -172,10 +174,11 @@ def pseudo_tasks(
     pooled = [_controls(run) for run in runs]
     events = pd.concat([e for _, e in pooled], ignore_index=True)
     values = np.concatenate([v for v, _ in pooled])
+    _, topics = np.unique(events["topic"].to_numpy(object), return_inverse=True)
     rng = np.random.default_rng(seed)
     rates = []
     for _ in tqdm(range(n), desc="null: pseudo-tasks", disable=quiet or None):
-        on, off = _draw_topics(events["topic"].to_numpy(), n_on, n_off, rng)
+        on, off = _draw_topics(topics, n_on, n_off, rng)
         rows = np.r_[on, off]
         confounds = nuisance(events.iloc[rows]).to_numpy()
         labels = (np.arange(len(rows)) < len(on))[:, None]
@@ -201,7 +204,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
     if run.frames in ("trial", "last"):
-        raise DesignError(f"the run has one volume a trial (--frames {run.frames}) and no tokens")
+        raise DesignError(f"the run has one volume a trial (frames={run.frames!r}) and no tokens")
     counts = run.volume_counts
     values = without_constants(run.frame_values()[np.repeat(is_control, counts)])
     confounds = nuisance(run.events[is_control]).to_numpy()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2nifti.networks.similarity import standardised
+
 SHRINKAGE = 0.5  # on the development split .2, .5 and .9 name trials equally well
 
 
@@ -238,11 +240,8 @@ class _Noise:
 
 
 def _standardised(rows: NDArray) -> NDArray[np.float64]:
-    """Rows with mean 0 and norm 1, so that products are correlations."""
-    rows = np.asarray(rows, float)
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1)
+    """Rows with mean 0 and norm 1, so that products are correlations; constant ones are 0."""
+    return np.nan_to_num(standardised(rows))
 
 
 def _task_prompts(trials: Sequence[TrialSet], task: str, wanted: object) -> list[str]:

@@ -300,8 +300,10 @@ def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") ->
 def largest(scores: NDArray, share: float) -> NDArray[np.bool_]:
     """Mark the given share of the scores, at least one, that are largest; ties by position."""
     k = max(1, round(share * len(scores)))
-    keep = np.zeros(len(scores), bool)
-    keep[np.argsort(-scores, kind="stable")[:k]] = True
+    order = np.where(np.isnan(scores), np.inf, -scores)
+    last = np.partition(order, k - 1)[k - 1]
+    keep = order < last
+    keep[np.flatnonzero(order == last)[: k - keep.sum()]] = True
     return keep
 
 

@@ -6,9 +6,10 @@ so that same-task and cross-task figures are comparable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,34 +18,65 @@ from scipy import stats
 from llm2nifti.networks.network import largest
 
 Maps = Mapping[tuple[str, int], NDArray]
+Similarity = Any  # a float for two maps, an array for two stacks of maps
+Measure = Callable[[NDArray, NDArray], Similarity]
 TOP = 0.05  # share of units in the masks that are compared
+FIGURES: tuple[str, str, str] = ("same", "cross", "same - cross")  # of a matrix as a whole
+_TOGETHER = 64  # keys whose maps without a block are compared at once
 
 
 class SimilarityError(ValueError):
     """Maps cannot be compared."""
 
 
-def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Dice coefficient of two masks; 0 for two empty ones.
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Similarity:
+    """Dice coefficient of two masks; 0 for two empty ones. Of two stacks, a matrix.
 
     Examples
     --------
     >>> dice(np.array([True, True, False]), np.array([True, False, False]))
     0.6666666666666666
     """
-    total = a.sum() + b.sum()
-    return float(2 * (a & b).sum() / total) if total else 0.0
+    return _ratio(2 * _n_both(a, b), _n_added(a, b))
 
 
-def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Jaccard index of two masks; 0 for two empty ones."""
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 0.0
+def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Similarity:
+    """Jaccard index of two masks; 0 for two empty ones. Of two stacks, a matrix."""
+    both = _n_both(a, b)
+    return _ratio(both, _n_added(a, b) - both)
 
 
-def correlation(a: NDArray, b: NDArray) -> float:
-    """Pearson correlation of two maps over units."""
-    return float(np.corrcoef(a, b)[0, 1])
+def correlation(a: NDArray, b: NDArray) -> Similarity:
+    """Pearson correlation of two maps over units; NaN for a constant one. Of stacks, a matrix."""
+    return _plain(np.inner(standardised(a), standardised(b)))
+
+
+def _n_both(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Units in both of two masks; float32 counts them exactly up to 16 million."""
+    return np.inner(a.astype(np.float32), b.astype(np.float32)).astype(float)
+
+
+def _n_added(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Sum of the sizes of two masks."""
+    return np.add.outer(a.sum(axis=-1), b.sum(axis=-1)).astype(float)
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> Similarity:
+    """Share, 0 of nothing."""
+    return _plain(part / np.where(whole > 0, whole, 1))
+
+
+def _plain(values: NDArray[np.float64]) -> Similarity:
+    """One number as a float."""
+    return values if np.ndim(values) else float(values)
+
+
+def standardised(maps: NDArray) -> NDArray[np.float64]:
+    """Maps with mean 0 and norm 1, so that products are correlations; NaN where they can't be."""
+    maps = np.asarray(maps, float)
+    maps = maps - maps.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return maps / np.linalg.norm(maps, axis=-1, keepdims=True)
 
 
 def tasks_of(maps: Maps) -> list[str]:
@@ -52,9 +84,7 @@ def tasks_of(maps: Maps) -> list[str]:
     return list(dict.fromkeys(task for task, _ in maps))
 
 
-def matrix(
-    maps: Maps, measure: Callable[[NDArray, NDArray], float] = correlation
-) -> NDArray[np.float64]:
+def matrix(maps: Maps, measure: Measure = correlation) -> NDArray[np.float64]:
     """Mean similarity of tasks over all pairs of different runs.
 
     Parameters
@@ -62,7 +92,7 @@ def matrix(
     maps : mapping of (task, run) to (n_units,) array
         One map a task and run.
     measure : callable, default=correlation
-        Similarity of two maps.
+        (n, m) similarity of two stacks of maps, (n, n_units) and (m, n_units).
 
     Returns
     -------
@@ -74,29 +104,33 @@ def matrix(
     SimilarityError
         If there is only one run.
     """
+    stack = np.stack(list(maps.values()))
+    total, n_pairs = _sums(maps, np.asarray(measure(stack, stack)))
+    with np.errstate(invalid="ignore"):
+        return total / n_pairs
+
+
+def _sums(maps: Maps, pairs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sums of (n_maps, n_maps) similarities by task, over pairs of different runs; their number."""
     tasks = tasks_of(maps)
     runs = sorted({run for _, run in maps})
     if len(runs) < 2:
         raise SimilarityError("repeatability needs at least 2 runs of each task; scan more runs")
-    pair = {
-        (a, b): measure(maps[a], maps[b]) for a, b in product(maps, maps) if a < b and a[1] != b[1]
-    }
-    out = np.empty((len(tasks), len(tasks)))
-    for i, j in product(range(len(tasks)), repeat=2):
-        cells = [
-            pair[min(a, b), max(a, b)]
-            for r, s in product(runs, runs)
-            if r != s
-            for a, b in [((tasks[i], r), (tasks[j], s))]
-            if a in maps and b in maps
-        ]
-        out[i, j] = np.mean(cells) if cells else np.nan
-    return out
+    place = {key: i for i, key in enumerate(maps)}
+    of_run = {run: np.array([place.get((task, run), -1) for task in tasks]) for run in runs}
+    total, n_pairs = np.zeros((len(tasks),) * 2), np.zeros((len(tasks),) * 2, int)
+    for a, b in permutations(of_run.values(), 2):
+        there = np.logical_and.outer(a >= 0, b >= 0)
+        total += np.where(there, pairs[np.ix_(a, b)], 0)
+        n_pairs += there
+    return total, n_pairs
 
 
 def top_masks(maps: Maps, share: float = TOP) -> dict[tuple[str, int], NDArray[np.bool_]]:
-    """Masks of equal size: the units with the largest |t| of each map."""
-    return {key: largest(np.abs(values), share) for key, values in maps.items()}
+    """Masks of equal size: the units with the largest |t| of each map, or of each of a stack."""
+    return {
+        key: np.apply_along_axis(largest, -1, np.abs(values), share) for key, values in maps.items()
+    }
 
 
 def corrected(r: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -139,12 +173,12 @@ class Estimate:
 
 def jackknife(
     maps: Maps,
-    without: Mapping[tuple[str, int], NDArray[np.floating]],
-    statistic: Callable[[Maps], NDArray[np.float64]],
+    without: Mapping[tuple[str, int], NDArray],
+    measure: Measure = correlation,
     *,
     level: float = 0.95,
-) -> list[Estimate]:
-    """Delete-block jackknife intervals of statistics of all maps.
+) -> dict[str | tuple[str, str], Estimate]:
+    """Delete-block jackknife intervals of a `matrix`, of its diagonal's mean and of the rest's.
 
     Runs are strata: every (task, run) has its blocks, and leaving one out changes that map alone.
 
@@ -154,34 +188,74 @@ def jackknife(
         Maps from all blocks.
     without : mapping of (task, run) to (n_blocks, n_units) array
         Maps with one block left out at a time.
-    statistic : callable
-        Maps to a 1D array of figures.
+    measure : callable, default=correlation
+        See `matrix`.
     level : float, default=0.95
         Coverage aimed at.
 
     Returns
     -------
-    list of Estimate
-        One a figure.
+    dict
+        ``same``, ``cross`` and ``same - cross``, see `same_and_cross`; then each pair of tasks,
+        also of a task with itself.
 
     Notes
     -----
     Variance is the sum over strata of (n - 1) / n times the sum of squared deviations of the
-    delete-one values from their mean (Shao and Tu, 1995, The Jackknife and Bootstrap). The plain
-    bootstrap is not used: drawing trials twice makes copies, and its intervals exclude the
-    estimate itself.
+    delete-one values from their mean (Shao and Tu, 1995, The Jackknife and Bootstrap). All figures
+    are linear in the similarities of single maps, so a block changes one row of them and nothing
+    else is computed again. The plain bootstrap is not used: drawing trials twice makes copies, and
+    its intervals exclude the estimate itself.
     """
-    value = np.atleast_1d(statistic(maps))
-    variance = np.zeros(len(value))
-    df = 0
-    for key, left_out in without.items():
-        n = len(left_out)
-        if n < 2:
+    stack = np.stack(list(maps.values()))
+    total, n_pairs = _sums(maps, np.asarray(measure(stack, stack)))
+    tasks, n = tasks_of(maps), len(total)
+    of_task = np.array([tasks.index(task) for task, _ in maps])
+    runs = np.array([run for _, run in maps])
+    cells, means, df = np.zeros((n, n)), np.zeros(3), 0
+    for key, rows in _similarities(without, stack, measure):
+        if len(rows) < 2:
             raise SimilarityError("jackknife intervals need at least 2 on-blocks a run")
-        deleted = np.stack([np.atleast_1d(statistic({**maps, key: m})) for m in left_out])
-        variance += (n - 1) / n * ((deleted - deleted.mean(axis=0)) ** 2).sum(axis=0)
-        df += n - 1
-    half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(variance)
-    return [
-        Estimate(*map(float, row)) for row in zip(value, value - half, value + half, strict=True)
+        i, others = tasks.index(key[0]), runs != key[1]
+        sums = np.zeros((n, len(rows)))
+        np.add.at(sums, of_task[others], rows[:, others].T)
+        sums[i] *= 2  # a cell of the diagonal holds every pair of runs twice
+        with np.errstate(invalid="ignore"):
+            change = (sums - sums.mean(axis=1, keepdims=True)) / n_pairs[i][:, None]
+        scale = (len(rows) - 1) / len(rows)
+        cells[i] += scale * (change**2).sum(axis=1)
+        means += scale * (_means(change, i) ** 2).sum(axis=1)
+        df += len(rows) - 1
+    with np.errstate(invalid="ignore"):
+        r = total / n_pairs
+    cells += cells.T - np.diag(np.diag(cells))  # a pair has blocks of both of its tasks
+    same, cross = same_and_cross(r)
+    at = np.tril_indices(n)
+    names: list[str | tuple[str, str]] = [
+        *FIGURES,
+        *((tasks[i], tasks[j]) for i, j in zip(*at, strict=True)),
     ]
+    value = np.array([same, cross, same - cross, *r[at]])
+    half = stats.t.ppf((1 + level) / 2, df) * np.sqrt([*means, *cells[at]])
+    limits = np.stack([value, value - half, value + half], axis=1).tolist()
+    return {name: Estimate(*row) for name, row in zip(names, limits, strict=True)}
+
+
+def _similarities(
+    without: Mapping[tuple[str, int], NDArray], stack: NDArray, measure: Measure
+) -> Iterator[tuple[tuple[str, int], NDArray[np.float64]]]:
+    """(n_blocks, n_maps) similarity of each key's maps without a block to all maps."""
+    keys = list(without)
+    for start in range(0, len(keys), _TOGETHER):
+        some = keys[start : start + _TOGETHER]
+        rows = np.asarray(measure(np.concatenate([without[key] for key in some]), stack))
+        ends = np.cumsum([len(without[key]) for key in some])[:-1]
+        yield from zip(some, np.split(rows, ends), strict=True)
+
+
+def _means(change: NDArray[np.float64], i: int) -> NDArray[np.float64]:
+    """(3, n_blocks) change of `same_and_cross`, and of their difference, with row `i`."""
+    n = len(change)
+    same = change[i] / n
+    cross = 2 * (change.sum(axis=0) - change[i]) / (n * (n - 1)) if n > 1 else np.nan * same
+    return np.stack([same, cross, same - cross])

@@ -8,9 +8,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike, NDArray
 
 from llm2nifti.plotting.style import PALETTE, new_axes, site_colors, styled
+
+_MOST_NUMBERED = 24  # rows of a matrix whose cells have room for a number
 
 
 @styled
@@ -24,7 +27,7 @@ def plot_matrix(
     vmin: float | None = None,
     vmax: float | None = None,
 ) -> Axes:
-    """Draw a square matrix with its numbers: overlap, map correlation, confusion.
+    """Draw a square matrix, a small one with its numbers: overlap, map correlation, confusion.
 
     Parameters
     ----------
@@ -46,18 +49,28 @@ def plot_matrix(
     top = float(np.nanmax(np.abs(values))) if vmax is None else vmax
     low = -negative * top if vmin is None else vmin
     cmap = mpl.colormaps["RdBu_r" if negative else "cividis"].with_extremes(bad="#DDDDDD")
-    ax = ax or new_axes(2.6 + 0.5 * n, 1.8 + 0.5 * n)
+    is_small = n <= _MOST_NUMBERED
+    inches = 0.5 * n if is_small else 7.0
+    ax = ax or new_axes(2.6 + inches, 1.8 + inches)
     image = ax.imshow(values, cmap=cmap, vmin=low, vmax=top, interpolation="none")
+    if is_small:
+        _write_numbers(ax, image, values, top)
+    ax.figure.colorbar(image, ax=ax, label=colorbar_label, shrink=0.8)
+    ticks = range(0, n, 1 if is_small else -(-n // 40))  # of many names those that have room
+    names = [labels[i] for i in ticks]
+    ax.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set(yticks=ticks, yticklabels=names, title=title)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _write_numbers(ax: Axes, image: AxesImage, values: NDArray, top: float) -> None:
+    """Write the value of each cell of a matrix on it, so that it can be read on its colour."""
     digits = 0 if top > 1 and np.array_equal(values, values.round(), equal_nan=True) else 2
     for (i, j), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
         light = np.dot(np.power(image.to_rgba(value)[:3], 2.2), (0.2126, 0.7152, 0.0722))
         ax.text(j, i, text, ha="center", va="center", color="black" if light > 0.18 else "white")
-    ax.figure.colorbar(image, ax=ax, label=colorbar_label, shrink=0.8)
-    ax.set_xticks(range(n), labels, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set(yticks=range(n), yticklabels=labels, title=title)
-    ax.spines[:].set_visible(False)
-    return ax
 
 
 @styled

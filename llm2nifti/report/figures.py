@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from llm2nifti import glm, plotting
+from llm2nifti.bids.files import write_bytes
 from llm2nifti.report import detection, findings
 from llm2nifti.report.source import Source, TaskMap
 from llm2nifti.report.wording import count, height_control, number, percent, plural
@@ -89,25 +91,28 @@ def draw(
         By the stem of the file.
     """
     folder = source.folder / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     plots = [*_design_plots(source), *_brain_plots(source)]
     for task_map in maps.values():
         plots += _task_plots(source, task_map)
-    plots += [*_similarity_plots(source.summary), *_identification_plots(source.summary)]
-    plots += _null_plots(source.summary)
+    plots += _similarity_plots(source.summary, source.shown)
+    plots += [*_identification_plots(source.summary), *_null_plots(source.summary, source.shown)]
     plots += [Plot(*parts) for parts in detection.plots(detection.read_detection(source.folder))]
     plots += more
     return {
-        plot.stem: _save(plot, folder)
+        plot.stem: _save(plot, folder, source.root)
         for plot in tqdm(plots, desc="figures", unit="figure", disable=quiet or None)
     }
 
 
-def _save(plot: Plot, folder: Path) -> Figure:
+def _save(plot: Plot, folder: Path, root: Path) -> Figure:
     """Draw, write and embed one figure."""
     figure: Any = plot.draw().figure
     width, height = (round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
-    png, svg = (path.read_bytes() for path in plotting.save(figure, folder / plot.stem))
+    with TemporaryDirectory() as scratch:
+        paths = plotting.save(figure, Path(scratch) / plot.stem)
+        png, svg = (path.read_bytes() for path in paths)
+    for path, content in zip(paths, (png, svg), strict=True):
+        write_bytes(folder / path.name, root, content)
     if len(svg) <= max(_LARGEST_SVG, len(png)):
         kind, content = "svg+xml", svg
     else:
@@ -199,7 +204,7 @@ def _layers_plot(task: str, numbers: Mapping[str, Any]) -> Plot:
     )
 
 
-def _similarity_plots(summary: Mapping[str, Any]) -> list[Plot]:
+def _similarity_plots(summary: Mapping[str, Any], shown: Sequence[str]) -> list[Plot]:
     """Matrices of similarity, and repeatability with intervals."""
     similarity = summary.get("similarity")
     if not similarity:
@@ -215,13 +220,13 @@ def _similarity_plots(summary: Mapping[str, Any]) -> list[Plot]:
     plots.append(
         _matrix_plot("similarity_dice", tasks, dice, f"Dice, top {share} of units", "Dice")
     )
-    return [*plots, _repeatability_plot(similarity)]
+    return [*plots, _repeatability_plot(similarity, shown)]
 
 
-def _repeatability_plot(similarity: Mapping[str, Any]) -> Plot:
+def _repeatability_plot(similarity: Mapping[str, Any], shown: Sequence[str]) -> Plot:
     """Same-task correlations with their intervals, beside other pairs of maps."""
     tasks = similarity["tasks"]
-    values = {task: similarity["r"][i][i] for i, task in enumerate(tasks)}
+    values = {task: similarity["r"][i][i] for i, task in enumerate(tasks) if task in set(shown)}
     others = "maps of shuffled labels"
     if len(tasks) > 1:
         values["different tasks"] = similarity["cross_task_r"]
@@ -302,12 +307,12 @@ def _identification_plots(summary: Mapping[str, Any]) -> list[Plot]:
     ]
 
 
-def _null_plots(summary: Mapping[str, Any]) -> list[Plot]:
+def _null_plots(summary: Mapping[str, Any], shown: Sequence[str]) -> list[Plot]:
     """Shares of units beside those of pseudo-tasks."""
     null = summary["null"]["pseudo_tasks"].get("rates_below_05")
     if not null:
         return []
-    shares = findings.run_shares(summary)
+    shares = {task: s for task, s in findings.run_shares(summary).items() if task in set(shown)}
     figures = ", ".join(f"{task} {percent(share)}" for task, share in shares.items())
     return [
         Plot(

@@ -12,6 +12,7 @@ from llm2nifti import networks
 from llm2nifti.report.wording import (
     NONE,
     count,
+    height_control,
     interval,
     listing,
     number,
@@ -27,12 +28,13 @@ Row = dict[str, str]
 PAPER_PAIR = ("medicalimaging", "pathology")
 _N_PERMUTATIONS = 10_000  # of `networks.Identification.p_value`
 _RANGES = {"below_05": (0.04, 0.06), "below_001": (0.0005, 0.002)}  # see `glm.relabelled`
+MOST_PAIRS = 100  # of tasks, in the table
 _KINDS = {"trials": "Held-out prompts", "runs": "Held-out runs"}
 _WITHOUT = "_without_randomstrings"
 
 
 def result_rows(summary: Summary) -> list[Row]:
-    """One row a task: size of its network, repeatability, identification."""
+    """One row a task: size and rule of its network, repeatability, identification."""
     similarity = summary.get("similarity", {})
     named = summary.get("identification", {}).get("trials", {})
     rows = []
@@ -40,6 +42,7 @@ def result_rows(summary: Summary) -> list[Row]:
         row = {
             "task": task,
             "active": f"{count(numbers['n_active'])} ({percent(numbers['share_active'])})",
+            "rule": height_control(numbers["threshold"]),
             "below_05": percent(numbers["share_below_05"]),
             "repeatability": NONE,
             "named": NONE,
@@ -148,10 +151,10 @@ def baseline_rows(summary: Summary) -> list[Row]:
 
 
 def pair_rows(similarity: Summary) -> list[Row]:
-    """Pairs of different tasks, most similar maps first."""
+    """Pairs of different tasks, most similar maps first; of many, the first."""
     tasks = similarity["tasks"]
     rows = []
-    for rank, pair in enumerate(similarity.get("closest_pair", []), start=1):
+    for rank, pair in enumerate(similarity.get("closest_pair", [])[:MOST_PAIRS], start=1):
         i, j = (tasks.index(task) for task in pair["pair"])
         rows.append(
             {

@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 
 from llm2nifti import bids, glm, plotting
+from llm2nifti.bids.paths import REPORT
 from llm2nifti.report import detection, findings, wording
 from llm2nifti.report.figures import Figure, draw, threshold_words
 from llm2nifti.report.lesions import lesion_section, steer_section
@@ -20,8 +21,8 @@ from llm2nifti.report.section import Section
 from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
 from llm2nifti.report.training import training_section
 
-PAGE = "report.html"
-_VIEWER_BYTES = 8_000_000  # of all viewers together, so that the page stays below 15 MB
+_PAGE_BYTES = 14_000_000  # of figures and viewers, so that the page stays below 15 MB
+_VIEWER_BYTES = 8_000_000  # of all viewers together
 _N_EXAMPLES = 2  # prompts of each condition
 
 
@@ -60,11 +61,11 @@ def write(
     PosixPath('ds/derivatives/llm2nifti/report.html')
     """
     source = read_source(root, subject=subject, session=session)
-    maps = {task: read_task_map(source, task) for task in source.tasks}
+    maps = {task: read_task_map(source, task) for task in source.shown}
     sections = _later_sections(source)
     plots = [plot for section in sections for plot in section.plots]
     figures = draw(source, maps, more=plots, quiet=quiet)
-    path = source.folder / PAGE
+    path = source.folder / REPORT
     bids.write_text(path, source.root, _render(source, maps, figures, sections))
     return path
 
@@ -132,8 +133,8 @@ def _context(source: Source) -> dict[str, Any]:
 
 
 def _examples(source: Source) -> list[dict[str, str]]:
-    """First prompts of every task, and of the control, with their responses."""
-    runs = [source.first_run(task) for task in source.tasks]
+    """First prompts of every task shown, and of the control, with their responses."""
+    runs = [source.first_run(task) for task in source.shown]
     wanted = [(run.events, run.task) for run in runs] + [(runs[0].events, glm.CONTROL)]
     rows = []
     for events, condition in wanted:
@@ -175,23 +176,23 @@ def _task_sections(
     source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, Figure]
 ) -> list[_TaskSection]:
     """One section a task; viewers as long as the page stays small."""
-    left, sections = _VIEWER_BYTES, []
+    left = min(_VIEWER_BYTES, _PAGE_BYTES - sum(len(figure.uri) for figure in figures.values()))
+    sections = []
     for task, task_map in maps.items():
         numbers = source.summary["tasks"][task]
-        viewer = _viewer(source, task_map)
-        size = len(viewer["document"])
+        viewer = _viewer(source, task_map) if left > 0 else None
+        left -= len(viewer["document"]) if viewer else 0
         sections.append(
             _TaskSection(
                 name=task,
                 numbers=numbers,
                 map=task_map,
                 threshold=threshold_words(task_map, numbers["threshold"]),
-                viewer=viewer if size <= left else None,
+                viewer=viewer if left >= 0 else None,
                 figure=figures[f"map_{task}"],
                 layers=figures[f"layers_{task}"],
             )
         )
-        left -= size if size <= left else 0
     return sections
 
 

@@ -73,6 +73,7 @@ def analyse_maps(
     """
     out = {}
     threshold = {**THRESHOLD, **threshold}
+    desc = _desc_of(threshold, frames)
     how: dict[str, Any] = {"frames": frames, "quiet": quiet, "mapper": mapper}
     tasks = by_task(runs)
     n_fits = len(tasks) + len(runs)
@@ -81,13 +82,24 @@ def analyse_maps(
             bar.set_description(f"glm {task}")
             single = [_fit(task, [run], threshold, how) for run in task_runs]
             for run, (maps, network) in zip(task_runs, single, strict=True):
-                _write_maps(run, maps, network, only_run=True, frames=frames)
+                _write_maps(run, maps, network, only_run=True, desc=desc)
                 bar.update()
             maps, network = _fit(task, task_runs, threshold, how)
-            _write_maps(task_runs[0], maps, network, only_run=False, frames=frames)
+            _write_maps(task_runs[0], maps, network, only_run=False, desc=desc)
             bar.update()
-            out[task] = _task_numbers(task_runs, maps, network, [s for s, _ in single])
+            numbers = _task_numbers(task_runs, maps, network, [s for s, _ in single])
+            out[task] = {**numbers, "network": desc}
     return out
+
+
+def _desc_of(threshold: dict[str, Any], frames: glm.Frames) -> str:
+    """Label of network masks: another rule has another name, so that none is overwritten."""
+    desc = "network" if frames == "trial" else "networktokens"
+    if threshold == THRESHOLD:
+        return desc
+    control = threshold["height_control"]
+    level = f"{threshold['top' if control == 'top' else 'alpha']:g}".replace(".", "p")
+    return bids.label(f"{desc}{control}{level}{'' if threshold['two_sided'] else 'onesided'}")
 
 
 def _fit(
@@ -98,7 +110,7 @@ def _fit(
     if threshold["height_control"] != "permutation":
         return maps, networks.threshold(maps, **threshold)
     if how["frames"] == "token":
-        raise glm.DesignError("permutation tests prompts, not tokens: use --frames trial")
+        raise glm.DesignError("permutation tests prompts, not tokens: use frames='trial'")
     events = pd.concat([run.events for run in runs], ignore_index=True)
     # Trials of different runs may differ in their mean, which permutation does not know.
     run_columns = np.repeat(np.eye(len(runs))[:, 1:], [len(run.events) for run in runs], axis=0)
@@ -137,17 +149,17 @@ def _task_numbers(
 
 
 def _write_maps(
-    run: Run, maps: glm.StatMaps, network: networks.Network, *, only_run: bool, frames: glm.Frames
+    run: Run, maps: glm.StatMaps, network: networks.Network, *, only_run: bool, desc: str
 ) -> None:
     """Write t, z and effect maps and the network mask, of one run or of all runs together."""
     root = run.paths.root
-    kind = "" if frames == "trial" else "tokens"
+    kind = "tokens" if maps.note else ""  # there is a note on tokens only
     for name, img in (("t", maps.t_img), ("z", maps.z_img), ("effect", maps.effect_img)):
         path = run.paths.stat_map(name + kind, only_run=only_run)
         bids.write_img(path, root, img)
         sidecar = {"Contrast": maps.name, "Statistic": name, "DegreesOfFreedom": maps.df}
         bids.write_json(_beside(path), root, {**sidecar, "Note": maps.note or "n/a"})
-    path = run.paths.network(only_run=only_run, desc="network" + kind)
+    path = run.paths.network(only_run=only_run, desc=desc)
     bids.write_img(path, root, network.mask_img())
     sidecar = {
         "Type": "ROI",
@@ -224,23 +236,22 @@ def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any
             (run.task, run.run): glm.delete_block_maps(run)
             for run in tqdm(runs, desc="jackknife maps", disable=quiet or None)
         }
-        estimates = networks.jackknife(maps, without, _figures)
+        r = networks.jackknife(maps, without)
+        masks = networks.top_masks(without)
+        dice = networks.jackknife(networks.top_masks(maps), masks, networks.dice)
     except (glm.DesignError, networks.SimilarityError) as error:
         return {"intervals_not_possible": str(error)}
-    tasks = networks.tasks_of(maps)
-    names = [*tasks, "same_task_r", "cross_task_r", "same_minus_cross", "same_dice", "cross_dice"]
-    names += [_pair_name(task, other) for i, task in enumerate(tasks) for other in tasks[:i]]
-    figures = {n: e.summary() for n, e in zip(names, estimates, strict=True)}
-    return {"intervals": {n: f for n, f in figures.items() if not np.isnan(f["value"])}}
-
-
-def _figures(maps: networks.similarity.Maps) -> NDArray[np.float64]:
-    """What gets an interval: correlations, mean Dice of the same and other tasks, pairs."""
-    r = networks.matrix(maps)
-    dice = networks.same_and_cross(networks.matrix(networks.top_masks(maps), networks.dice))
-    same, cross = networks.same_and_cross(r)
-    pairs = r[np.tril_indices(len(r), -1)]
-    return np.array([*np.diag(r), same, cross, same - cross, *dice, *pairs])
+    names = [
+        ("same_task_r", "same"),
+        ("cross_task_r", "cross"),
+        ("same_minus_cross", "same - cross"),
+    ]
+    figures = {task: r[task, task] for task in networks.tasks_of(maps)}
+    figures |= {name: r[key] for name, key in names}
+    figures |= {"same_dice": dice["same"], "cross_dice": dice["cross"]}
+    pairs = [key for key in r if not isinstance(key, str) and key[0] != key[1]]
+    figures |= {_pair_name(*key): r[key] for key in pairs}
+    return {"intervals": {n: e.summary() for n, e in figures.items() if not np.isnan(e.value)}}
 
 
 def _pair_name(a: str, b: str) -> str:
@@ -358,7 +369,7 @@ def analyse_null(
     dict
         ``relabelled``, ``pseudo_tasks`` (with the single rates) and ``token_level``.
     """
-    glm.check_count(n)
+    glm.check_count(n, seed)
     is_control = runs[0].events["trial_type"] == glm.CONTROL
     sizes: dict[str, Any] = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
     options: dict[str, Any] = {"n": n, "seed": seed, "quiet": quiet}

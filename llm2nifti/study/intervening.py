@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -121,7 +120,7 @@ def _earlier(path: Path) -> list[Condition]:
     if not path.exists():
         return []
     names = [field.name for field in fields(Condition)]
-    kept = json.loads(path.read_text("utf-8"))["conditions"]
+    kept = bids.read_json(path, {"conditions": list})["conditions"]
     values = [{name: condition[name] for name in names if name in condition} for condition in kept]
     return [Condition(**{**some, "sites": tuple(some["sites"])}) for some in values]
 
@@ -170,7 +169,7 @@ def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condi
     if given and condition.mode == "steer":
         raise StudyError("a mask has no effect to steer along; steer networks of tasks")
     if given and condition.sites:
-        raise StudyError("masks say themselves where their units are; leave --sites out")
+        raise StudyError("masks say themselves where their units are; leave the sites out")
     if given:
         return replace(condition, share=None)
     names = condition.sites or default_sites(run)

@@ -71,15 +71,17 @@ class Choice:
     def check(self) -> None:
         """Raise StudyError unless the choice makes sense."""
         if (self.task is None) == (self.mask is None):
-            raise StudyError("name one of --network TASK and --mask IMAGE")
+            raise StudyError("name either a task, whose network is pruned, or a mask")
+        if self.mask is not None and not Path(self.mask).is_file():
+            raise StudyError(f"there is no mask image {self.mask}")
         if self.share is not None and not 0 < self.share < 1:
-            raise StudyError(f"--share is {self.share}; it must lie between 0 and 1")
+            raise StudyError(f"share is {self.share}; it must lie between 0 and 1")
         if self.n_random < 1:
-            raise StudyError(f"n-random is {self.n_random}; it must be 1 or more")
+            raise StudyError(f"n_random is {self.n_random}; it must be 1 or more")
         if self.n_prompts < 0:
-            raise StudyError(f"n-prompts is {self.n_prompts}; it must be 0 or more")
+            raise StudyError(f"n_prompts is {self.n_prompts}; it must be 0 or more")
         if self.n_pairs < 0 or self.n_pairs == 1:
-            raise StudyError(f"n-pairs is {self.n_pairs}; it must be 0, or 2 or more")
+            raise StudyError(f"n_pairs is {self.n_pairs}; it must be 0, or 2 or more")
 
 
 def prune(
@@ -121,31 +123,29 @@ def prune(
         If the units own no weights, or the folder is there already.
     """
     choice.check()
-    surgery.check_free(out, overwrite=overwrite)
     whole = network_of(runs, choice)
-    surgery.to_remove(whole, keep=choice.keep)  # what cannot be done is said before long work
     settings = {
         "choice": _plain(choice),
         "units": hashlib.sha256(whole.signs.tobytes()).hexdigest(),
         "weights": model.source["WeightsHash"],
         "texts": hash_texts(runs),
     }
-    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-    kept = Evaluations(out.with_name(f".{out.name}-{digest}.jsonl"), settings)
-    record: dict[str, Any] = {"choice": _plain(choice)}
-    try:
-        record |= _evaluation(runs, model, choice, kept, quiet=quiet)
-    except BaseException:
-        if not len(kept):  # there is nothing to resume
-            kept.path.unlink()
-        raise
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    kept = Evaluations(out.with_name(f".{out.name}-{digest[:8]}.jsonl"), settings)
+    if len(kept) and surgery.read_record(out).get("made_from") == digest:  # stopped at the very end
+        kept.finish()
+        return {"folder": str(out), **surgery.read_record(out)}
+    surgery.check_free(out, overwrite=overwrite)
+    surgery.to_remove(whole, keep=choice.keep)  # what cannot be done is said before long work
+    record: dict[str, Any] = {"choice": _plain(choice), "made_from": digest}
+    record |= _evaluation(runs, model, choice, kept, quiet=quiet)
     pruned = surgery.prune(model, whole, keep=choice.keep)
     record["bytes_in_memory"] = [_n_bytes(model), _n_bytes(pruned.model)]
     if choice.n_pairs and model.kind == "causal":
         record["speed"] = surgery.compare_speed(model, pruned.model, n_pairs=choice.n_pairs)
     surgery.save(pruned, out, overwrite=overwrite, record=record)
-    kept.path.unlink()
-    return {"folder": str(out), **pruned.summary(), "bytes": surgery.weight_bytes(out), **record}
+    kept.finish()
+    return {"folder": str(out), **surgery.read_record(out)}
 
 
 def _plain(choice: Choice) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def network_of(runs: Sequence[Run], choice: Choice) -> Network:
             return network
         if network.weights is None:
             raise StudyError(
-                f"mask {network.name!r} is binary, so --share cannot choose among its units"
+                f"mask {network.name!r} is binary, so a share cannot choose among its units"
             )
         return _top(network, network.strengths, choice.share)
     own = runs_of(runs, str(choice.task))

@@ -19,6 +19,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from llm2nifti import bids
+from llm2nifti.bids import checking
+from llm2nifti.bids.writing import restore_shown
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import ScanError, Settings
@@ -75,11 +77,9 @@ class Job:
         return f"{'_'.join(who)}_task-{bids.label(self.design.task)}_run-{self.design.run}"
 
     def is_done(self, root: Path) -> bool:
-        """Whether the dataset has this run, complete."""
-        choice = self.plan.model
-        who = bids.folder_of(choice.label(untrained=self.untrained), choice.session)
-        folder = root / bids.DERIVATIVES / who / "func"
-        return any(folder.glob(f"{self.name}_space-*_desc-trial_bold.json"))
+        """Whether the dataset has this run, complete and undamaged."""
+        paths = checking.find_run(root, self.name)
+        return paths is not None and checking.is_intact(paths)
 
 
 class Crew(Protocol):
@@ -125,7 +125,7 @@ def scan(
     StudyError
         If the folder holds a dataset with another plan, or is in use.
     """
-    root, plans = Path(root), _as_list(plans)
+    root, plans = bids.as_root(root), _as_list(plans)
     crew = crew or ThisProcess()
     designs = check(root, plans)
     jobs = [job for plan in plans for job in _jobs(plan, designs)]
@@ -137,6 +137,8 @@ def scan(
         bids.remove_dataset(root)
     bids.write_dataset_files(root)
     keep_plans(root, plans)
+    for design in designs:
+        restore_shown(root, design.trials)
     crew.record(root, jobs, quiet=quiet)
 
 
@@ -244,7 +246,7 @@ def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
     if before != now:
         raise StudyError(
             f"the weights of {model.name} changed since this dataset was begun ({before[:12]}... "
-            f"then, {now[:12]}... now); use another folder or --overwrite"
+            f"then, {now[:12]}... now); use another folder or overwrite=True"
         )
 
 

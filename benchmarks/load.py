@@ -1,0 +1,181 @@
+"""How does the time of `llm2nifti run` grow with the number of tasks, or of sessions?
+
+    python benchmarks/load.py                         # 25, 50, 100, 200 tasks, 2 runs each
+    python benchmarks/load.py --tasks 3 --sessions 20
+
+Every size is a whole experiment in a fresh dataset: random stimuli, a tiny random Llama, so that
+almost nothing but the package's own work is timed. Seconds of each stage, without what it imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+from timing import check_positive, describe_machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import tiny
+
+from llm2nifti import report, study
+from llm2nifti.report import page
+from llm2nifti.scanner import Settings
+from llm2nifti.study import overview, scanning, sessions
+from llm2nifti.study.plans import Design, ModelChoice, Plan
+
+FRAMES = ("What is {}?", "Tell me about {}.")
+TOPICS = 60  # of the control
+STAGES = (
+    "design",
+    "prompts checked",
+    "scan",
+    "maps",
+    "similarity",
+    "identification",
+    "null",
+    "untrained",
+    "comparison",
+    "figures",
+    "page",
+    "rest",
+)
+
+
+def draw_stimuli(path, n_tasks, design, seed=0):
+    """Write a TSV with what `n_tasks` need and a tenth more; every concept is a random word."""
+    rng = np.random.default_rng(seed)
+    n_on = design["n_blocks"] * design["trials_per_block"] * design["n_runs"]
+    n_off = 3 * n_on * n_tasks // 2
+    counts = {f"task{i:03d}": n_on for i in range(n_tasks)} | {"control": n_off}
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    rows, seen = [], set()
+    for task, n in counts.items():
+        for i in range(n + n // 10 + 4):
+            word = "".join(rng.choice(letters, 9))
+            while word in seen:
+                word = "".join(rng.choice(letters, 9))
+            seen.add(word)
+            frame = i % len(FRAMES)
+            topic = f"{task}-{i // len(FRAMES) % (TOPICS if task == 'control' else 4)}"
+            rows.append((task, topic, word, f"frame{frame}", FRAMES[frame].format(word)))
+    table = pd.DataFrame(rows, columns=["task", "topic", "concept", "frame", "prompt"])
+    table.to_csv(path, sep="\t", index=False)
+    return path
+
+
+@contextmanager
+def timed(stack):
+    """Count the seconds in each stage while the context lasts; a stage excludes those inside it."""
+    seconds, open_stages = Counter(), []
+
+    def wrapped(function, stage):
+        @wraps(function)
+        def call(*args, **options):
+            start = time.perf_counter()
+            open_stages.append(0.0)
+            try:
+                return function(*args, **options)
+            finally:
+                took = time.perf_counter() - start
+                seconds[stage] += took - open_stages.pop()
+                if open_stages:
+                    open_stages[-1] += took
+
+        return call
+
+    places = {
+        "design": [(Design, "paradigms")],
+        "prompts checked": [(scanning.ThisProcess, "check")],
+        "scan": [(scanning.ThisProcess, "record")],
+        "maps": [(sessions, "analyse_maps")],
+        "similarity": [(sessions, "analyse_similarity")],
+        "identification": [(sessions, "analyse_identification")],
+        "null": [(sessions, "analyse_null")],
+        "untrained": [(sessions, "_analyse_untrained")],
+        "comparison": [(sessions, "compare_sessions"), (overview, "compare_sessions")],
+        "figures": [(page, "draw")],
+        "page": [(report, "write"), (report, "write_overview")],
+    }
+    for stage, targets in places.items():
+        for owner, name in targets:
+            stack.enter_context(patch.object(owner, name, wrapped(getattr(owner, name), stage)))
+    start = time.perf_counter()
+    yield seconds
+    seconds["rest"] = time.perf_counter() - start - sum(seconds.values())
+
+
+def one_size(n_tasks, n_sessions, design, scratch, *, untrained=True):
+    """Seconds of every stage of one experiment, and the bytes of its report."""
+    root, model = scratch / "ds", scratch / "model"
+    shutil.rmtree(root, ignore_errors=True)
+    stimuli = draw_stimuli(scratch / "stimuli.tsv", n_tasks, design)
+    shown = Design(stimuli_path=str(stimuli), **design)
+    plans = [
+        Plan(
+            ModelChoice(str(model), subject="tiny", session=session, untrained=untrained),
+            shown,
+            Settings(seed=i, temperature=float(n_sessions > 1)),
+        )
+        for i, session in enumerate(
+            [f"seed{i:02d}" for i in range(n_sessions)] if n_sessions > 1 else [""]
+        )
+    ]
+    with ExitStack() as stack, timed(stack) as seconds:
+        path = study.run(root, plans, quiet=True)
+    return seconds, path.stat().st_size
+
+
+def main():
+    """Print a table: one row a stage, one column a size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[25, 50, 100, 200])
+    parser.add_argument("--sessions", type=int, default=1)
+    parser.add_argument("--n-runs", type=int, default=2)
+    parser.add_argument("--n-blocks", type=int, default=2)
+    parser.add_argument("--trials-per-block", type=int, default=4)
+    parser.add_argument("--n-frames", type=int, default=2)
+    parser.add_argument("--no-untrained", action="store_true", help="without untrained copies")
+    parser.add_argument("--keep", type=Path, help="folder for the model and the last dataset")
+    arguments = parser.parse_args()
+    check_positive(parser, arguments)
+    names = ("n_runs", "n_blocks", "trials_per_block", "n_frames")
+    design = {name: getattr(arguments, name) for name in names}
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = arguments.keep or Path(folder)
+        scratch.mkdir(parents=True, exist_ok=True)
+        tiny.save(scratch / "model")
+        results = []
+        for n_tasks in arguments.tasks:
+            result = one_size(
+                n_tasks, arguments.sessions, design, scratch, untrained=not arguments.no_untrained
+            )
+            results.append(result)
+            print(n_tasks, dict(results[-1][0].most_common()), file=sys.stderr)
+    print(f"{arguments.sessions} session(s), {design}\n")
+    print("| seconds | " + " | ".join(f"{n} tasks" for n in arguments.tasks) + " |")
+    print("|---|" + "--:|" * len(arguments.tasks))
+    for stage in STAGES:
+        print(f"| {stage} | " + " | ".join(f"{s[stage]:.1f}" for s, _ in results) + " |")
+    totals = [sum(s.values()) for s, _ in results]
+    without = [total - s["scan"] for total, (s, _) in zip(totals, results, strict=True)]
+    print("| all | " + " | ".join(f"{t:.1f}" for t in totals) + " |")
+    print("| all but the scan | " + " | ".join(f"{t:.1f}" for t in without) + " |")
+    print("| report, MB | " + " | ".join(f"{size / 1e6:.1f}" for _, size in results) + " |")
+    print(f"\n{describe_machine(load)}")
+
+
+if __name__ == "__main__":
+    main()
