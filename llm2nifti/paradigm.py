@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from llm2nifti import stimuli
 from llm2nifti.defaults import N_BLOCKS, N_FRAMES, N_RUNS, TRIALS_PER_BLOCK
+from llm2nifti.media import MEDIA
 
 T_R = 1.0  # seconds a frame, by convention
 MAX_OFF_RATIO = 1.5  # unequal variances bias the t test when the control is much larger
@@ -44,7 +45,7 @@ class Paradigm:
         Frames a trial: generated tokens.
     trials : DataFrame
         One row a trial in the order shown: ``trial_type, block, stim_id, topic, concept,
-        question_frame, prompt``, and ``image`` where images are shown.
+        question_frame, prompt``, and ``image`` or ``audio`` where files are shown.
     t_r : float
         Seconds a frame.
     frame_counts : tuple of int or None
@@ -376,4 +377,4 @@ def _interleave(
     trials = trials.rename(columns={"task": "trial_type", "frame": "question_frame"})
     trials["block"] = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
     columns = ["trial_type", "block", "stim_id", "topic", "concept", "question_frame", "prompt"]
-    return trials[[*columns, *(["image"] if "image" in trials else [])]]
+    return trials[[*columns, *(medium for medium in MEDIA if medium in trials)]]

@@ -146,6 +146,58 @@ def windows(
         start += count
 
 
+class DamagedJournalError(ValueError):
+    """A line of a journal that was written whole is no longer what was written."""
+
+
+class Lines:
+    """A file of JSON lines that only grows: what is written stays, also where the power fails.
+
+    A torn last line counts as not there, and goes when the next one comes. The file appears with
+    its first line.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is.
+
+    Raises
+    ------
+    DamagedJournalError
+        If a line cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        data = path.read_bytes() if path.exists() else b""
+        self._size = data.rfind(b"\n") + 1
+        self.contents: list[Any] = []
+        for number, line in enumerate(data[: self._size].splitlines(), start=1):
+            try:
+                self.contents.append(json.loads(line))
+            except ValueError as error:
+                raise DamagedJournalError(
+                    f"{path}: line {number}: {error}; the file is damaged: restore it, or delete "
+                    "it to do that work again"
+                ) from None
+
+    def append(self, *contents: Any) -> None:
+        """Write lines, all of them or none that counts."""
+        text = "".join(json.dumps(content) + "\n" for content in contents).encode()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.truncate(self._size)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size += len(text)
+        self.contents += contents
+
+    def clear(self) -> None:
+        """Forget all lines; the file is emptied when the next one comes."""
+        self.contents, self._size = [], 0
+
+
 class Journal:
     """Values of an unfinished recording, written batch by batch so that it can be resumed.
 
@@ -177,7 +229,6 @@ class Journal:
         self.folder = folder
         self.n_units = n_units
         self._first = np.cumsum([0, *counts])
-        self._lines = folder / "batches.jsonl"
         self._path = folder / "values.f32"
         counted = {"counts": [int(n) for n in counts], "n_units": n_units}
         text = json.dumps({**counted, **plan}, indent=1, sort_keys=True, default=str)
@@ -189,13 +240,13 @@ class Journal:
                     "the same settings, or start anew with --overwrite"
                 )
         else:
-            self._lines.unlink(missing_ok=True)
+            (folder / "batches.jsonl").unlink(missing_ok=True)
             self._path.write_bytes(b"")
             self._check_space()
             temporary = plan_path.with_suffix(".tmp")
             temporary.write_text(text, "utf-8")
             temporary.rename(plan_path)
-        self.batches = self._read()
+        self._lines = Lines(folder / "batches.jsonl")
 
     def _check_space(self) -> None:
         """Raise if the disk cannot hold the recording: better now than after hours."""
@@ -208,16 +259,10 @@ class Journal:
                 "--sites)"
             )
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Finished batches; a torn last line is cut off."""
-        if not self._lines.exists():
-            return []
-        data = self._lines.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self._lines.open("r+b") as file:
-                file.truncate(len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+    @property
+    def batches(self) -> list[dict[str, Any]]:
+        """Finished batches."""
+        return self._lines.contents
 
     def open(self, start: int, stop: int) -> np.memmap:
         """(n_volumes, n_units) memory map of some trials; the file grows as far as they reach."""
@@ -243,12 +288,7 @@ class Journal:
                     "try --dtype float32, or another model"
                 )
         values.flush()
-        line = json.dumps({"start": start, "stop": stop, "rows": rows})
-        with self._lines.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.batches.append({"start": start, "stop": stop, "rows": rows})
+        self._lines.append({"start": start, "stop": stop, "rows": rows})
 
     @property
     def values(self) -> np.memmap:

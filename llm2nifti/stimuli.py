@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+
+from llm2nifti.media import MEDIA, medium_of, problems
 
 TASKS = (
     "politicalscience",
@@ -32,8 +35,9 @@ COLUMNS = {
     "split": "development or evaluation",
     "prompt": "the text that the model is shown",
 }
-IMAGE = "image"  # column of image stimuli: a file, given relative to the table
 TABLE = "stimuli.tsv"  # the table in a folder of stimuli
+# Characters that end a cell or a line, or that no table of BIDS holds.
+_UNKEPT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class StimulusError(ValueError):
@@ -59,9 +63,9 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
     path : path-like, optional
         A TSV with at least the columns ``task`` and ``prompt``; by default the bundled sets.
         Tasks other than ``control`` that the file brings are added to the bundled control where
-        the file has no control rows of its own. A column ``image`` names image files, relative to
-        the table; prompts are optional then, and control rows are needed. A folder is read by the
-        ``stimuli.tsv`` in it.
+        the file has no control rows of its own. A column ``image`` or ``audio`` names files,
+        relative to the table; prompts are optional then, and control rows are needed. A folder is
+        read by the ``stimuli.tsv`` in it.
     split : {"evaluation", "development", None}
         Keep one split of the bundled sets; None keeps both. A user's file without a ``split``
         column belongs to every split.
@@ -75,8 +79,9 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
     Raises
     ------
     StimulusError
-        If a column is missing, a prompt is empty, an identifier appears twice, the file is not
-        UTF-8, or the split does not exist.
+        If a column is missing or there twice, a prompt is empty or holds a control character, an
+        identifier appears twice, two tasks would be called alike, an image or sound cannot be read,
+        no row is of a task, the file is not UTF-8, or the split does not exist.
 
     Examples
     --------
@@ -91,13 +96,19 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
     else:
         table = read(Path(path))
         has_control = CONTROL in set(table["task"])
-        if IMAGE in table and not has_control:
-            raise StimulusError(f"{path}: images need rows of task {CONTROL!r} of their own")
+        medium = medium_of(table)
+        if medium and not has_control:
+            raise StimulusError(f"{path}: {MEDIA[medium]} need rows of task {CONTROL!r}, too")
         if not has_control:
             both = pd.concat([table, read(bundled[-1])], ignore_index=True)
             table = check(both, f"{path} with the bundled control")
     if split is not None:
         table = table[table["split"].isin(["", split])]
+    if (table["task"] == CONTROL).all():
+        of = f" of split {split!r}" if split else ""
+        raise StimulusError(
+            f"{path}: every row{of} is of task {CONTROL!r}; add rows of a task to compare with it"
+        )
     return table.reset_index(drop=True)
 
 
@@ -115,10 +126,14 @@ def read(path: Path) -> pd.DataFrame:
         raise StimulusError(f"{path}, row {row}: not UTF-8 ({error.reason}); save it so") from None
     rows = _parse(text, str(path))
     table = check(pd.DataFrame(rows[1:], columns=rows[0], dtype=str), str(path))
-    if IMAGE in table:
-        table[IMAGE] = [str((path.parent / name).resolve()) for name in table[IMAGE]]
-        missing = ~table[IMAGE].map(lambda name: Path(name).is_file())
-        _raise_at(missing, str(path), "no such image file", table[IMAGE])
+    medium = medium_of(table)
+    if medium:
+        shown = [(path.parent / name).resolve() for name in table[medium]]
+        names = [f"row {row}, {name!r}" for row, name in enumerate(table[medium], start=2)]
+        bad = problems(dict(zip(names, shown, strict=True)), medium)
+        if bad:
+            raise StimulusError(f"{path}: {bad}")
+        table[medium] = [str(file) for file in shown]
     return table
 
 
@@ -137,6 +152,13 @@ def _parse(text: str, name: str) -> list[list[str]]:
         raise StimulusError(f"{name}, row {len(rows) + 1}: {error}") from None
     if len(rows) < 2:
         raise StimulusError(f"{name}: no rows; needed are a header and one prompt a row")
+    twice = [column for i, column in enumerate(rows[0]) if column in rows[0][:i]]
+    if twice:
+        places = [str(i) for i, column in enumerate(rows[0], start=1) if column == twice[0]]
+        raise StimulusError(
+            f"{name}, row 1: column {twice[0]!r} is there {len(places)} times (columns "
+            f"{', '.join(places)}); keep one"
+        )
     return rows
 
 
@@ -153,21 +175,26 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        All columns of `COLUMNS`, in that order, and ``image`` where there is one.
+        All columns of `COLUMNS`, in that order, and ``image`` or ``audio`` where there is one.
     """
-    shown = IMAGE if IMAGE in table else "prompt"
+    medium = medium_of(table)
+    shown = medium or "prompt"
     missing = [column for column in ("task", shown) if column not in table]
     if missing:
         raise StimulusError(
             f"{name}: no column {missing[0]!r}; the header has {', '.join(table.columns)}. Needed "
-            "are task and prompt (or image), separated by tabs"
+            f"are task and prompt (or {' or '.join(MEDIA)}), separated by tabs"
         )
+    if set(MEDIA) <= set(table.columns):
+        raise StimulusError(f"{name}: columns {' and '.join(MEDIA)}; a table shows one of them")
     table = table.copy()
     if "prompt" not in table:
         table["prompt"] = ""
     for column in ("task", shown):
         empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
         _raise_at(empty, name, f"empty {column}")
+    _check_characters(table, name)
+    _check_tasks(table["task"], name)
     if "stim_id" not in table:
         number = table.groupby("task").cumcount() + 1
         table["stim_id"] = table["task"] + number.map("-{:04d}".format)
@@ -180,7 +207,31 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     for column in ("topic", "concept"):
         table[column] = table[column].where(table[column] != "", table["stim_id"])
     _raise_at(~table["split"].isin(["", *SPLITS]), name, "unknown split", table["split"])
-    return table[[*COLUMNS, *([IMAGE] if IMAGE in table else [])]]
+    return table[[*COLUMNS, *([medium] if medium else [])]]
+
+
+def _check_characters(table: pd.DataFrame, name: str) -> None:
+    """Raise where a cell holds a character that the events of a dataset could not keep."""
+    for column in (c for c in (*COLUMNS, *MEDIA) if c in table):
+        seen = [_UNKEPT.search(text) for text in table[column].astype(str)]
+        first = next((hit[0] for hit in seen if hit), "")
+        what = f"{column} holds the control character {first!r}; take it out"
+        _raise_at(pd.Series([hit is not None for hit in seen]), name, what)
+
+
+def _check_tasks(tasks: pd.Series, name: str) -> None:
+    """Raise where a task would be called as the control or another task is in file names.
+
+    Names of files keep only ASCII letters and digits, and some file systems do not tell upper from
+    lower case.
+    """
+    labels = tasks.map(lambda task: re.sub("[^0-9a-z]", "", task.lower()))
+    _raise_at(labels == "", name, "task has no ASCII letter or digit to name files by", tasks)
+    is_like = (labels == CONTROL) & (tasks != CONTROL)
+    _raise_at(is_like, name, f"task has the same BIDS label as {CONTROL!r}; rename it", tasks)
+    first = tasks.groupby(labels).transform("first")
+    for other in first[tasks != first].head(1):
+        _raise_at(tasks != first, name, f"task has the same BIDS label as {other!r}; rename", tasks)
 
 
 def _raise_at(bad: pd.Series, name: str, what: str, values: pd.Series | None = None) -> None:

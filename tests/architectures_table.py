@@ -29,7 +29,7 @@ raises and names the block's parts; `--sites all` and `--sites 'regex:...'` work
 Models here are tiny and random, built from transformers' own configs; units are theirs. Every row is
 tested against a naive recorder (one prompt at a time, one pass a token, no cache, hooks written by hand)
 within a relative L2 error of 1e-4 a volume and site: the default sites, `all`, and the finer sites that
-the family has, while generating; `all` while reading tokens or images. OPT is also tested at
+the family has, while generating; `all` while reading tokens, images or sounds. OPT is also tested at
 Galactica-125M's full shape (12 layers, width 768, vocabulary 50,000): 9,216 units of block outputs,
 140,544 of leaf modules.
 """
@@ -39,6 +39,11 @@ Finer sites by name: `heads` and `mlp_hidden` (what the output and down projecti
 experts) and `experts` (hidden units of every single expert, 0 where a token was not routed to it; through
 an experts function registered with transformers). A fused query-key-value projection says nowhere how it
 is laid out, so its parts need `--fused-qkv contiguous` or `--fused-qkv interleaved`.
+
+Sounds are mono `.wav` files, resampled to the rate of the model's feature extractor. A frame of the encoder
+is one of its time steps (20 ms of Whisper and wav2vec2), without those of the padding to 30 s; sounds are
+batched only where that changes nothing. Whisper's decoder begins with start, language, task and no time
+stamps; language and task are those of its `generation_config.json`, else English transcription.
 
 `all` is every leaf module's output of one vector a token, and what the projections read, minus:
 
@@ -89,11 +94,11 @@ def page() -> str:
     """The whole page."""
     rows, reasons = [], Counter()
     with tempfile.TemporaryDirectory() as folder:
-        for kind in tiny.CONFIGS:
+        for kind in (*tiny.CONFIGS, *tiny.AUDIO):
             model = models.load(str(tiny.save(Path(folder) / kind, kind)))
             rows += describe(kind, model)
             for reason in model.skipped().values():
-                head = "output of another shape (rotary angles, positions, images, pooled)"
+                head = "output of another shape (rotary angles, positions, images, sounds, pooled)"
                 is_shape = reason.startswith("output of shape")
                 reasons[head if is_shape else reason] += 1
     columns = "family|class|modes|added to the stream|units by default|units of `all`|finer sites"

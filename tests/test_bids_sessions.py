@@ -176,8 +176,7 @@ def test_overwriting_a_run_touches_its_own_session_alone(tmp_path):
     for paths in runs:
         folder = bids.analysis_folder(tmp_path, paths.subject, paths.session)
         for path in (paths.stat_map("t"), paths.network(), folder / "report.html"):
-            path.parent.mkdir(exist_ok=True, parents=True)
-            path.write_bytes(b"old")
+            bids.write_text(path, tmp_path, "old")
     bids.write(make_recording(Session="a", seed=5), tmp_path, overwrite=True)
     left = {
         path.name for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == 3

@@ -248,7 +248,7 @@ def test_only_packed_runs_are_unpacked_and_nothing_temporary_stays(
         return map(function, items)
 
     if damage:
-        with pytest.raises(OSError, match=r"\.nii ends within volume"):
+        with pytest.raises(geometry.UnreadableImageError, match=r"\.nii ends within volume"):
             fit_large(run, mapper=mapper)
     else:
         assert fit_large(run, mapper=mapper).contrast(CONTRAST).t().any()

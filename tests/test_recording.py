@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from llm2nifti import geometry, paradigm
-from llm2nifti.recording import Journal, Recording, RecordingError, windows
+from llm2nifti.recording import (
+    DamagedJournalError,
+    Journal,
+    Lines,
+    Recording,
+    RecordingError,
+    windows,
+)
 
 SHAPE = ([2, 2, 2, 2], 3)  # volumes of each trial, units
 
@@ -118,3 +125,41 @@ def test_trials_of_different_lengths_are_timed_and_averaged_one_by_one():
     with pytest.raises(RecordingError, match=r"trials\(\)"):
         recording.by_trial()
     assert f"1 to {len(counts)} frames" in repr(recording)
+
+
+def test_a_torn_line_is_dropped_and_the_next_one_takes_its_place(tmp_path):
+    path = tmp_path / "deeper" / "x.jsonl"
+    lines = Lines(path)
+    assert not path.parent.exists()
+    lines.append({"a": 1}, [2])
+    whole = path.read_bytes()
+    for torn in (b"", b"[", b"[3]", bytes(9), "é".encode()[:1]):  # a new line is what ends a line
+        path.write_bytes(whole + torn)
+        again = Lines(path)
+        assert again.contents == [{"a": 1}, [2]]
+        assert path.read_bytes() == whole + torn  # reading changes nothing
+        again.append([4])
+        assert path.read_bytes() == whole + b"[4]\n"
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"[1]\n[2\n[3]\n")
+    with pytest.raises(DamagedJournalError, match=r"x.jsonl: line 2: .*delete it to do that work"):
+        Lines(path)
+
+
+def test_a_line_that_could_not_be_written_does_not_count(tmp_path, monkeypatch):
+    path = tmp_path / "x.jsonl"
+    lines = Lines(path)
+    lines.append([1])
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        lines.append([2])
+    monkeypatch.undo()
+    lines.append([3])
+    assert Lines(path).contents == [[1], [3]]

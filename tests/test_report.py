@@ -196,7 +196,7 @@ def test_same_dataset_gives_same_bytes(changeable: Path):
 def test_dataset_without_summary_is_refused_with_advice(changeable: Path):
     path = changeable / bids.DERIVATIVES / "summary.json"
     path.write_text('{"tasks": ', "utf-8")
-    with pytest.raises(report.ReportError, match="cannot be read"):
+    with pytest.raises(bids.DamagedFileError, match=r"summary.json: line 1"):
         report.write(changeable)
     path.unlink()
     with pytest.raises(
@@ -260,7 +260,8 @@ def test_images_newer_than_the_summary_are_said_to_be(changeable: Path):
 def test_page_speaks_of_images_and_responses_only_where_there_are(changeable: Path, is_read: bool):
     design = study.read_summary(changeable)["design"]
     mode = "read" if is_read else "generate"
-    study.update_summary(changeable, design={**design, "mode": mode, "has_images": is_read})
+    medium = "images" if is_read else "prompts"
+    study.update_summary(changeable, design={**design, "mode": mode, "shown": medium})
     report.write(changeable, quiet=True)
     shown = " ".join(page_of(changeable).split())
     assert ("A model was shown images in a block design" in shown) == is_read

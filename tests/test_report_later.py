@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llm2nifti import report
+from llm2nifti import bids
 from llm2nifti.report.lesions import lesion_section, steer_section
 from llm2nifti.report.training import training_section
 from llm2nifti.study.training_results import summarise
@@ -117,5 +117,5 @@ def test_steering_and_training_are_told(source):
 
 def test_a_broken_file_is_one_line(source):
     (source.folder / "lesion.json").write_text("{")
-    with pytest.raises(report.ReportError, match=r"lesion\.json cannot be read"):
+    with pytest.raises(bids.DamagedFileError, match=r"lesion\.json: line 1"):
         lesion_section(source)

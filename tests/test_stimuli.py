@@ -7,11 +7,13 @@ import re
 from collections import Counter, defaultdict
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy.stats import ks_2samp
 
-from llm2nifti import models, stimuli
+from llm2nifti import cli, media, models, stimuli
 from llm2nifti.stimuli import COLUMNS, CONTROL, SPLITS, TASKS, StimulusError, load
 
 SETS = (*TASKS, CONTROL)
@@ -187,6 +189,18 @@ def test_text_that_looks_like_a_missing_value_stays_text(write, text):
         ("task\tprompt\na\tx\na\ty\tz\n", "row 3: 3 cells"),
         ("task\tprompt\na\tcafé\n".encode("latin-1"), "not UTF-8"),
         ("", "no rows"),
+        ("task\tprompt\na\tx\ncon trol\ty\n", "row 3: .*same BIDS label as 'control'.*'con trol'"),
+        ("task\tprompt\na\tx\nControl\ty\n", "row 3: .*same BIDS label as 'control'"),
+        ("task\tprompt\nart\tx\nb\ty\nA rt\tz\n", "row 4: .*same BIDS label as 'art'.*'A rt'"),
+        ("task\tprompt\na\tx\n音楽\ty\n", "row 3: task has no ASCII letter or digit"),
+        ("task\tprompt\ncontrol\tx\ncontrol\ty\n", "every row .* is of task 'control'"),
+        ("task\tprompt\na\tx\na\ty\0z\n", r"row 3: prompt holds .*'\\x00'"),
+        ("task\tprompt\na\tx\na\ty\x85z\n", r"row 3: prompt holds .*'\\x85'"),
+        ('task\tprompt\na\tx\na\t"y\tz"\n', r"row 3: prompt holds .*'\\t'"),
+        ("task\ttopic\tprompt\na\t\x1b[1m\ty\n", "row 2: topic holds"),
+        ("task\tprompt\tprompt\na\tx\ty\n", "row 1: column 'prompt' .* 2 times .columns 2, 3"),
+        ("task\tprompt\t\t\na\tx\t\t\n", "row 1: column '' .* 2 times"),
+        ("task\timage\taudio\na\tx.png\tx.wav\n", "columns image and audio; a table shows one"),
     ],
 )
 def test_bad_file_is_refused_with_its_name_and_row(write, content, said):
@@ -194,6 +208,63 @@ def test_bad_file_is_refused_with_its_name_and_row(write, content, said):
     with pytest.raises(StimulusError, match=said) as error:
         load(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("command", ["scan", "run"])
+def test_bad_stimuli_are_refused_before_anything_is_written(write, tmp_path, capsys, command):
+    path = write("task\tprompt\na\tx\ncon trol\ty\n")
+    assert cli.main([command, str(tmp_path / "ds"), "--stimuli", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}, row 3" in line
+    assert not (tmp_path / "ds").exists()
+
+
+def test_tasks_of_another_split_do_not_make_up_for_control_alone(write):
+    text = "task\tprompt\tsplit\na\tx\tdevelopment\ncontrol\ty\tevaluation\n"
+    with pytest.raises(StimulusError, match="every row of split 'evaluation' is of task 'control'"):
+        load(write(text))
+    assert len(load(write(text), split=None)) == 2
+
+
+def broken_images(folder):
+    """One file of every kind that cannot be shown, by name; and what is said of it."""
+    good = Image.fromarray(np.random.default_rng(0).integers(255, size=(64, 64, 3), dtype=np.uint8))
+    for name in ("good.png", "cut.png", "cut.jpg", "worse.png"):
+        good.save(folder / name)
+    for name in ("cut.png", "cut.jpg", "worse.png"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: 40 if name == "worse.png" else len(data) * 2 // 3])
+    (folder / "drawn.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "text.png").write_text("no pixels")
+    (folder / "empty.png").touch()
+    (folder / "folder.png").mkdir()
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    return {
+        "cut.png": "damaged: .*truncated",
+        "cut.jpg": "damaged: .*truncated",
+        "worse.png": "damaged or not an image",
+        "drawn.svg": "damaged or not an image; Pillow reads PNG",
+        "text.png": "damaged or not an image",
+        "empty.png": "empty",
+        "folder.png": "a folder",
+        "bomb.png": "too large .400000000 pixels.; make it smaller",
+        "absent.png": "no such file",
+    }
+
+
+def test_every_image_that_cannot_be_shown_is_named_at_once(tmp_path, monkeypatch):
+    bad = broken_images(tmp_path)
+    rows = [f"art\t{name}\n" for name in ("good.png", *bad)]
+    (tmp_path / "stimuli.tsv").write_text(f"task\timage\n{''.join(rows)}control\t./good.png\n")
+    with pytest.raises(StimulusError, match=f"{len(bad)} of 11 images cannot be shown") as error:
+        load(tmp_path)
+    assert str(error.value).endswith(f"; and {len(bad) - 5} more")
+    monkeypatch.setattr(media, "N_NAMED", len(bad))
+    with pytest.raises(StimulusError) as error:
+        load(tmp_path)
+    for row, (name, said) in enumerate(bad.items(), start=3):
+        assert re.search(f"row {row}, '{name}': {said}", str(error.value)), name
+    assert "good.png" not in str(error.value)
 
 
 def test_missing_file_is_refused_with_its_name(tmp_path):

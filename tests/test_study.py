@@ -17,7 +17,7 @@ import pytest
 import tiny
 from tests_support import contents, make_dataset
 
-from llm2nifti import bids, glm, study
+from llm2nifti import bids, glm, stimuli, study
 from llm2nifti.scanner import ScanError
 from llm2nifti.study import StudyError, scanning
 from llm2nifti.study.scanning import Design, ModelChoice, Plan
@@ -185,7 +185,7 @@ def test_tasks_with_the_same_label_are_refused(tiny_folders, tmp_path):
     own = tmp_path / "mine.tsv"
     own.write_text("task\tprompt\n" + "".join(f"my-task\ta{i}\nmy task\tb{i}\n" for i in range(40)))
     plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
-    with pytest.raises(StudyError, match="same BIDS label 'mytask'"):
+    with pytest.raises(stimuli.StimulusError, match=r"row 3: .* same BIDS label as 'my-task'"):
         study.scan(tmp_path / "ds", plan, quiet=True)
 
 

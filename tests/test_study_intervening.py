@@ -209,6 +209,16 @@ def test_what_an_interruption_cut_off_is_dropped(tmp_path):
     again.add("second", [2.5])
     assert Evaluations(path, {"a": 1})["second"] == [2.5]
     assert len(Evaluations(path, {"a": 2}, overwrite=True)) == 0
+    assert Evaluations(path, {"a": 1})["second"] == [2.5]  # until something new is measured
+
+
+def test_evaluations_appear_with_the_first_result(tmp_path):
+    path = tmp_path / "x_evaluations.jsonl"
+    Evaluations(path, {"a": 1})
+    assert not path.exists()
+    path.write_text('{"a": 1}\n["fir')  # killed in its first write
+    Evaluations(path, {"a": 2}).add("first", 1)
+    assert path.read_text() == '{"a": 2}\n["first", 1]\n'
 
 
 def test_the_report_tells_of_the_lesions(root, content):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tests_support import assert_same, contents
 
 from llm2nifti import bids, cli, geometry, glm, models, surgery
 from llm2nifti.study import StudyError, losses, pruning
@@ -253,3 +254,39 @@ def test_what_lies_beyond_random_sets_knows_how_far_these_scatter():
 
     assert width(0.0) == pytest.approx(0, abs=1e-12)  # paired by prompt
     assert 0.8 < width(0.5) < 1.2
+
+
+def killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_killed_before_the_journal_is_gone_it_is_finished(runs, loaded, tmp_path, monkeypatch):
+    choice = Choice(task="pathology", share=0.2, n_random=1, n_prompts=2, n_pairs=0)
+    out = tmp_path / "small"
+    monkeypatch.setattr(pruning.Evaluations, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pruning.prune(runs, loaded, choice, out, quiet=True)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 2  # the model and its journal
+    written = contents(out)
+    monkeypatch.setattr(pruning, "log_likelihoods", killed)  # nothing is measured again
+    again = pruning.prune(runs, loaded, choice, out, quiet=True)
+    assert again == {"folder": str(out), **json.loads((out / "prune.json").read_text("utf-8"))}
+    assert_same(out, written)
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    with pytest.raises(surgery.PruneError, match="is there already"):
+        pruning.prune(runs, loaded, choice, out, quiet=True)
+
+
+def test_killed_while_the_model_was_replaced_one_whole_model_stays(loaded, runs, tmp_path):
+    network = pruning.network_of(runs, Choice(task="pathology", share=0.2))
+    pruned, out = surgery.prune(loaded, network), tmp_path / "small"
+    surgery.save(pruned, out, record={"is": "old"})
+    out.rename(tmp_path / ".small-old")  # what two renames and a kill between them leave
+    (tmp_path / ".small-new").mkdir()
+    with pytest.raises(surgery.PruneError, match="is there already"):
+        surgery.save(pruned, out)
+    assert surgery.read_record(out)["is"] == "old"
+    surgery.save(pruned, out, overwrite=True, record={"is": "new"})
+    assert surgery.read_record(out)["is"] == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]

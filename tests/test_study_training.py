@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tiny
-from tests_support import make_dataset
+from tests_support import assert_same, contents, make_dataset
 
 from llm2nifti import bids, cli, models, networks, study
 from llm2nifti.geometry import from_img
@@ -276,3 +276,47 @@ def test_learning_rates_are_sought_beyond_the_ends(monkeypatch, scanned, deep, t
     assert tried["random"] == pytest.approx([0.01, 0.02, 0.04])
     assert tried["all"] == pytest.approx([0.0025, 0.005, 0.01, 0.02, 0.04])
     assert not list((root / bids.DERIVATIVES).glob("training-*"))  # nothing of the journal stays
+
+
+def killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_killed_before_the_journal_is_gone_it_is_finished(dataset, deep, monkeypatch):
+    runs, how = bids.read_all(dataset), {"model": deep, "quiet": True}
+    setup = training.replace(SETUP, n_seeds=1, rates=(0.01,))
+    monkeypatch.setattr(training.Evaluations, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(runs, TASK, setup=setup, **how)
+    monkeypatch.undo()
+    folder = dataset / bids.DERIVATIVES
+    written = json.loads((folder / "training.json").read_text())[TASK]
+    assert len(list(folder.glob("training-*_evaluations.jsonl"))) == 1
+    monkeypatch.setattr(training.Experiment, "train", killed)  # nothing is trained again
+    other = training.replace(setup, n_seeds=2)
+    with pytest.raises(bids.ExistsError, match="has results"):
+        training.train(runs, TASK, setup=other, **how)
+    assert training.train(runs, TASK, setup=setup, **how) == written
+    assert not list(folder.glob("training-*"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rates": (float("nan"),)},
+        {"rates": (0.0,)},
+        {"rates": ()},
+        {"recipe": Recipe(epochs=0)},
+        {"recipe": Recipe(r=0)},
+        {"recipe": Recipe(alpha=float("inf"))},
+        {"top": 0},
+        {"n_seeds": 0},
+        {"n_texts": -1},
+    ],
+)
+def test_numbers_that_make_no_sense_leave_nothing_behind(dataset, deep, changes):
+    before = contents(dataset)
+    setup = training.replace(SETUP, **changes)
+    with pytest.raises((StudyError, SurgeryError), match=r" is .*; (it must be|give)"):
+        training.train(bids.read_all(dataset), TASK, setup=setup, model=deep, quiet=True)
+    assert_same(dataset, before)

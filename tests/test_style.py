@@ -26,6 +26,8 @@ MODULES = sorted(
 )
 MAY_PRINT = {
     "cli/__init__.py",
+    "cli/program.py",
+    "cli/stopping.py",
     "cli/command.py",
     "models/cache.py",
 }  # the cache says on stderr that it downloads

@@ -56,7 +56,36 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {**COMMON, "image_size": 32, "patch_size": 8},
     "llava": {"text_config": TEXT, "vision_config": VISION},
 }
+# Models of sounds: a second at most for Whisper, 200 tokens a second for wav2vec2.
+AUDIO: dict[str, dict[str, Any]] = {
+    "whisper": {
+        "d_model": 24,
+        **{f"{part}_layers": 2 for part in ("encoder", "decoder")},
+        **{f"{part}_attention_heads": 4 for part in ("encoder", "decoder")},
+        **{f"{part}_ffn_dim": 40 for part in ("encoder", "decoder")},
+        "num_mel_bins": 8,
+        "max_source_positions": 50,
+        "max_target_positions": 64,
+        "decoder_start_token_id": 1,
+    },
+    "wav2vec2": {
+        **COMMON,
+        "conv_dim": (8, 8, 8),
+        "conv_kernel": (10, 8, 4),
+        "conv_stride": (5, 4, 4),
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 4,
+    },
+}
+WHISPER_START = {
+    "_from_model_config": False,  # else it is made anew of the config
+    "lang_to_id": {"<|de|>": 2, "<|en|>": 3},
+    "task_to_id": {"translate": 4, "transcribe": 5},
+    "no_timestamps_token_id": 6,
+}
 NAMES = {
+    "whisper": "Whisper",
+    "wav2vec2": "wav2vec2",
     "llama": "Llama, SmolLM2",
     "gpt2": "GPT-2",
     "opt": "OPT, Galactica",
@@ -83,8 +112,8 @@ def save(folder: Path, kind: str = "llama", *, dtype: str = "float32", **changes
 
     from llm2nifti.models.loading import KINDS, kind_of
 
-    settings = {**CONFIGS[kind], **changes}
-    if kind != "vit":
+    settings = {**{**CONFIGS, **AUDIO}[kind], **changes}
+    if kind not in ("vit", "wav2vec2"):
         tokenizer = _save_tokenizer(folder, kind)
         ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
         if kind == "llava":
@@ -99,6 +128,8 @@ def save(folder: Path, kind: str = "llama", *, dtype: str = "float32", **changes
         model = getattr(transformers, KINDS[kind_of(config)]).from_config(config)
         for parameter in model.parameters():  # larger than the initial .02: distinct activations
             parameter.data += 0.2 * torch.randn_like(parameter)
+        if kind == "whisper":
+            vars(model.generation_config).update(WHISPER_START)
         model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
@@ -125,14 +156,20 @@ def _save_tokenizer(folder: Path, kind: str) -> Any:
 
 
 def _save_processor(folder: Path, kind: str) -> None:
-    """Image processor of a model that sees, and what joins it to a tokenizer."""
+    """Processor of a model that sees or hears, and what joins it to a tokenizer."""
     from transformers import (
         AutoTokenizer,
         CLIPImageProcessorPil,
         LlavaProcessor,
         ViTImageProcessorPil,
+        Wav2Vec2FeatureExtractor,
+        WhisperFeatureExtractor,
     )
 
+    if kind == "whisper":
+        WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(folder)
+    if kind == "wav2vec2":
+        Wav2Vec2FeatureExtractor().save_pretrained(folder)
     if kind == "vit":
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     if kind == "llava":
@@ -172,5 +209,28 @@ def draw_images(folder: Path, n: int = 60, seed: int = 0) -> Path:
         image.save(folder / name)
         rows.append(("discs" if is_disc else "control", name))
     table = pd.DataFrame(rows, columns=["task", "image"])
+    table.to_csv(folder / "stimuli.tsv", sep="\t", index=False)
+    return folder
+
+
+def play_sounds(folder: Path, n: int = 60, seed: int = 0) -> Path:
+    """Make tones (task) and noise (control) of random pitch, length and rate; write their TSV."""
+    import numpy as np
+    import pandas as pd
+    from scipy.io import wavfile
+
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(2 * n + n // 2):
+        is_tone = i % 5 in (0, 1)
+        rate = (8_000, 16_000, 22_050)[i % 3]
+        time = np.arange(int(rate * (0.1, 0.15, 0.3)[i // 5 % 3])) / rate
+        tone = np.sin(2 * np.pi * rng.uniform(200, 2_000) * time)
+        samples = rng.uniform(0.2, 0.9) * (tone if is_tone else rng.uniform(-1, 1, len(time)))
+        name = f"{'tone' if is_tone else 'noise'}-{i:03d}.wav"
+        wavfile.write(folder / name, rate, (samples * 32_767).astype(np.int16))
+        rows.append(("tones" if is_tone else "control", name))
+    table = pd.DataFrame(rows, columns=["task", "audio"])
     table.to_csv(folder / "stimuli.tsv", sep="\t", index=False)
     return folder

@@ -8,19 +8,19 @@ from llm2nifti.bids.dataset import (
     write_dataset_files,
 )
 from llm2nifti.bids.files import (
-    WORK,
     ExistsError,
     LabelError,
     label,
-    read_tsv,
     shared,
     write_img,
     write_json,
     write_text,
     write_tsv,
 )
+from llm2nifti.bids.manifest import WORK, ForeignFileWarning
 from llm2nifti.bids.participants import weights_hash
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.readers import DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.bids.reading import (
     NoSuchRunError,
     Run,
@@ -39,7 +39,9 @@ __all__ = [
     "SUMMARY",
     "VALIDATOR_CONFIG",
     "WORK",
+    "DamagedFileError",
     "ExistsError",
+    "ForeignFileWarning",
     "LabelError",
     "NoSuchRunError",
     "Run",
@@ -54,6 +56,8 @@ __all__ = [
     "label",
     "read",
     "read_all",
+    "read_img",
+    "read_json",
     "read_tsv",
     "remove_dataset",
     "runs",

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import shutil
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from llm2nifti import __version__
-from llm2nifti.bids.files import WORK, ExistsError, read_tsv, write_json, write_text
-from llm2nifti.bids.participants import PARTICIPANT_COLUMNS
+from llm2nifti.bids import manifest
+from llm2nifti.bids.files import WORK, ExistsError, write_json, write_text
+from llm2nifti.bids.participants import PARTICIPANT_COLUMNS, SESSIONS, drop_rows
 from llm2nifti.bids.paths import DERIVATIVES
+from llm2nifti.bids.readers import read_json
+from llm2nifti.media import MEDIA
 from llm2nifti.stimuli import CONTROL
 
+DESCRIPTION = "dataset_description.json"
+PARTICIPANTS = "participants.tsv"
 BIDS_VERSION = "1.10.0"
+_MOST_NAMED = 10  # files in a message
 SUMMARY = DERIVATIVES / "summary.json"
 VALIDATOR_CONFIG = ".bids-validator-config.json"
 AUTHORS = ["The llm2nifti developers", "The authors of the scanned model"]
@@ -24,14 +31,14 @@ PAPER = (
 README = """# Language model activations as task fMRI runs
 
 This dataset was written by llm2nifti. The participants are language models: each was shown
-block-designed prompts or images, and the outputs of its layers were recorded while it generated or
-read.
+block-designed prompts, images or sounds, and the outputs of its layers were recorded while it
+generated or read.
 **No one took part, no brain was measured and nothing here is BOLD signal**: the suffix `bold` is
 used because the tools for task fMRI read it. One voxel is one unit (one scalar output of one layer)
 and one volume is one frame (one generated token, or a token, a word or the whole of a stimulus that
 was read: see `Frames` in the sidecars); a frame lasts 1 s by convention.
 
-- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt or image.
+- `sub-*/func/*_bold.nii`: one volume a frame. `*_events.tsv`: one row a prompt, image or sound.
   `participants.tsv` describes the models. One that was recorded in several ways (revisions, data
   types, seeds) has sessions: `sub-*/ses-*/func/`, described in `sub-*/sub-*_sessions.tsv`.
 - `derivatives/llm2nifti/sub-*/func/*_desc-trial_bold.nii`: one volume a prompt, the mean of its
@@ -92,16 +99,17 @@ def write_dataset_files(root: Path) -> None:
         If the folder holds something that is not a dataset of llm2nifti.
     """
     check_folder(root)
+    if not (root / DESCRIPTION).exists():
+        manifest.begin(root)
     derivative = root / DERIVATIVES
     config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
-    # The description comes first: it says whose folder this is, also after an interruption.
     contents: dict[Path, str | dict[str, Any]] = {
-        root / "dataset_description.json": _description(derivative=False),
+        root / DESCRIPTION: _description(derivative=False),
         root / "README.md": README,
         root / ".bidsignore": f"{WORK}/\n",
         root / "participants.json": PARTICIPANT_COLUMNS,
         root / VALIDATOR_CONFIG: config,
-        derivative / "dataset_description.json": _description(derivative=True),
+        derivative / DESCRIPTION: _description(derivative=True),
         derivative / "README.md": DERIVATIVE_README,
         derivative / ".bidsignore": "\n".join(IGNORED) + "\n",
         derivative / VALIDATOR_CONFIG: config,
@@ -126,47 +134,73 @@ def check_folder(root: Path) -> None:
         )
 
 
+def _is_ours(root: Path) -> bool:
+    """Whether a dataset says that we made it, or was begun by us and not yet described."""
+    path = root / DESCRIPTION
+    if not path.exists():
+        return manifest.has_manifest(root)
+    makers = read_json(path).get("GeneratedBy")
+    names = [maker.get("Name") for maker in makers or [] if isinstance(maker, dict)]
+    return "llm2nifti" in names
+
+
 def remove_dataset(root: Path) -> None:
-    """Delete what llm2nifti wrote to a dataset; files of other tools stay.
+    """Delete what llm2nifti wrote to a dataset, as far as it is as it was written.
+
+    Whatever else is there stays, and is named in a `ForeignFileWarning`.
 
     Raises
     ------
     ExistsError
-        If the folder holds something else.
+        If the folder holds something else, a dataset that does not know its files, or one that
+        has some of them in a folder somewhere else. Nothing is deleted then.
     """
     check_folder(root)
-    if not _is_ours(root):
+    if not root.exists() or all(path.name == WORK for path in root.iterdir()):
         return
-    people = root / "participants.tsv"
-    named = list(read_tsv(people)["participant_id"]) if people.exists() else []
-    # A table that was edited by hand must not lead out of the dataset, or to all of it.
-    ours = [name for name in named if re.fullmatch(r"sub-[0-9A-Za-z]+", str(name))]
-    shown = [name for subject in ours for name in _images_of(root / subject)]
-    for path in [*(root / name for name in ours), root / DERIVATIVES]:
-        if path.exists():
-            shutil.rmtree(path)
-    single = ["README.md", "participants.tsv", "participants.json", ".bidsignore"]
+    if not manifest.has_manifest(root):
+        raise ExistsError(
+            f"{root} has no {manifest.MANIFEST}, so nothing tells which files are its own; delete "
+            "the folder yourself, or choose another"
+        )
+    ours = manifest.written(root)
+    _check_links(root, ours)
+    tables = [root / name for name in ours if name == PARTICIPANTS or name.endswith(SESSIONS)]
+    for table in tables:
+        drop_rows(table, root, {part for name in ours for part in Path(name).parts})
     # The description stays: it says that the folder is ours to write to.
-    single += [VALIDATOR_CONFIG, "code/llm2nifti_plan.json"]
-    single += [f"stimuli/{name}" for name in shown]
-    for path in [*root.glob("task-*_events.json"), *(root / name for name in single)]:
-        path.unlink(missing_ok=True)
+    spared = {root / DESCRIPTION, *tables}
+    manifest.remove(root, [path for path in map(root.joinpath, ours) if path not in spared])
     for work in (root / WORK).glob("*"):
-        if work.is_dir():
+        if work.is_dir() and work != root / manifest.ASIDE:
             shutil.rmtree(work, ignore_errors=True)
+    _name_what_stays(root)
 
 
-def _images_of(folder: Path) -> set[str]:
-    """Images under ``stimuli/`` that a model was shown."""
-    tables = [read_tsv(path) for path in folder.glob("**/func/*_events.tsv")]
-    shown = {str(name) for t in tables if "stim_file" in t for name in t["stim_file"]}
-    return {name for name in shown if name == Path(name).name}
+def _check_links(root: Path, names: Iterable[str]) -> None:
+    """Raise ExistsError if files of ours are behind a link to another folder."""
+    links = {f for name in names for f in manifest.folders(root, root / name) if f.is_symlink()}
+    if links:
+        raise ExistsError(
+            f"{min(links)} is a link to another folder, where nothing is deleted; remove the link, "
+            "or choose another folder"
+        )
 
 
-def _is_ours(root: Path) -> bool:
-    """Whether a folder has our description, which is written first."""
-    path = root / "dataset_description.json"
-    return path.exists() and '"llm2nifti"' in path.read_text("utf-8")
+def _name_what_stays(root: Path) -> None:
+    """Warn of the files that are left."""
+    spared = {root / DESCRIPTION, root / manifest.MANIFEST}
+    left = [p for p in sorted(root.rglob("*")) if p.is_symlink() or p.is_file()]
+    left = [p for p in left if p not in spared and p.relative_to(root).parts[0] != WORK]
+    if not left:
+        return
+    names = ", ".join(str(path) for path in left[:_MOST_NAMED])
+    more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
+    warnings.warn(
+        f"kept what llm2nifti did not write, or not as it is now: {names}{more}",
+        manifest.ForeignFileWarning,
+        stacklevel=3,
+    )
 
 
 def _description(*, derivative: bool) -> dict[str, Any]:
@@ -201,14 +235,14 @@ def _description(*, derivative: bool) -> dict[str, Any]:
     return content
 
 
-def write_events_json(root: Path, task: str, title: str, *, has_images: bool = False) -> None:
+def write_events_json(root: Path, task: str, title: str, *, medium: str = "") -> None:
     """Write the root sidecar that explains the columns of a task's events."""
     path = root / f"task-{task}_events.json"
     if path.exists():
         return
     levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
-    if has_images:
-        levels = {task: f"images of {title}", CONTROL: "control images"}
+    if medium:
+        levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
     content: dict[str, Any] = {
         "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
         "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
@@ -227,6 +261,7 @@ def write_events_json(root: Path, task: str, title: str, *, has_images: bool = F
             "Code": "n/a",
         },
     }
-    if has_images:
-        content["stim_file"] = {"Description": "Image that was shown, under stimuli/"}
+    if medium:
+        shown = f"File of the {MEDIA[medium].removesuffix('s')} that was shown, under stimuli/"
+        content["stim_file"] = {"Description": shown}
     write_json(path, root, content)

@@ -20,20 +20,11 @@ import pandas as pd
 from filelock import FileLock
 from isal import igzip
 
+from llm2nifti.bids import manifest
+from llm2nifti.bids.manifest import WORK
 from llm2nifti.geometry import ModelBrain, set_header
 
-TEXT = (
-    "trial_type",
-    "stim_id",
-    "prompt",
-    "response",
-    "question_frame",
-    "topic",
-    "concept",
-    "token",
-)
 _BUFFER = 2**22  # bytes that go to the disk at once
-WORK = ".llm2nifti"  # temporary files and unfinished recordings, inside the dataset's root
 
 
 class ExistsError(ValueError):
@@ -59,10 +50,11 @@ def label(text: str) -> str:
 
 
 @contextmanager
-def atomic(path: Path, root: Path) -> Iterator[Path]:
+def atomic(path: Path, root: Path, *, merged: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the dataset's work folder that becomes `path` on success.
 
-    Every process and thread has a folder of its own, so that several can write to one dataset.
+    Every process and thread has a folder of its own, so that several can write to one dataset. A
+    file of others at `path` is moved out of the way, unless what is written was merged with it.
     """
     owner = f"tmp-{label(socket.gethostname())}-{os.getpid()}-{threading.get_ident()}"
     folder = root / WORK / owner
@@ -71,7 +63,11 @@ def atomic(path: Path, root: Path) -> Iterator[Path]:
     try:
         yield temporary
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not merged:
+            manifest.set_aside(root, path)
+        content = manifest.announce(root, path, temporary)
         temporary.replace(path)
+        manifest.confirm(root, path, content)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -100,9 +96,15 @@ def shared(root: Path) -> Iterator[None]:
         yield
 
 
-def write_text(path: Path, root: Path, text: str) -> None:
-    """Write UTF-8 text."""
+def write_bytes(path: Path, root: Path, content: bytes) -> None:
+    """Write what is not text."""
     with atomic(path, root) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, root: Path, text: str, *, merged: bool = False) -> None:
+    """Write UTF-8 text; `merged` says that it has in it what others wrote to the file."""
+    with atomic(path, root, merged=merged) as temporary:
         temporary.write_text(text, "utf-8")
 
 
@@ -112,13 +114,16 @@ def write_json(path: Path, root: Path, content: dict[str, Any]) -> None:
     write_text(path, root, text + "\n")
 
 
-def write_tsv(path: Path, root: Path, table: pd.DataFrame) -> None:
-    """Write a BIDS table: tabs, ``n/a`` for missing values, no control characters inside cells."""
+def write_tsv(path: Path, root: Path, table: pd.DataFrame, *, merged: bool = False) -> None:
+    """Write a BIDS table: tabs, ``n/a`` for missing values, no control characters inside cells.
+
+    `merged` says that the table has in it what others wrote to the file.
+    """
     table = table.copy()
     for column in table.select_dtypes(include=["object", "string"]):
         table[column] = [tsv_text(value) for value in table[column]]
     text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-    write_text(path, root, text)
+    write_text(path, root, text, merged=merged)
 
 
 def tsv_text(value: object) -> str:
@@ -134,15 +139,6 @@ def tsv_text(value: object) -> str:
     text = str(value).replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return text if text.strip() else "n/a"
-
-
-def read_tsv(path: Path) -> pd.DataFrame:
-    """Read a table written by `write_tsv`; only ``n/a`` counts as missing.
-
-    The columns of `TEXT` stay text, also where all of it looks like numbers.
-    """
-    dtype = dict.fromkeys(TEXT, str)
-    return pd.read_csv(path, sep="\t", keep_default_na=False, na_values=["n/a"], dtype=dtype)
 
 
 def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:

@@ -6,14 +6,16 @@ sessions) and `info` is what a recording says of its model and settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from llm2nifti.bids import manifest
 from llm2nifti.bids.files import write_json, write_tsv
 from llm2nifti.bids.paths import folder_of
+from llm2nifti.bids.readers import DamagedFileError, read_text_tsv
 
 _HASH = {"Description": "SHA-256 of the weight files, or how they were drawn."}
 _NAME = {"Description": "Name or identifier that the model was loaded by."}
@@ -46,6 +48,7 @@ SESSION_COLUMNS: dict[str, Any] = {
     "temperature": {"Description": "Temperature of the sampling; 0 is greedy."},
     "weights_hash": _HASH,
 }
+SESSIONS = "_sessions.tsv"
 _NOT_APPLICABLE = ("species", "age", "sex", "handedness")
 _MODEL_KEYS = {  # column: key of info["Model"]
     "model": "Name",
@@ -100,14 +103,16 @@ def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
         path, name = root / "participants.tsv", f"sub-{subject}"
     if not path.exists():
         return None
-    table = _read(path)
+    table = read_text_tsv(path)
+    if "weights_hash" not in table:
+        raise DamagedFileError(path, "the column weights_hash is missing")
     found = table.loc[table.iloc[:, 0] == name, "weights_hash"]
     return None if found.empty else str(found.iloc[0])
 
 
 def _sessions_path(root: Path, subject: str) -> Path:
     """Table of a model's sessions."""
-    return root / folder_of(subject) / f"sub-{subject}_sessions.tsv"
+    return root / folder_of(subject) / f"sub-{subject}{SESSIONS}"
 
 
 def _described(model: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, str]:
@@ -121,11 +126,6 @@ def _text(content: Mapping[str, Any], key: str) -> str:
     return "n/a" if value is None else str(value)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """Table whose cells all stay text: a number beside n/a must not become a float."""
-    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-
-
 def _add_row(
     path: Path, root: Path, row: dict[str, str], columns: Mapping[str, Any], *, merge: bool
 ) -> None:
@@ -137,7 +137,7 @@ def _add_row(
     names = list(columns)
     table = pd.DataFrame(columns=names, dtype=str)
     if path.exists():
-        table = _read(path)
+        table = read_text_tsv(path)
         names += [name for name in table if name not in columns]
         table = table.reindex(columns=names, fill_value="n/a")
         row = {**dict.fromkeys(names, "n/a"), **row}
@@ -152,4 +152,22 @@ def _add_row(
             return
         table, row = table[~known], same
     table = pd.concat([table, pd.DataFrame([row], columns=names)])
-    write_tsv(path, root, table.sort_values(key))
+    write_tsv(path, root, table.sort_values(key), merged=True)
+
+
+def drop_rows(path: Path, root: Path, names: Collection[str]) -> None:
+    """Take rows out of a table; without a row of others it goes.
+
+    What others added to it, be it a column or a cell, is kept as a copy.
+    """
+    if not path.exists():
+        return
+    table = read_text_tsv(path)
+    columns = SESSION_COLUMNS if path.name.endswith(SESSIONS) else PARTICIPANT_COLUMNS
+    if not manifest.is_as_written(root, path) or set(table) != set(columns):
+        manifest.keep_copy(root, path)
+    others = table[~table.iloc[:, 0].isin(names)]
+    if others.empty:
+        manifest.delete(root, path)
+    else:
+        write_tsv(path, root, others, merged=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DERIVATIVES = Path("derivatives") / "llm2nifti"
+REPORT = "report.html"
 
 
 def folder_of(subject: str, session: str = "") -> Path:
@@ -99,6 +100,16 @@ class RunPaths:
         return self.derivative(f"desc-trial_bold{self.suffix}")
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every file is there: the prompt-level sidecar is written last."""
-        return self.derivative("desc-trial_bold.json").exists()
+    def needed(self) -> list[Path]:
+        """Files that every run has; the prompt-level sidecar is written last."""
+        raw = [self.bold, self.raw("bold.json"), self.raw("events.tsv")]
+        endings = ["desc-brain_mask.nii.gz", "desc-brain_mask.json"]
+        endings += ["desc-tokens_timeseries.tsv", "desc-tokens_timeseries.json"]
+        derived = [self.derivative(ending) for ending in endings]
+        return [*raw, *derived, self.trial_bold, self.derivative("desc-trial_bold.json")]
+
+    @property
+    def anatomy(self) -> list[Path]:
+        """Files that the runs of a session share."""
+        endings = ["dseg.nii.gz", "dseg.tsv", "units.tsv", "dseg.json", "T1w.nii.gz", "T1w.json"]
+        return [self.anat(ending) for ending in endings]

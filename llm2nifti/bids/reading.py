@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -15,14 +14,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llm2nifti import geometry
-from llm2nifti.bids.files import TEXT, label, read_tsv
+from llm2nifti.bids.files import label
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.readers import TEXT, DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.recording import REDUCED
 
 _TRIAL_RUN = re.compile(
     r"sub-(?P<subject>[0-9A-Za-z]+)(_ses-(?P<session>[0-9A-Za-z]+))?_task-(?P<task>[0-9A-Za-z]+)"
     r"_run-(?P<run>\d+)_space-(?P<space>[0-9A-Za-z]+)_desc-trial_bold\.json"
 )
+_SIDECAR: dict[str, type] = {"RepetitionTime": float, "NumberOfFramesPerTrial": int, "Frames": str}
+_SIDECAR |= dict.fromkeys(("Model", "Settings", "Versions"), dict)
+_EVENTS = {"onset": float, "duration": float, "trial_type": str, "block": int, "prompt": str}
+_TOKENS = {"trial": int, "token": str, "token_id": float}
+_SITES: dict[str, type] = {"layer": int, "n_units": int}
+_SITES |= dict.fromkeys(("site", "module", "where", "side", "part"), str)
 _COLUMNS = ["subject", "session", "task", "run", "space"]
 
 
@@ -65,13 +71,12 @@ class Run:
     @cached_property
     def sidecar(self) -> dict[str, Any]:
         """Prompt-level sidecar."""
-        path = self.paths.derivative("desc-trial_bold.json")
-        return json.loads(path.read_text("utf-8"))
+        return read_json(self.paths.derivative("desc-trial_bold.json"), _SIDECAR)
 
     @cached_property
     def events(self) -> pd.DataFrame:
         """One row a trial, with onset and duration in seconds."""
-        events = read_tsv(self.paths.raw("events.tsv"))
+        events = read_tsv(self.paths.raw("events.tsv"), _EVENTS)
         text = [column for column in TEXT if column in events]
         events[text] = events[text].astype(object).fillna("")
         return events
@@ -100,22 +105,33 @@ class Run:
     @cached_property
     def img(self) -> nib.Nifti1Image:
         """Prompt-level 4D image: one volume a trial."""
-        return nib.load(self.paths.trial_bold)
+        return self._img(self.paths.trial_bold, len(self.events))
 
     @cached_property
     def frames_img(self) -> nib.Nifti1Image:
         """Raw 4D image: one volume a frame, or a trial where it was recorded so."""
-        return nib.load(self.paths.bold)
+        return self._img(self.paths.bold, int(self.volume_counts.sum()))
+
+    def _img(self, path: Path, n_volumes: int) -> nib.Nifti1Image:
+        """4D image whose volumes are those of the trials in the table of events."""
+        img = read_img(path)
+        if img.shape[3:] != (n_volumes,):
+            raise DamagedFileError(
+                path,
+                f"an image of shape {img.shape}, not of the {n_volumes} volumes that "
+                f"{self.paths.raw('events.tsv').name} asks for",
+            )
+        return img
 
     @cached_property
     def mask_img(self) -> nib.Nifti1Image:
         """Voxels that hold a unit."""
-        return nib.load(self.paths.derivative("desc-brain_mask.nii.gz"))
+        return read_img(self.paths.derivative("desc-brain_mask.nii.gz"))
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
         """Measures of every frame: token, log probability, entropy and more."""
-        return read_tsv(self.paths.derivative("desc-tokens_timeseries.tsv"))
+        return read_tsv(self.paths.derivative("desc-tokens_timeseries.tsv"), _TOKENS)
 
     @property
     def brain(self) -> geometry.ModelBrain:
@@ -160,9 +176,15 @@ def _brain(paths: RunPaths) -> geometry.ModelBrain:
 @lru_cache(maxsize=8)
 def _read_brain(paths: RunPaths) -> geometry.ModelBrain:
     """Geometry from disk; kept, because the units table is large."""
-    atlas = nib.load(paths.anat("dseg.nii.gz"))
-    lut = read_tsv(paths.anat("dseg.tsv"))
-    units = read_tsv(paths.anat("units.tsv"))
+    atlas = read_img(paths.anat("dseg.nii.gz"))
+    lut = read_tsv(paths.anat("dseg.tsv"), _SITES)
+    path = paths.anat("units.tsv")
+    units = read_tsv(path, dict.fromkeys("ijk", int))
+    voxels = units[["i", "j", "k"]].to_numpy()
+    if len(units) != lut["n_units"].sum() or (voxels < 0).any():
+        raise DamagedFileError(path, f"{len(units)} units, {lut['n_units'].sum()} in dseg.tsv")
+    if (voxels >= atlas.shape).any():
+        raise DamagedFileError(path, f"a voxel outside the volume of {atlas.shape}")
     return geometry.from_tables(lut, units, atlas.shape, float(atlas.header.get_zooms()[0]))
 
 
@@ -172,7 +194,7 @@ def anatomy(root: Path | str, subject: str, session: str = "") -> nib.Nifti1Imag
     found = sorted(folder.glob("*_T1w.nii.gz"))
     if not found:
         raise NoSuchRunError(f"{folder} has no anatomical image (_T1w.nii.gz)")
-    return nib.load(found[0])
+    return read_img(found[0])
 
 
 def runs(root: Path | str) -> pd.DataFrame:
@@ -202,7 +224,8 @@ def runs(root: Path | str) -> pd.DataFrame:
             "make some with: llm2nifti scan " + str(root)
         )
     table = pd.DataFrame(rows, columns=_COLUMNS).astype({"run": int})
-    people = read_tsv(root / "participants.tsv").set_index("participant_id")["untrained"]
+    people = read_tsv(root / "participants.tsv", {"participant_id": str, "untrained": str})
+    people = people.set_index("participant_id")["untrained"]
     table.insert(2, "untrained", [people.get(f"sub-{s}") == "yes" for s in table["subject"]])
     return table.sort_values(["untrained", *_COLUMNS], ignore_index=True)
 
@@ -325,6 +348,6 @@ def _open(root: Path, row: pd.Series) -> Run:
     """Run of one row of `runs`."""
     labels = {name: row[name] for name in ("subject", "session", "task", "space")}
     paths = RunPaths(root=root, run=int(row["run"]), **labels)
-    if not paths.trial_bold.exists():
-        paths = replace(paths, suffix=".nii.gz")
-    return Run(paths)
+    packed = replace(paths, suffix=".nii.gz")
+    is_packed = packed.trial_bold.exists() and not paths.trial_bold.exists()
+    return Run(packed if is_packed else paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import nibabel as nib
 import pandas as pd
 
 from llm2nifti import geometry
+from llm2nifti.bids.checking import are_intact, is_intact
 from llm2nifti.bids.dataset import (
     RESULTS,
     check_folder,
@@ -31,8 +33,10 @@ from llm2nifti.bids.files import (
     write_json,
     write_tsv,
 )
+from llm2nifti.bids.manifest import ASIDE, remove, settle
 from llm2nifti.bids.participants import add_participant, add_session
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.media import MEDIA, medium_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL
 
@@ -69,21 +73,25 @@ def write(
     root = Path(root)
     check_folder(root)
     paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
-    if paths.is_complete and not overwrite:
+    intact = is_intact(paths)
+    if intact and not overwrite:
         raise ExistsError(
             f"{paths.trial_bold} is there already; choose another folder or use --overwrite"
         )
-    _remove(paths)
+    # A run that is new or mended leaves what interventions measured; one that is replaced does not.
+    _remove(paths, results=RESULTS if intact else ())
     with shared(root):  # other processes may write other runs
         write_dataset_files(root)
         add_participant(root, paths.subject, paths.session, recording.info)
         if paths.session:
             add_session(root, paths.subject, paths.session, recording.info)
-        has_images = "image" in recording.paradigm.trials
-        write_events_json(root, paths.task, recording.paradigm.task, has_images=has_images)
+        medium = medium_of(recording.paradigm.trials)
+        write_events_json(root, paths.task, recording.paradigm.task, medium=medium)
         _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
+    if not (root / WORK / "lock").exists():  # nothing else writes
+        settle(root)
     return paths
 
 
@@ -102,15 +110,13 @@ def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
     )
 
 
-def _remove(paths: RunPaths) -> None:
+def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
-    # A new run leaves what interventions measured on the others; one that is replaced does not.
-    results = RESULTS if paths.is_complete else ()
-    paths.derivative("desc-trial_bold.json").unlink(missing_ok=True)
     whole = paths.root / DERIVATIVES
-    own = whole / folder_of(paths.subject, paths.session)
+    session = whole / folder_of(paths.subject, paths.session)
     who = paths.raw("").name.partition("_task-")[0]
     old = [
+        paths.derivative("desc-trial_bold.json"),
         *paths.bold.parent.glob(f"{paths.raw('').name}*"),
         *paths.trial_bold.parent.glob(f"{paths.raw('').name}*"),
         # What was made of all runs of the task no longer fits, nor does the summary.
@@ -118,12 +124,11 @@ def _remove(paths: RunPaths) -> None:
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
         *(
             folder / name
-            for folder in (whole, own)
+            for folder in (whole, session)
             for name in ("summary.json", "report.html", *results)
         ),
     ]
-    for file in old:
-        file.unlink(missing_ok=True)
+    remove(paths.root, dict.fromkeys(old))
 
 
 def _events(recording: Recording, task: str) -> pd.DataFrame:
@@ -132,19 +137,19 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
     events["trial_type"] = [CONTROL if t == CONTROL else task for t in events["trial_type"]]
     events["response"] = recording.responses
     first = ["onset", "duration", "trial_type", "block", "stim_id", "prompt", "response"]
-    if "image" in events:
+    if medium_of(events):
         events["stim_file"] = stimulus_names(events)
         first.insert(4, "stim_file")
     return events[[*first, "question_frame", "topic", "concept"]]
 
 
 def stimulus_names(trials: pd.DataFrame) -> list[str]:
-    """Names that images get under ``stimuli/``, made of their identifiers.
+    """Names that images or sounds get under ``stimuli/``, made of their identifiers.
 
     Parameters
     ----------
     trials : DataFrame
-        Columns ``stim_id`` and ``image``.
+        Columns ``stim_id`` and ``image`` or ``audio``.
 
     Returns
     -------
@@ -158,26 +163,28 @@ def stimulus_names(trials: pd.DataFrame) -> list[str]:
     """
     names: list[str] = []
     owners: dict[str, str] = {}
-    for stim_id, image in zip(trials["stim_id"], trials["image"], strict=True):
-        names.append(f"{label(stim_id)}{Path(image).suffix.lower()}")
+    medium = medium_of(trials)
+    for stim_id, file in zip(trials["stim_id"], trials[medium], strict=True):
+        names.append(f"{label(stim_id)}{Path(file).suffix.lower()}")
         other = owners.setdefault(names[-1].lower(), stim_id)
         if other != stim_id:
             raise LabelError(
-                f"images {other!r} and {stim_id!r} would both be called {names[-1]}: names keep "
-                "only letters and digits of the stim_id, so rename one"
+                f"{MEDIA[medium]} {other!r} and {stim_id!r} would both be called {names[-1]}: "
+                "names keep only letters and digits of the stim_id, so rename one"
             )
     return names
 
 
-def _copy_images(root: Path, trials: pd.DataFrame) -> None:
-    """Keep the images that were shown with the dataset."""
-    if "image" not in trials:
+def _copy_shown(root: Path, trials: pd.DataFrame) -> None:
+    """Keep the images or sounds that were shown with the dataset."""
+    medium = medium_of(trials)
+    if not medium:
         return
-    for name, image in zip(stimulus_names(trials), trials["image"], strict=True):
+    for name, file in zip(stimulus_names(trials), trials[medium], strict=True):
         path = root / "stimuli" / name
-        if not path.exists() or not filecmp.cmp(image, path, shallow=False):
+        if not path.exists() or not filecmp.cmp(file, path, shallow=False):
             with atomic(path, root) as temporary:
-                shutil.copyfile(image, temporary)
+                shutil.copyfile(file, temporary)
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
@@ -191,7 +198,7 @@ def _write_raw(paths: RunPaths, recording: Recording) -> None:
         t_r=recording.t_r,
     )
     write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, recording.t_r))
-    _copy_images(paths.root, recording.paradigm.trials)
+    _copy_shown(paths.root, recording.paradigm.trials)
     write_tsv(paths.raw("events.tsv"), paths.root, _events(recording, paths.task))
 
 
@@ -200,14 +207,19 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
     task = label(recording.paradigm.task)
     sites = list(dict.fromkeys(site.name for site in recording.brain.sites))
     counts = recording.counts.tolist()
+    medium = medium_of(recording.paradigm.trials)
+    on, off = "prompts about", "prompts about unrelated topics"
+    if medium:
+        on, off = f"{MEDIA[medium]} of", f"control {MEDIA[medium]}"
     return {
         "TaskName": task,
         "TaskDescription": (
-            f"Blocks of prompts about {recording.paradigm.task} (on) alternate with prompts about "
-            "unrelated topics (off). The participant is a language model: nothing here is BOLD "
-            "signal and no one took part; the suffix serves the tools."
+            f"Blocks of {on} {recording.paradigm.task} (on) alternate with {off} (off). The "
+            "participant is a language model: nothing here is BOLD signal and no one took part; "
+            "the suffix serves the tools."
         ),
         "Instructions": "n/a: the model is shown the prompts alone",
+        **({"Stimuli": MEDIA[medium]} if medium else {}),
         "RepetitionTime": t_r,
         "FrameTimeConvention": f"a frame lasts {recording.paradigm.t_r:g} s by convention",
         "Frames": recording.frames,
@@ -282,7 +294,7 @@ def _reference(paths: RunPaths) -> str:
 def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     """Atlas, units table and anatomical image of the subject or session, once."""
     root, brain = paths.root, recording.brain
-    if paths.anat("T1w.json").exists():
+    if are_intact(root, paths.anatomy):
         return
     norms = recording.norms
     anatomy = geometry.mask_img(brain) if norms is None else geometry.anatomy_img(brain, norms)
@@ -330,6 +342,8 @@ def clear_work(root: Path, *, recordings: bool = False) -> None:
         Recordings, too. Without, those that an interruption cut off stay, to be resumed.
     """
     for path in (root / WORK).glob("*"):
+        if path == root / ASIDE:
+            continue
         if path.is_dir():
             if recordings or not (path / "plan.json").exists():
                 shutil.rmtree(path, ignore_errors=True)

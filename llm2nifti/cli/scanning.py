@@ -12,7 +12,7 @@ from llm2nifti.cli.command import add_command, show
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.study.studyfile import StudyFile
 
-_WITH_STUDY_FILE = {"dataset", "overwrite", "threads", "dask", "json", "quiet"}
+_WITH_STUDY_FILE = {"dataset", "overwrite", "redo", "threads", "dask", "json", "quiet"}
 
 
 def add_commands(commands: Any) -> None:
@@ -29,12 +29,17 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--n-null", type=int, default=defaults.N_RELABELLINGS, help="relabellings of the null"
     )
+    parser.add_argument(
+        "--redo", action="store_true", help="analyse also what did not change since it was analysed"
+    )
 
 
 def _run(args: argparse.Namespace) -> None:
     from llm2nifti import study
 
     what = _what(args)
+    if args.redo:
+        study.forget(what.root)
     path = study.run(what.root, what.plans, n_null=what.n_null, **_how(args))
     summary = study.read_summary(what.root)
     table = study.overview_table if "sessions" in summary else study.table
@@ -75,7 +80,7 @@ def _add_scan_options(parser: Any) -> None:
         help="bundled name, Hugging Face id, folder or .gguf file",
     )
     add("--task", action="append", default=[], help="task to show; repeat for more (default: all)")
-    add("--stimuli", help="your own TSV with columns task and prompt, or image")
+    add("--stimuli", help="your own TSV with columns task and prompt, image or audio")
     add("--split", default="evaluation", help="split of the stimuli: evaluation or development")
     add("--n-runs", type=int, default=defaults.N_RUNS, help="runs of each task")
     add("--n-blocks", type=int, default=defaults.N_BLOCKS, help="on-blocks of a run")

@@ -17,7 +17,9 @@ from llm2nifti.geometry.brain import (
     layout,
 )
 from llm2nifti.geometry.images import (
+    UNREADABLE,
     SpaceError,
+    UnreadableImageError,
     anatomy_img,
     check_space,
     dseg_img,
@@ -41,6 +43,7 @@ __all__ = [
     "GAP",
     "MARGIN",
     "MAX_PLANE",
+    "UNREADABLE",
     "VOXEL_SIZE",
     "ModelBrain",
     "NoSuchUnitError",
@@ -48,6 +51,7 @@ __all__ = [
     "Site",
     "SpaceError",
     "UnitAddress",
+    "UnreadableImageError",
     "anatomy_img",
     "check_space",
     "dseg_img",

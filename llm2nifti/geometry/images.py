@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 import nibabel as nib
 import numpy as np
+from isal.isal_zlib import IsalError
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from llm2nifti.geometry.brain import ModelBrain
+
+# What reading a damaged image raises, in nibabel and in what unpacks it.
+UNREADABLE: tuple[Any, ...] = (OSError, EOFError, ValueError, zlib.error, IsalError)
+UNREADABLE += (ImageFileError, HeaderDataError)
+
+
+class UnreadableImageError(ValueError):
+    """The file of an image is damaged."""
 
 
 class SpaceError(ValueError):
@@ -91,10 +105,17 @@ def from_img(brain: ModelBrain, img: nib.Nifti1Image) -> NDArray:
     ------
     SpaceError
         If the image has another shape or affine; nothing is resampled.
+    UnreadableImageError
+        If the file is damaged.
     """
     check_space(brain, img)
     x, y, z = brain.voxels.T
-    return np.moveaxis(np.asanyarray(img.dataobj)[x, y, z], 0, -1)
+    try:
+        data = np.asanyarray(img.dataobj)
+    except UNREADABLE as error:
+        name = img.get_filename()
+        raise UnreadableImageError(f"{name}: the file is damaged ({error}); restore it") from error
+    return np.moveaxis(data[x, y, z], 0, -1)
 
 
 def check_space(brain: ModelBrain, img: nib.Nifti1Image) -> None:

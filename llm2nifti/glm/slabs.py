@@ -28,7 +28,7 @@ from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from llm2nifti import geometry
-from llm2nifti.geometry import ModelBrain
+from llm2nifti.geometry import UNREADABLE, ModelBrain, UnreadableImageError
 from llm2nifti.glm.designs import DesignError, contrast_vector
 from llm2nifti.glm.maps import StatMaps
 
@@ -253,7 +253,12 @@ def _plain_file(img: nib.Nifti1Image, temporary: Path) -> Path:
         return path
     if unloaded and path.name.endswith(".nii.gz"):
         with igzip.open(path) as packed, temporary.open("wb") as file:
-            shutil.copyfileobj(packed, file, 2**20)
+            try:
+                shutil.copyfileobj(packed, file, 2**20)
+            except UNREADABLE as error:
+                raise UnreadableImageError(
+                    f"{path}: the file is damaged ({error}); restore it"
+                ) from error
         return temporary
     data = np.asanyarray(img.dataobj)
     header = img.header.copy()
@@ -339,7 +344,9 @@ def read_slab(path: Path, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
         for volume, row in enumerate(values):
             file.seek(proxy.offset + (volume * n_voxels + first) * piece.itemsize)
             if file.readinto(piece.data) != piece.nbytes:
-                raise OSError(f"{path} ends within volume {volume} of {len(values)}; copy it again")
+                raise UnreadableImageError(
+                    f"{path} ends within volume {volume} of {len(values)}; restore it"
+                )
             row[:] = piece.take(voxels - first)
     if (proxy.slope, proxy.inter) != (1, 0):
         values *= proxy.slope

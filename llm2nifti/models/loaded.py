@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from llm2nifti.geometry import Site
+from llm2nifti.media import MEDIA
 from llm2nifti.models import probing
 from llm2nifti.models.anatomy import Anatomy, Stack, dissect
 from llm2nifti.models.cache import ModelError
+from llm2nifti.models.loading import READS
 from llm2nifti.models.sites import find_sites, skipped
 from llm2nifti.models.weights import weight_norms
 
 Mode = Literal["generate", "read"]
 TEMPLATES = ("auto", "chat", "none")
-READERS = ("encoder", "vision")  # kinds that generate nothing
+READERS = ("encoder", "vision", "audio")  # kinds that generate nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +36,13 @@ class LoadedModel:
     module : torch.nn.Module
         The transformers model itself, unchanged, in eval mode.
     tokenizer : transformers.PreTrainedTokenizerBase or None
-        Its tokenizer; a vision model has none.
+        Its tokenizer; a model of images or sounds alone has none.
     source : dict
         Provenance for sidecars: ``Name``, ``Revision``, ``WeightsHash``, ``DType`` and more.
-    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision"}
+    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision", "speech", "audio"}
         What it reads and whether it generates.
     processor : object or None
-        What turns images, or images and text, into inputs.
+        What turns images, images and text, or sounds into inputs.
     """
 
     name: str
@@ -67,11 +69,21 @@ class LoadedModel:
         """Most tokens that the model can read, where its config says so."""
         config = self.module.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_target_positions"):
             length = getattr(config, name, None) or 0
-            if self.kind != "vision" and length > 0:  # XLNet's -1 is no limit
+            if self.tokenizer is not None and length > 0:  # XLNet's -1 is no limit
                 return int(length)
         return None
+
+    @property
+    def medium(self) -> str:
+        """What it can be shown beside text, of `llm2nifti.media.MEDIA`, or ``""``."""
+        return READS.get(self.kind, "")
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether an encoder reads and a decoder generates."""
+        return self.kind in ("seq2seq", "speech")
 
     def modes(self) -> tuple[Mode, ...]:
         """Ways of looking: every model reads, not every one generates."""
@@ -86,7 +98,7 @@ class LoadedModel:
         stacks = self.anatomy.stacks
         if mode == "generate":
             return stacks[-1:]
-        if self.kind == "seq2seq":
+        if self.has_decoder:
             return stacks[:1]
         return stacks[-1:] if self.kind == "imagetext" and not has_image else stacks
 
@@ -156,6 +168,8 @@ class LoadedModel:
 
     def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
         """Token ids of each text; special tokens are added only to bare prompts."""
+        if self.medium and self.kind != "imagetext":
+            raise ModelError(f"{self.name} reads {MEDIA[self.medium]} only, no text")
         encoded = self.tokenizer(list(texts), add_special_tokens=not rendered)
         return [list(ids) for ids in encoded["input_ids"]]
 
@@ -174,20 +188,79 @@ class LoadedModel:
         else:
             batch = {"images": [[image] for image in images], "text": list(texts or [])}
             inputs = self.processor(**batch, padding=True, padding_side="left", return_tensors="pt")
+        return self._moved(inputs)
+
+    def sound_inputs(self, samples: NDArray[np.float32]) -> dict[str, Any]:
+        """Inputs of one sound of the processor's rate; the processor pads where it always does."""
+        rate = self.processor.sampling_rate
+        return self._moved(self.processor(samples, sampling_rate=rate, return_tensors="pt"))
+
+    @property
+    def longest_sound(self) -> int | None:
+        """Most samples that the processor keeps: it would cut the rest away without a word."""
+        longest = getattr(self.processor, "n_samples", None)  # Whisper's
+        n_frames = getattr(self.processor, "max_length", None)  # of 10 ms, of spectrogram models
+        if longest is None and n_frames:
+            longest = n_frames * self.processor.sampling_rate // 100
+        return longest
+
+    def n_tokens_of(self, samples: NDArray[np.float32]) -> int:
+        """Tokens that the encoder makes of a sound, without padding; below 1 if it is too short."""
+        count = getattr(self.module, "_get_feat_extract_output_lengths", None)
+        if count is None:
+            return self.stacks("read")[0].shape[1]
+        rate = self.processor.sampling_rate
+        options = {"return_attention_mask": True, "return_tensors": "np"}
+        mask = self.processor(samples, sampling_rate=rate, **options).get("attention_mask")
+        n_steps = len(samples) if mask is None else int(mask.sum())
+        return int(count(torch.tensor(n_steps)))
+
+    def _moved(self, inputs: Any) -> dict[str, Any]:
+        """Inputs on the model's device, in its type."""
         floating = {"device": self.device, "dtype": self.module.dtype}
         return {
             name: value.to(**floating) if value.is_floating_point() else value.to(self.device)
             for name, value in inputs.items()
         }
 
+    def decoder_start(self) -> list[int]:
+        """Tokens that a decoder begins with: of Whisper, also language, task and no time stamps.
+
+        Language and task are those of the model's ``generation_config.json``, else English
+        transcription.
+        """
+        own, config = self.module.generation_config, self.module.config
+        starts = [getattr(owner, "decoder_start_token_id", None) for owner in (own, config)]
+        fills = [self.tokenizer.pad_token_id, self.tokenizer.eos_token_id]
+        tokens = [next((token for token in (*starts, *fills) if token is not None), 0)]
+        for table, name, otherwise in (
+            ("lang_to_id", "language", "en"),
+            ("task_to_id", "task", "transcribe"),
+        ):
+            ids = getattr(own, table, None) or {}
+            word = getattr(own, name, None) or otherwise
+            if ids and word not in ids:
+                word = f"<|{word}|>"
+            if ids and word not in ids:
+                raise ModelError(f"{self.name} has no {name} {word!r}; use one of {', '.join(ids)}")
+            tokens += [ids[word]] if ids else []
+        silent = getattr(own, "no_timestamps_token_id", None)
+        return [int(token) for token in (*tokens, silent) if token is not None]
+
     def probe_passes(self) -> list[probing.Pass]:
         """Probe passes over something that the model reads; each returns the model's output."""
-        if self.kind not in ("vision", "imagetext"):
+        if not self.medium:
             return probing.text_passes(self.module)
+        random = np.random.default_rng(0)
+        # Through the processor: what it makes of an image need not have the size in the config.
+        if self.medium == "audio":
+            noise = random.normal(scale=0.1, size=(2, self.processor.sampling_rate // 2))
+            sounds = [self.sound_inputs(samples.astype(np.float32)) for samples in noise]
+            inputs = {name: torch.cat([sound[name] for sound in sounds]) for name in sounds[0]}
+            return probing.input_passes(self.module, inputs)
         from PIL import Image
 
-        # Through the processor: what it makes of an image need not have the size in the config.
         texts = None if self.kind == "vision" else self.render(["a", "a"], has_image=True)
-        pixels = np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
+        pixels = random.integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
         images = [Image.fromarray(image) for image in pixels]
         return probing.input_passes(self.module, self.image_inputs(images, texts))

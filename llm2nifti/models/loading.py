@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,11 @@ KINDS = {
     "imagetext": "AutoModelForImageTextToText",
     "encoder": "AutoModel",
     "vision": "AutoModel",
+    "speech": "AutoModelForSpeechSeq2Seq",
+    "audio": "AutoModel",
 }
+# Medium that a kind reads, of `llm2nifti.media.MEDIA`; the others read text alone.
+READS = {"imagetext": "image", "vision": "image", "speech": "audio", "audio": "audio"}
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
         config = transformers.AutoConfig.from_pretrained(source.name, **source.options)
         kind = kind_of(config)
         auto = getattr(transformers, KINDS[kind])
-        processor = _processor(source) if kind in ("imagetext", "vision") else None
-        tokenizer = None if kind == "vision" else getattr(processor, "tokenizer", None)
-        if tokenizer is None and kind != "vision":
+        processor = _processor(source, kind) if kind in READS else None
+        has_text = kind not in ("vision", "audio")
+        tokenizer = getattr(processor, "tokenizer", None) if has_text else None
+        if tokenizer is None and has_text:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
         if seed is None:
             extra: dict[str, Any] = {} if source.gguf_file else {"use_safetensors": True}
@@ -98,6 +103,10 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
             torch.manual_seed(seed)
             trust = {"trust_remote_code": source.trust_remote_code}
             module = auto.from_config(config, dtype=dtype, **trust)
+        if kind == "speech":  # it says what the decoder begins with
+            with suppress(OSError):
+                own = transformers.GenerationConfig.from_pretrained(source.name, **source.options)
+                module.generation_config = own
         return Loaded(kind, module, tokenizer, processor)
 
 
@@ -106,7 +115,7 @@ def kind_of(config: Any) -> str:
 
     Returns
     -------
-    {"causal", "seq2seq", "imagetext", "encoder", "vision"}
+    {"causal", "seq2seq", "imagetext", "encoder", "vision", "speech", "audio"}
     """
     from transformers.models.auto import modeling_auto as auto
 
@@ -116,7 +125,11 @@ def kind_of(config: Any) -> str:
     if has(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) and hasattr(config, "vision_config"):
         return "imagetext"
     if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq"
+        return "speech" if has(auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES) else "seq2seq"
+    if has(auto.MODEL_FOR_CTC_MAPPING_NAMES) or has(
+        auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+    ):
+        return "audio"
     names = getattr(config, "architectures", None) or []
     is_masked = has(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # BERT has a causal class, too
     is_causal = has(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or "AutoModelForCausalLM" in (
@@ -130,10 +143,12 @@ def kind_of(config: Any) -> str:
     return "encoder"
 
 
-def _processor(source: Source) -> Any:
-    """Processor of images, or of images and text; torchvision is not needed."""
+def _processor(source: Source, kind: str) -> Any:
+    """Processor of sounds, of images, or of images and text; torchvision is not needed."""
     import transformers
 
+    if READS[kind] == "audio":
+        return transformers.AutoFeatureExtractor.from_pretrained(source.name, **source.options)
     return transformers.AutoProcessor.from_pretrained(source.name, backend="pil", **source.options)
 
 

@@ -88,14 +88,17 @@ def run(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> Probe:
 
 
 def text_passes(model: nn.Module) -> list[Pass]:
-    """Passes over fixed tokens: one, or for an encoder and its decoder one each."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    device = next(model.parameters()).device
-    inputs = {"input_ids": _tokens(N_TOKENS, vocabulary, device)}
+    """Passes over fixed tokens."""
+    inputs = {"input_ids": _tokens(N_TOKENS, model)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return input_passes(model, inputs)
+
+
+def input_passes(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Pass]:
+    """Passes over given inputs: one, or for an encoder and its decoder one each."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return [lambda: model(**inputs)]
-    targets = _tokens(N_TARGETS, vocabulary, device)
+    targets = _tokens(N_TARGETS, model)
     encoder: Any = model.get_encoder()  # type: ignore[operator]
     with evaluating(model):
         read = encoder(**inputs)
@@ -105,15 +108,11 @@ def text_passes(model: nn.Module) -> list[Pass]:
     ]
 
 
-def input_passes(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Pass]:
-    """One pass over given inputs, for models that read images."""
-    return [lambda: model(**inputs)]
-
-
-def _tokens(n_tokens: int, vocabulary: int, device: torch.device) -> torch.Tensor:
+def _tokens(n_tokens: int, model: nn.Module) -> torch.Tensor:
     """(N_TRIALS, n_tokens) fixed token ids."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.arange(N_TRIALS * n_tokens).reshape(N_TRIALS, n_tokens) * 7 % vocabulary
-    return ids.to(device)
+    return ids.to(next(model.parameters()).device)
 
 
 def _block_sizes(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> set[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llm2nifti import plotting
+from llm2nifti.report.section import read_json
 from llm2nifti.report.wording import interval, number, percent
 
 NUMBERS = "detection.json"
@@ -15,8 +15,7 @@ _NAMES = {"network": "network", "probe": "linear probe", "words": "bag of words"
 
 def read_detection(folder: Path) -> dict[str, Any]:
     """Numbers of ``llm2nifti detect``; empty where it was not run."""
-    path = folder / NUMBERS
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return read_json(folder / NUMBERS) or {}
 
 
 def methods(found: dict[str, Any], comparison: str) -> dict[str, list[dict[str, float]]]:

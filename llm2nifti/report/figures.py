@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from llm2nifti import glm, plotting
+from llm2nifti.bids.files import write_bytes
 from llm2nifti.report import detection, findings
 from llm2nifti.report.source import Source, TaskMap
 from llm2nifti.report.wording import count, height_control, number, percent, plural
@@ -89,7 +91,6 @@ def draw(
         By the stem of the file.
     """
     folder = source.folder / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     plots = [*_design_plots(source), *_brain_plots(source)]
     for task_map in maps.values():
         plots += _task_plots(source, task_map)
@@ -98,16 +99,20 @@ def draw(
     plots += [Plot(*parts) for parts in detection.plots(detection.read_detection(source.folder))]
     plots += more
     return {
-        plot.stem: _save(plot, folder)
+        plot.stem: _save(plot, folder, source.root)
         for plot in tqdm(plots, desc="figures", unit="figure", disable=quiet or None)
     }
 
 
-def _save(plot: Plot, folder: Path) -> Figure:
+def _save(plot: Plot, folder: Path, root: Path) -> Figure:
     """Draw, write and embed one figure."""
     figure: Any = plot.draw().figure
     width, height = (round(_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
-    png, svg = (path.read_bytes() for path in plotting.save(figure, folder / plot.stem))
+    with TemporaryDirectory() as scratch:
+        paths = plotting.save(figure, Path(scratch) / plot.stem)
+        png, svg = (path.read_bytes() for path in paths)
+    for path, content in zip(paths, (png, svg), strict=True):
+        write_bytes(folder / path.name, root, content)
     if len(svg) <= max(_LARGEST_SVG, len(png)):
         kind, content = "svg+xml", svg
     else:

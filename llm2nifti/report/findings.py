@@ -12,6 +12,7 @@ from llm2nifti import networks
 from llm2nifti.report.wording import (
     NONE,
     count,
+    height_control,
     interval,
     listing,
     number,
@@ -33,7 +34,7 @@ _WITHOUT = "_without_randomstrings"
 
 
 def result_rows(summary: Summary) -> list[Row]:
-    """One row a task: size of its network, repeatability, identification."""
+    """One row a task: size and rule of its network, repeatability, identification."""
     similarity = summary.get("similarity", {})
     named = summary.get("identification", {}).get("trials", {})
     rows = []
@@ -41,6 +42,7 @@ def result_rows(summary: Summary) -> list[Row]:
         row = {
             "task": task,
             "active": f"{count(numbers['n_active'])} ({percent(numbers['share_active'])})",
+            "rule": height_control(numbers["threshold"]),
             "below_05": percent(numbers["share_below_05"]),
             "repeatability": NONE,
             "named": NONE,

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llm2nifti import bids
-from llm2nifti.report.page import PAGE, render
+from llm2nifti.bids.paths import REPORT
+from llm2nifti.report.page import render
 from llm2nifti.report.source import read_summary
-from llm2nifti.report.wording import NONE, number, percent
+from llm2nifti.report.wording import NONE, height_control, number, percent
 
 _NEEDED = ("sessions", "versions")
 
@@ -43,7 +44,7 @@ def write_overview(root: Path | str) -> Path:
         pairs=[_pair(pair) for pair in summary.get("between_sessions", [])],
         versions=summary["versions"],
     )
-    path = folder / PAGE
+    path = folder / REPORT
     bids.write_text(path, root, text)
     return path
 
@@ -54,9 +55,10 @@ def _row(session: Mapping[str, Any], tasks: list[str]) -> dict[str, Any]:
     figures = {name: number(session[name]) for name in ("same_task_r", "cross_task_r")}
     shares = ("trials_right", "chance", "null_below_05", "pseudo_below_05")
     return {
-        "link": f"{session['folder']}/{PAGE}",
+        "link": f"{session['folder']}/{REPORT}",
         "session": session["session"] or NONE,
         **{name: session[name] for name in names},
+        "rules": "; ".join(height_control(rule) for rule in session["rules"]),
         "active": [percent(session["active"].get(task)) for task in tasks],
         **figures,
         **{name: percent(session[name]) for name in shares},

@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 
 from llm2nifti import bids, glm, plotting
+from llm2nifti.bids.paths import REPORT
 from llm2nifti.report import detection, findings, wording
 from llm2nifti.report.figures import Figure, draw, threshold_words
 from llm2nifti.report.lesions import lesion_section, steer_section
@@ -20,7 +21,6 @@ from llm2nifti.report.section import Section
 from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
 from llm2nifti.report.training import training_section
 
-PAGE = "report.html"
 _PAGE_BYTES = 14_000_000  # of figures and viewers, so that the page stays below 15 MB
 _VIEWER_BYTES = 8_000_000  # of all viewers together
 _N_EXAMPLES = 2  # prompts of each condition
@@ -65,7 +65,7 @@ def write(
     sections = _later_sections(source)
     plots = [plot for section in sections for plot in section.plots]
     figures = draw(source, maps, more=plots, quiet=quiet)
-    path = source.folder / PAGE
+    path = source.folder / REPORT
     bids.write_text(path, source.root, _render(source, maps, figures, sections))
     return path
 

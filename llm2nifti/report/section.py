@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm2nifti import bids
 from llm2nifti.report.figures import Plot
-from llm2nifti.report.source import ReportError
 
 Column = tuple[str, str, bool]  # key of a row's dictionary, heading, whether it is a number
 
@@ -47,10 +46,5 @@ class Section:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Results of a later step, or None where it was not done; ReportError if they can't be read."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ReportError(f"{path} cannot be read ({error}); do that step again") from None
+    """Results of a later step, or None where it was not done."""
+    return bids.read_json(path) if path.exists() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +134,7 @@ def read_summary(folder: Path, root: Path, *, needed: Sequence[str]) -> dict[str
     path = folder / bids.SUMMARY.name
     if not path.exists():
         raise ReportError(f"{path} is missing, so there is nothing to report; {_advice(root)}")
-    try:
-        summary = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ReportError(f"{path} cannot be read ({error}); {_advice(root)}") from None
+    summary = bids.read_json(path)
     missing = [key for key in needed if not summary.get(key)]
     if missing:
         raise ReportError(f"{path} has no {missing[0]!r}; {_advice(root)}")
@@ -156,7 +152,8 @@ def read_task_map(source: Source, task: str) -> TaskMap:
     brain = source.brain
     t_img = _load(paths.stat_map("t"), source.root)
     t = np.asarray(geometry.from_img(brain, t_img), float)
-    active = geometry.from_img(brain, _load(paths.network(), source.root)) > 0
+    desc = source.summary["tasks"][task].get("network", "network")
+    active = geometry.from_img(brain, _load(paths.network(desc=desc), source.root)) > 0
     best = int(np.abs(t).argmax())
     return TaskMap(
         task=task,
@@ -172,4 +169,4 @@ def _load(path: Path, root: Path) -> nib.Nifti1Image:
     """Image of the analysis."""
     if not path.exists():
         raise ReportError(f"{path} is missing; run: llm2nifti run {root}")
-    return nib.load(path)
+    return bids.read_img(path)

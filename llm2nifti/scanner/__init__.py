@@ -86,7 +86,7 @@ def scan(
         "info": info,
         "space": brain.space,
         "rendered": stimuli.rendered,
-        "images": [path.name for path in stimuli.images],
+        "images": [path.name for path in stimuli.files],
         "replay": None if replay is None else [list(map(int, tokens)) for tokens in replay],
     }
     temporary = None
@@ -126,7 +126,7 @@ def _sites(model: LoadedModel, settings: Settings, stimuli: Stimuli) -> tuple[Si
     """Sites of the stacks that see these stimuli."""
     mode = settings.mode_for(model)
     return model.sites(
-        settings.sites, mode=mode, fused_qkv=settings.fused_qkv, has_image=bool(stimuli.images)
+        settings.sites, mode=mode, fused_qkv=settings.fused_qkv, has_image=bool(stimuli.files)
     )
 
 

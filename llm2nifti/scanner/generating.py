@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any, cast
 
@@ -26,10 +27,10 @@ from llm2nifti.scanner.stimulus import Stimuli
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Inputs of one batch, ready for the model."""
+    """Inputs of one batch, ready for the model; the ids are those that the decoder gets."""
 
     ids: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor | None
     extra: dict[str, Any]
     stim_ids: Sequence[str]
 
@@ -103,10 +104,8 @@ class Generator:
     def _prepare(self, trials: slice) -> _Batch:
         """Inputs of a batch; what can be read ahead of generation is read here."""
         stim_ids = self.stimuli.stim_ids[trials]
-        if self.stimuli.images:
-            rows = range(*trials.indices(len(self.stimuli.images)))
-            inputs = self.stimuli.image_inputs(self.model, rows)
-            return _Batch(inputs.pop("input_ids"), inputs.pop("attention_mask"), inputs, stim_ids)
+        if self.stimuli.files:
+            return self._prepare_files(trials)
         encoded, fill = self.stimuli.encoded[trials], self.stimuli.fill
         if self.reads_ahead:
             prompts = prefill.read_ahead(self.model, encoded, fill, room=self.stimuli.n_frames)
@@ -120,7 +119,24 @@ class Generator:
         if self.model.kind == "seq2seq":  # ahead of the hooks: the encoder's pass is no frame
             read = self.model.module.get_encoder()(input_ids=ids, attention_mask=mask)
             extra = {"encoder_outputs": read}
+            ids = torch.tensor([self.model.decoder_start()] * len(ids), device=device)
         return _Batch(ids, mask, extra, stim_ids)
+
+    def _prepare_files(self, trials: slice) -> _Batch:
+        """Inputs of a batch of images with their text, or of sounds that an encoder has read."""
+        stim_ids = self.stimuli.stim_ids[trials]
+        batches = list(self.stimuli.batches(self.model, trials))
+        if len(batches) > 1:
+            raise ScanError(
+                f"{self.model.name} makes inputs of different shapes of these files, so they "
+                "cannot be recorded together; use --batch-size 1"
+            )
+        inputs = batches[0][1]
+        if not self.model.has_decoder:
+            return _Batch(inputs.pop("input_ids"), inputs.pop("attention_mask"), inputs, stim_ids)
+        start = torch.tensor(self.stimuli.encoded[trials], device=self.model.device)
+        read = self.model.module.get_encoder()(**inputs)
+        return _Batch(start, inputs.get("attention_mask"), {"encoder_outputs": read}, stim_ids)
 
     def _rows(self, step: int, n_trials: int) -> slice:
         """Rows of the recording that one frame of all trials fills."""
@@ -132,6 +148,8 @@ class Generator:
         self, batch: _Batch, sink: Sink, norms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Generate tokens with hooks on; (n_trials, n_frames) ids and their logits."""
+        from transformers import GenerationMixin
+
         n_trials, n_frames = norms.shape
         step = -1
 
@@ -149,12 +167,14 @@ class Generator:
         module = self.model.module
         config = self._config()  # before the model's own is put aside: it names the end token
         inputs = {"attention_mask": batch.mask, **batch.extra}
-        if self.model.kind != "seq2seq":
-            inputs["input_ids"] = batch.ids
+        inputs["decoder_input_ids" if self.model.has_decoder else "input_ids"] = batch.ids
+        generate = module.generate
+        if self.model.kind == "speech":  # Whisper's own makes passes in between, and cuts up sounds
+            generate = partial(GenerationMixin.generate, module)
         counter = module.register_forward_pre_hook(next_step)
         try:
             with listening(self.model, self.brain, self.stream, store), plain_decoding(module):
-                result = module.generate(
+                result = generate(
                     **inputs,
                     generation_config=config,
                     logits_processor=self._samplers(batch.stim_ids),
@@ -168,25 +188,17 @@ class Generator:
         from transformers import GenerationConfig
 
         n_frames = self.stimuli.n_frames
-        own = self.model.module.generation_config
+        own, has_decoder = self.model.module.generation_config, self.model.has_decoder
         return GenerationConfig(
             max_new_tokens=n_frames,
             min_new_tokens=n_frames,
             do_sample=False,
             pad_token_id=self.stimuli.fill,
             eos_token_id=own.eos_token_id,
-            decoder_start_token_id=self._start() if self.model.kind == "seq2seq" else None,
+            decoder_start_token_id=self.model.decoder_start()[0] if has_decoder else None,
             return_dict_in_generate=True,
             output_logits=True,
         )
-
-    def _start(self) -> int:
-        """Token that a decoder begins with."""
-        for owner in (self.model.module.generation_config, self.model.module.config):
-            token = getattr(owner, "decoder_start_token_id", None)
-            if token is not None:
-                return int(token)
-        return self.stimuli.fill
 
     def _samplers(self, stim_ids: Sequence[str]) -> list[OwnGenerators]:
         """Sampling with one generator a trial, or nothing for greedy decoding."""
@@ -217,19 +229,18 @@ class Generator:
         given = tokens[:, :-1]
         inputs = dict(batch.extra)
         accepted = signature(self.model.module.forward).parameters
-        if self.model.kind == "seq2seq":
-            start = torch.full_like(tokens[:, :1], self._start())
+        if self.model.has_decoder:
             inputs |= {"attention_mask": batch.mask, "use_cache": False}
-            return inputs | {"decoder_input_ids": torch.cat([start, given], dim=1)}
+            return inputs | {"decoder_input_ids": torch.cat([batch.ids, given], dim=1)}
         cache = inputs.get("past_key_values")
         n_read = 0 if cache is None else cache.get_seq_length()
-        mask = torch.cat([batch.mask, torch.ones_like(given)], dim=1)
+        mask = torch.cat([cast(torch.Tensor, batch.mask), torch.ones_like(given)], dim=1)
         inputs["input_ids"] = torch.cat([batch.ids, given], dim=1)[:, n_read:]
         inputs |= {"attention_mask": mask, "use_cache": cache is not None}
         if "token_type_ids" in inputs:  # what follows an image is text
             more = torch.zeros_like(given, dtype=inputs["token_type_ids"].dtype)
             inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], more], dim=1)
-        if "position_ids" in accepted and not self.stimuli.images:
+        if "position_ids" in accepted and not self.stimuli.files:
             inputs["position_ids"] = prefill.positions(mask)[:, n_read:]
         if "logits_to_keep" in accepted:
             inputs["logits_to_keep"] = tokens.shape[1]

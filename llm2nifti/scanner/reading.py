@@ -7,6 +7,7 @@ only this, and it takes one forward pass where generation takes one a token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -20,7 +21,7 @@ from llm2nifti.scanner import prefill
 from llm2nifti.scanner.generating import measure
 from llm2nifti.scanner.settings import ScanError, Settings
 from llm2nifti.scanner.sink import Sink, listening
-from llm2nifti.scanner.stimulus import Stimuli
+from llm2nifti.scanner.stimulus import Positions, Stimuli
 
 Rows = list[dict[str, Any]]
 
@@ -54,38 +55,44 @@ class Reader:
         """Record some trials into `out` (n_volumes, n_units); return their metadata."""
         sink = Sink(self.model, self.brain, out)
         with torch.no_grad():
-            rows = self._read_images(trials, sink) if self.stimuli.images else []
-            if not self.stimuli.images:
-                rows = self._read_texts(trials, sink)
+            rows = (self._read_files if self.stimuli.files else self._read_texts)(trials, sink)
         sink.finish()
         return rows
 
-    def _read_images(self, trials: slice, sink: Sink) -> Rows:
-        """Read images, with their text where the model reads text."""
-        batch = range(*trials.indices(len(self.stimuli.images)))
-        # Some models cut large images into tiles; a batch has to have as many of each image.
-        groups = [list(batch)]
-        if self.model.kind == "imagetext":
-            groups = self.stimuli.by_image_size(batch)
-        for group in groups:
-            whole = len(group) == len(batch)  # only then may a trial have several frames
-            into = slice(None) if whole else torch.tensor(group) - batch.start
-            self._read_alike(group, into, sink)
-        return [_empty_row() for _ in batch]
+    def _read_files(self, trials: slice, sink: Sink) -> Rows:
+        """Read images or sounds, with their text where the model reads text."""
+        frames = self.stimuli.frames[trials]
+        first = np.cumsum([0, *map(len, frames)])
+        for group, inputs in self.stimuli.batches(self.model, trials):
+            into = torch.cat([torch.arange(first[i], first[i + 1]) for i in group])
+            self._read_alike([frames[i] for i in group], inputs, into, sink)
+        return [_empty_row() for _ in frames]
 
-    def _read_alike(self, trials: list[int], into: slice | torch.Tensor, sink: Sink) -> None:
-        """Read images of one size into rows of the batch."""
-        frames = [self.stimuli.frames[trial] for trial in trials]
-        inputs = self.stimuli.image_inputs(self.model, trials)
+    def _read_alike(
+        self, frames: list[list[Positions]], inputs: dict[str, Any], into: torch.Tensor, sink: Sink
+    ) -> None:
+        """Read files that give inputs of one shape into rows of the batch."""
         mask = inputs.get("attention_mask")
+
+        @cache
+        def pool(length: int) -> Pool:
+            longest = max(positions[-1] for some in frames for positions in some) + 1
+            if longest > length:
+                raise ScanError(f"a sound has {length} tokens where {longest} were expected")
+            return Pool(frames, length, self.model.device)
 
         def store(point: Point, tensor: torch.Tensor) -> None:
             values = tensor.reshape(len(frames), -1, tensor.shape[-1])
-            rows = into if isinstance(into, slice) else into.to(values.device)
-            sink.put(point, rows, self._of_images(values, mask, frames))
+            if self.model.medium == "image":
+                values = self._of_images(values, mask, frames)
+            else:
+                values = pool(values.shape[1])(values.flatten(0, 1))
+            sink.put(point, into.to(values.device), values)
 
+        module = self.model.module
+        run = module.get_encoder() if self.model.has_decoder else module
         with listening(self.model, self.brain, self.stream, store):
-            self.model.module(**inputs)
+            run(**inputs)
 
     @staticmethod
     def _of_images(
@@ -99,7 +106,7 @@ class Reader:
                     "use --frames trial or last"
                 )
             return values.flatten(0, 1)
-        if frames[0] == [[-1]]:
+        if len(frames[0][0]) == 1:
             return values[:, -1]
         if mask is None or mask.shape[1] != values.shape[1]:
             return values.float().mean(dim=1)
@@ -151,7 +158,7 @@ class Reader:
     def _trunk(self) -> Any:
         """What is run: without the head, where neither its logits nor its units are needed."""
         module = self.model.module
-        if self.model.kind == "seq2seq":
+        if self.model.has_decoder:
             return module.get_encoder()
         if self.model.kind == "encoder" or self.has_logits:
             return module

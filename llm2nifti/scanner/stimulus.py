@@ -1,13 +1,17 @@
-"""What does the model get to see? Prompts as tokens, images as pixels; and what is a frame?"""
+"""What is the model shown? Prompts as tokens, images as pixels, sounds; and what is a frame?"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
+
+from llm2nifti.media import MEDIA, listed, medium_of, problems, read_image, read_sound, resampled
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner.settings import ScanError, Settings
@@ -28,13 +32,13 @@ class Stimuli:
     prompts, rendered : list of str
         Bare text, and text with the chat template applied.
     encoded : list of list of int
-        Token ids; empty where there are images.
+        Token ids; of sounds, those that the decoder begins with; empty where there are images.
     fill : int
         Padding token.
     is_chat : bool
         Whether the chat template was applied.
-    images : list of Path
-        One a trial, or none.
+    files : list of Path
+        Images or sounds, one a trial, or none.
     frames : list of list of Positions
         In mode ``read``: the positions that make up each frame of each trial.
     """
@@ -46,29 +50,47 @@ class Stimuli:
     encoded: list[list[int]]
     fill: int
     is_chat: bool
-    images: list[Path]
+    files: list[Path]
     frames: list[list[Positions]]
 
-    def image_inputs(self, model: LoadedModel, trials: Iterable[int]) -> dict[str, Any]:
-        """Inputs of a batch of images with their text."""
-        from PIL import Image
+    def batches(
+        self, model: LoadedModel, trials: slice
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Inputs of files, together where they have one shape; with the numbers of their trials.
 
-        images, texts = [], []
-        for trial in trials:
-            texts.append(self.rendered[trial])
-            with Image.open(self.images[trial]) as image:
-                images.append(image.convert("RGB"))
-        return model.image_inputs(images, texts)
-
-    def by_image_size(self, trials: Iterable[int]) -> list[list[int]]:
-        """Trials in groups whose images have one size."""
-        from PIL import Image
-
+        Numbers count from the first trial of the slice. Nothing is padded: what a model makes of a
+        file must not depend on the others of its batch.
+        """
+        files = self.files[trials]
+        if model.medium == "audio":
+            yield from _alike([sound_inputs(model, file) for file in files])
+            return
+        images, texts = [read_image(file) for file in files], self.rendered[trials]
         groups: dict[tuple[int, int], list[int]] = {}
-        for trial in trials:
-            with Image.open(self.images[trial]) as image:
-                groups.setdefault(image.size, []).append(trial)
-        return list(groups.values())
+        for i, image in enumerate(images):
+            # Some models of images and text cut large images into tiles, others see one size.
+            groups.setdefault(image.size if model.kind == "imagetext" else (0, 0), []).append(i)
+        for group in groups.values():
+            yield (
+                group,
+                model.image_inputs([images[i] for i in group], [texts[i] for i in group]),
+            )
+
+
+def sound_inputs(model: LoadedModel, file: Path) -> dict[str, Any]:
+    """Inputs of one sound."""
+    rate, samples = read_sound(file)
+    return model.sound_inputs(resampled(samples, rate, model.processor.sampling_rate))
+
+
+def _alike(inputs: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Batches of inputs that have one shape."""
+    groups: dict[tuple, list[int]] = {}
+    for i, one in enumerate(inputs):
+        groups.setdefault(tuple(value.shape for value in one.values()), []).append(i)
+    for group in groups.values():
+        names = inputs[group[0]]
+        yield group, {name: torch.cat([inputs[i][name] for i in group]) for name in names}
 
 
 def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimuli:
@@ -81,20 +103,28 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     """
     trials = paradigm.trials
     prompts = list(trials["prompt"])
-    images = [Path(path) for path in trials["image"]] if "image" in trials else []
-    _check_kind(model, settings, has_image=bool(images))
+    medium = medium_of(trials)
+    files = [Path(path) for path in trials[medium]] if medium else []
+    _check_kind(model, settings, medium)
+    _check_files(trials, medium)
     rendered = prompts
     encoded: list[list[int]] = [[] for _ in prompts]
-    if model.kind != "vision":
-        rendered = model.render(prompts, settings.template, has_image=bool(images))
-    if not images:
+    if model.kind == "speech":
+        encoded = [model.decoder_start() for _ in prompts]
+        rendered = [model.tokenizer.decode(ids) for ids in encoded]
+    elif model.tokenizer is not None:
+        rendered = model.render(prompts, settings.template, has_image=bool(files))
+    if not files:
         encoded = model.encode(rendered, rendered=rendered != prompts)
+    if encoded[0]:
         _check_lengths(model, paradigm, encoded, generates=settings.mode == "generate")
+    lengths = sound_lengths(model, paradigm) if medium == "audio" else []
     frames: list[list[Positions]] = []
-    if settings.mode == "read":
-        frames = _image_frames(model, settings, len(images)) if images else []
-        if not images:
-            frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
+    if settings.mode == "read" and files:
+        n_tokens = lengths or [model.stacks("read")[0].shape[1]] * len(files)
+        frames = [_file_frames(settings.frames, n) for n in n_tokens]
+    elif settings.mode == "read":
+        frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
     _check_frames(paradigm, settings, frames)
     return Stimuli(
         n_frames=paradigm.n_frames,
@@ -103,8 +133,8 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         rendered=rendered,
         encoded=encoded,
         fill=fill_token(model),
-        is_chat=rendered != prompts and model.kind != "vision",
-        images=images,
+        is_chat=rendered != prompts and model.kind != "speech",
+        files=files,
         frames=frames,
     )
 
@@ -126,21 +156,59 @@ def fill_token(model: LoadedModel) -> int:
     return int(fill[0] if isinstance(fill, list) else fill)
 
 
-def _check_kind(model: LoadedModel, settings: Settings, *, has_image: bool) -> None:
-    """Raise if the model cannot see this kind of stimulus."""
-    if has_image and model.kind not in ("vision", "imagetext"):
-        raise ScanError(f"{model.name} reads no images; show it prompts, or use a vision model")
-    if not has_image and model.kind == "vision":
+def _check_kind(model: LoadedModel, settings: Settings, medium: str) -> None:
+    """Raise if the model cannot be shown this kind of stimulus."""
+    if medium and medium != model.medium:
+        use = "an audio" if medium == "audio" else "a vision"
         raise ScanError(
-            f"{model.name} reads images only; give --stimuli a TSV with the columns task and image"
+            f"{model.name} reads no {MEDIA[medium]}; show it prompts, or use {use} model"
         )
-    if has_image and settings.frames == "word":
-        raise ScanError("images have no words; use --frames trial, token or last")
-    reads_both = has_image and model.kind == "imagetext" and settings.mode == "read"
+    if not medium and model.medium and model.kind != "imagetext":
+        raise ScanError(
+            f"{model.name} reads {MEDIA[model.medium]} only; give --stimuli a TSV with the columns "
+            f"task and {model.medium}"
+        )
+    if medium and settings.frames == "word":
+        raise ScanError(f"{MEDIA[medium]} have no words; use --frames trial, token or last")
+    reads_both = medium and model.kind == "imagetext" and settings.mode == "read"
     if reads_both and settings.frames == "token":
         raise ScanError(
             "image and text have different numbers of tokens; use --frames trial or last"
         )
+
+
+def _check_files(trials: pd.DataFrame, medium: str) -> None:
+    """Raise if files cannot be shown: a table need not come from `llm2nifti.stimuli.load`."""
+    if medium:
+        bad = problems(dict(zip(trials["stim_id"], map(Path, trials[medium]), strict=True)), medium)
+        if bad:
+            raise ScanError(bad)
+
+
+def sound_lengths(model: LoadedModel, paradigm: Paradigm) -> list[int]:
+    """Tokens of each sound in the encoder, without what the processor pads it with.
+
+    Raises
+    ------
+    ScanError
+        If sounds are longer than what the processor keeps, or too short for a token: all are named.
+    """
+    wanted = model.processor.sampling_rate
+    lengths, bad = [], []
+    for stim_id, path in zip(paradigm.trials["stim_id"], paradigm.trials["audio"], strict=True):
+        rate, samples = read_sound(Path(path))
+        samples = resampled(samples, rate, wanted)
+        limit = model.longest_sound or len(samples)
+        lengths.append(model.n_tokens_of(samples) if len(samples) <= limit else 0)
+        if len(samples) > limit:
+            bad.append(f"{stim_id!r} lasts {len(samples) / wanted:.2f} s")
+        elif lengths[-1] < 1:
+            bad.append(f"{stim_id!r} is too short ({len(samples) / wanted:.3f} s)")
+    if bad:
+        longest = model.longest_sound
+        most = f". It reads at most {longest / wanted:g} s" if longest else ""
+        raise ScanError(f"{len(bad)} sounds do not fit {model.name}: {listed(bad)}{most}")
+    return lengths
 
 
 def _check_lengths(
@@ -170,12 +238,11 @@ def _check_frames(
             raise ScanError(f"prompt {stim_id!r} has no {settings.frames} to read")
 
 
-def _image_frames(model: LoadedModel, settings: Settings, n_trials: int) -> list[list[Positions]]:
-    """Frames of images: every patch alone, all together, or the last."""
-    n_tokens = model.stacks("read")[0].shape[1]
-    if settings.frames == "token":
-        return [[[i] for i in range(n_tokens)] for _ in range(n_trials)]
-    return [[[-1] if settings.frames == "last" else list(range(n_tokens))]] * n_trials
+def _file_frames(frames: str, n_tokens: int) -> list[Positions]:
+    """Frames of an image or sound: every patch or time step alone, all together, or the last."""
+    if frames == "token":
+        return [[i] for i in range(n_tokens)]
+    return [[n_tokens - 1] if frames == "last" else list(range(n_tokens))]
 
 
 def read_frames(

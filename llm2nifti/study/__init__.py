@@ -18,7 +18,7 @@ from llm2nifti.study.analysis import (
 )
 from llm2nifti.study.lock import StudyError, locked
 from llm2nifti.study.overview import compare_sessions
-from llm2nifti.study.sessions import analyse, analyse_all
+from llm2nifti.study.sessions import analyse, analyse_all, forget
 from llm2nifti.study.summary import (
     describe_dataset,
     networks_table,
@@ -44,6 +44,7 @@ __all__ = [
     "by_task",
     "compare_sessions",
     "describe_dataset",
+    "forget",
     "locked",
     "mapped",
     "networks_table",

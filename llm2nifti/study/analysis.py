@@ -73,6 +73,7 @@ def analyse_maps(
     """
     out = {}
     threshold = {**THRESHOLD, **threshold}
+    desc = _desc_of(threshold, frames)
     how: dict[str, Any] = {"frames": frames, "quiet": quiet, "mapper": mapper}
     tasks = by_task(runs)
     n_fits = len(tasks) + len(runs)
@@ -81,13 +82,24 @@ def analyse_maps(
             bar.set_description(f"glm {task}")
             single = [_fit(task, [run], threshold, how) for run in task_runs]
             for run, (maps, network) in zip(task_runs, single, strict=True):
-                _write_maps(run, maps, network, only_run=True, frames=frames)
+                _write_maps(run, maps, network, only_run=True, desc=desc)
                 bar.update()
             maps, network = _fit(task, task_runs, threshold, how)
-            _write_maps(task_runs[0], maps, network, only_run=False, frames=frames)
+            _write_maps(task_runs[0], maps, network, only_run=False, desc=desc)
             bar.update()
-            out[task] = _task_numbers(task_runs, maps, network, [s for s, _ in single])
+            numbers = _task_numbers(task_runs, maps, network, [s for s, _ in single])
+            out[task] = {**numbers, "network": desc}
     return out
+
+
+def _desc_of(threshold: dict[str, Any], frames: glm.Frames) -> str:
+    """Label of network masks: another rule has another name, so that none is overwritten."""
+    desc = "network" if frames == "trial" else "networktokens"
+    if threshold == THRESHOLD:
+        return desc
+    control = threshold["height_control"]
+    level = f"{threshold['top' if control == 'top' else 'alpha']:g}".replace(".", "p")
+    return bids.label(f"{desc}{control}{level}{'' if threshold['two_sided'] else 'onesided'}")
 
 
 def _fit(
@@ -137,17 +149,17 @@ def _task_numbers(
 
 
 def _write_maps(
-    run: Run, maps: glm.StatMaps, network: networks.Network, *, only_run: bool, frames: glm.Frames
+    run: Run, maps: glm.StatMaps, network: networks.Network, *, only_run: bool, desc: str
 ) -> None:
     """Write t, z and effect maps and the network mask, of one run or of all runs together."""
     root = run.paths.root
-    kind = "" if frames == "trial" else "tokens"
+    kind = "tokens" if maps.note else ""  # there is a note on tokens only
     for name, img in (("t", maps.t_img), ("z", maps.z_img), ("effect", maps.effect_img)):
         path = run.paths.stat_map(name + kind, only_run=only_run)
         bids.write_img(path, root, img)
         sidecar = {"Contrast": maps.name, "Statistic": name, "DegreesOfFreedom": maps.df}
         bids.write_json(_beside(path), root, {**sidecar, "Note": maps.note or "n/a"})
-    path = run.paths.network(only_run=only_run, desc="network" + kind)
+    path = run.paths.network(only_run=only_run, desc=desc)
     bids.write_img(path, root, network.mask_img())
     sidecar = {
         "Type": "ROI",

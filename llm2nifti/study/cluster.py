@@ -81,7 +81,7 @@ def connected(where: str, *, threads: int | None = None) -> Iterator[Workers]:
             raise ClusterError(f"no Dask scheduler answers at {where} ({reason})") from None
         workers = Workers(client, threads)
         try:
-            workers.begin(is_local=where.startswith(_LOCAL))
+            workers.begin()
             yield workers
         finally:
             workers.end()
@@ -116,14 +116,31 @@ def _cluster(where: str) -> Iterator[Any]:
         )
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=int(number),
-        threads_per_worker=1,
-        memory_limit=0,  # memory-mapped recordings count as memory, but can always be given back
-        dashboard_address=None,
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
+    with _interrupts_held():  # also for workers that are started later, in the cluster's threads
+        cluster = LocalCluster(
+            n_workers=int(number),
+            threads_per_worker=1,
+            memory_limit=0,  # memory-mapped recordings count, but can always be given back
+            dashboard_address="localhost:0",  # None is port 8787, and a warning where it is taken
+            silence_logs=logging.CRITICAL,
+        )
+    with cluster:
         yield cluster
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Leave Ctrl-C to this thread: threads and processes begun meanwhile never see it.
+
+    Ctrl-C reaches the whole group of processes, and the one that has the client sees to it.
+    """
+    mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
+    before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
+    try:
+        yield
+    finally:
+        if mask:
+            mask(signal.SIG_SETMASK, before)
 
 
 class Workers:
@@ -144,14 +161,12 @@ class Workers:
         self._futures: list[Any] = []
         self._numbers = count()
 
-    def begin(self, *, is_local: bool) -> None:
+    def begin(self) -> None:
         """Wait for the first worker and share out the cores."""
         try:
             self._client.wait_for_workers(1, timeout=_PATIENCE)
         except TimeoutError:
             raise ClusterError("the Dask scheduler has no worker; start some first") from None
-        if is_local:  # Ctrl-C reaches the whole group of processes, and this one sees to it
-            self._client.run(_ignore_interrupts)
         if self._threads is None:
             machines = list(self._client.run(_machine).values())
             n_workers = Counter(name for name, _ in machines)
@@ -273,11 +288,6 @@ def _own(token: str) -> ThisProcess:
 def _forget() -> None:
     """Drop the model."""
     _own.cache_clear()
-
-
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that has the client."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _machine() -> tuple[str, int]:

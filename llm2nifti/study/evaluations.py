@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, manifest
+from llm2nifti.recording import Lines
 from llm2nifti.study.lock import StudyError
 
 
@@ -32,20 +33,13 @@ class Evaluations:
 
     def __init__(self, path: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
         self.path = path
-        self._found: dict[str, Any] = {}
-        if overwrite:
-            path.unlink(missing_ok=True)
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) > 1:
-            _compare(path, json.loads(whole[0]), json.loads(json.dumps(settings)))
-        else:  # nothing would be lost
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = [json.dumps(settings) + "\n"]
-        if whole != lines:
-            path.write_text("".join(whole), "utf-8")
-        for line in whole[1:]:
-            self._found.update([json.loads(line)])
+        self._settings = json.loads(json.dumps(settings))
+        self._lines = Lines(path)
+        if overwrite or len(self._lines.contents) < 2:  # in the latter case nothing is lost
+            self._lines.clear()
+        else:
+            _compare(path, self._lines.contents[0], self._settings)
+        self._found: dict[str, Any] = dict(self._lines.contents[1:])
 
     def __contains__(self, key: str) -> bool:
         """Whether the result is there."""
@@ -61,9 +55,15 @@ class Evaluations:
 
     def add(self, key: str, result: Any) -> None:
         """Keep a result, on disk too."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, result]) + "\n")
+        settings = [] if self._lines.contents else [self._settings]
+        if settings:
+            manifest.record_journal(self.path)
+        self._lines.append(*settings, [key, result])
         self._found[key] = result
+
+    def finish(self) -> None:
+        """Forget what is now kept elsewhere."""
+        manifest.delete_journal(self.path)
 
 
 def hash_texts(runs: Sequence[Run]) -> str:

@@ -58,6 +58,17 @@ class Setup:
     recipe: Recipe = field(default_factory=Recipe)
     stimuli_path: str | None = None
 
+    def check(self) -> None:
+        """Raise StudyError unless every number makes sense."""
+        for name in ("n_seeds", "n_texts", "top"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise StudyError(f"{name} is {value}; it must be at least 1")
+        if not self.rates:
+            raise StudyError("rates is empty; give at least one learning rate")
+        for rate in self.rates:
+            replace(self.recipe, rate=rate).check()
+
     @property
     def step(self) -> float:
         """Mean ratio of neighbouring learning rates."""
@@ -93,9 +104,7 @@ class Experiment:
 
     def check(self) -> None:
         """Raise unless everything that is needed is there."""
-        for name in ("n_seeds", "n_texts"):
-            if getattr(self.setup, name) < 1:
-                raise StudyError(f"{name} is {getattr(self.setup, name)}; it must be at least 1")
+        self.setup.check()
         _ = self.modules["network"], self.training, self.held_out
 
     @cached_property

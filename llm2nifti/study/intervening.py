@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -121,7 +120,7 @@ def _earlier(path: Path) -> list[Condition]:
     if not path.exists():
         return []
     names = [field.name for field in fields(Condition)]
-    kept = json.loads(path.read_text("utf-8"))["conditions"]
+    kept = bids.read_json(path, {"conditions": list})["conditions"]
     values = [{name: condition[name] for name in names if name in condition} for condition in kept]
     return [Condition(**{**some, "sites": tuple(some["sites"])}) for some in values]
 

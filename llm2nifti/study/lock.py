@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llm2nifti import bids
+from llm2nifti.bids import manifest
 
 
 class StudyError(ValueError):
@@ -38,8 +39,13 @@ def locked(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # a full disk: the manifest is longer than it need be
+            manifest.settle(root)
+        # While it is held: who opened it before finds it gone and begins again, so that no two
+        # processes hold files of the same name.
+        with suppress(OSError):
+            (root / bids.WORK / "lock").unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
-            (root / bids.WORK / "lock").unlink(missing_ok=True)
             (root / bids.WORK).rmdir()
             root.rmdir()

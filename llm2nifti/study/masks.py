@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
-
 from llm2nifti import bids, networks
 from llm2nifti.bids import Run
 from llm2nifti.study.analysis import by_task
@@ -57,7 +55,7 @@ def image_network(runs: Sequence[Run], path: str | Path) -> networks.Network:
     Network
     """
     name = Path(path).name.removesuffix(".gz").removesuffix(".nii")
-    return networks.from_mask(runs[0].brain, nib.load(path), name=name)
+    return networks.from_mask(runs[0].brain, bids.read_img(Path(path)), name=name)
 
 
 def read_network(runs: Sequence[Run], name: str) -> networks.Network:
@@ -90,4 +88,4 @@ def read_network(runs: Sequence[Run], name: str) -> networks.Network:
         raise StudyError(
             f"task {name!r} has no network yet; make it with: llm2nifti glm {own.paths.root}"
         )
-    return networks.from_mask(own.brain, nib.load(path), name=own.task)
+    return networks.from_mask(own.brain, bids.read_img(Path(path)), name=own.task)

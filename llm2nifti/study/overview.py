@@ -7,7 +7,6 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,6 +73,7 @@ def _numbers(who: Who, summary: Mapping[str, Any]) -> dict[str, Any]:
         "seed": settings.get("seed", "n/a"),
         "temperature": settings.get("temperature", "n/a"),
         "active": {task: numbers["share_active"] for task, numbers in summary["tasks"].items()},
+        "rules": list(dict.fromkeys(n["threshold"] for n in summary["tasks"].values())),
         "same_task_r": similarity.get("same_task_r"),
         "cross_task_r": similarity.get("cross_task_r"),
         "trials_right": named.get("trials", {}).get("accuracy"),
@@ -103,7 +103,7 @@ def _maps(runs: Sequence[Run]) -> Maps:
     out = {}
     for run in runs:
         for number, only_run in ((run.run, True), (WHOLE, False)):
-            img = nib.load(run.paths.stat_map("t", only_run=only_run))
+            img = bids.read_img(run.paths.stat_map("t", only_run=only_run))
             out[run.task, number] = geometry.from_img(run.brain, img)
     return out
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from llm2nifti import bids, models, paradigm, stimuli
+from llm2nifti.bids import checking
+from llm2nifti.media import medium_of
 from llm2nifti.models import LoadedModel
+from llm2nifti.models.cache import sha256
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import Settings
 from llm2nifti.study.lock import StudyError
@@ -46,9 +49,9 @@ class Design:
     def stimuli_hash(self) -> str:
         """SHA-256 of the stimuli, so that an edited file is noticed."""
         table = stimuli.load(self.stimuli_path, split=self.split)
-        if stimuli.IMAGE in table:
-            images = [Path(name).read_bytes() for name in table[stimuli.IMAGE]]
-            table[stimuli.IMAGE] = [hashlib.sha256(data).hexdigest() for data in images]
+        medium = medium_of(table)
+        if medium:
+            table[medium] = [sha256(Path(name)) for name in table[medium]]
         return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
     def row_of(self, message: str) -> str:
@@ -63,14 +66,7 @@ class Design:
         """All runs."""
         table = stimuli.load(self.stimuli_path, split=self.split)
         found = [task for task in table["task"].unique() if task != stimuli.CONTROL]
-        labels: dict[str, str] = {}
-        for task in self.tasks or found:
-            if labels.setdefault(bids.label(task), task) != task:
-                raise StudyError(
-                    f"tasks {labels[bids.label(task)]!r} and {task!r} have the same BIDS label "
-                    f"{bids.label(task)!r}; rename one"
-                )
-        if stimuli.IMAGE in table:
+        if medium_of(table):
             bids.stimulus_names(table)  # for its checks
         return paradigm.experiment(
             self.tasks or found,
@@ -220,14 +216,14 @@ def keep_plans(root: Path, plans: Sequence[Plan]) -> None:
     """
     path = root / PLAN_FILE
     content = json.loads(json.dumps(_content(plans)))
-    is_begun = any(any((root / f).glob("sub-*")) for f in (bids.DERIVATIVES, bids.WORK))
+    is_begun = any((root / bids.WORK).glob("sub-*")) or checking.has_runs(root)
     if not path.exists() and is_begun:
         raise StudyError(
             f"{root} holds runs that were not made by llm2nifti scan or run, so their prompts "
             "could appear again; choose another folder, or --overwrite to start anew"
         )
     if is_begun:
-        kept = json.loads(path.read_text("utf-8"))
+        kept = bids.read_json(path, {"design": dict, "scans": dict})
         changed = _changes(_upgraded(kept), content)
         if changed:
             raise StudyError(
@@ -255,6 +251,44 @@ def _content(plans: Sequence[Plan]) -> dict[str, Any]:
         "compress": plans[0].compress,
         "scans": scans,
     }
+
+
+def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None) -> list[Plan]:
+    """Plans that a dataset keeps.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    model, stimuli : str, optional
+        Where the only model and the stimuli are; a plan keeps the names of local files alone.
+
+    Raises
+    ------
+    StudyError
+        If one of them is needed and not given.
+    """
+    path = root / PLAN_FILE
+    content = _upgraded(json.loads(path.read_text("utf-8")))
+    design = content["design"]
+    if design["stimuli_path"] and stimuli is None:
+        raise StudyError(f"{path} names stimuli {design['stimuli_path']}; give the file as stimuli")
+    design = Design(**{**design, "tasks": tuple(design["tasks"]), "stimuli_path": stimuli})
+    names = {kept["model"]["name"] for kept in content["scans"].values()}
+    if model and len(names) > 1:
+        raise StudyError(
+            f"{path} has several models ({', '.join(sorted(names))}); repeat the command that made "
+            "the dataset instead"
+        )
+    plans = []
+    for who, kept in content["scans"].items():
+        subject, _, session = who.removeprefix("sub-").partition("_ses-")
+        name = model or kept["model"]["name"]
+        choice = ModelChoice(**{**kept["model"], "name": name}, session=session)
+        if choice.label() != subject:
+            choice = replace(choice, subject=subject)
+        plans.append(Plan(choice, design, Settings(**kept["settings"]), content["compress"]))
+    return plans
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:

@@ -121,31 +121,29 @@ def prune(
         If the units own no weights, or the folder is there already.
     """
     choice.check()
-    surgery.check_free(out, overwrite=overwrite)
     whole = network_of(runs, choice)
-    surgery.to_remove(whole, keep=choice.keep)  # what cannot be done is said before long work
     settings = {
         "choice": _plain(choice),
         "units": hashlib.sha256(whole.signs.tobytes()).hexdigest(),
         "weights": model.source["WeightsHash"],
         "texts": hash_texts(runs),
     }
-    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-    kept = Evaluations(out.with_name(f".{out.name}-{digest}.jsonl"), settings)
-    record: dict[str, Any] = {"choice": _plain(choice)}
-    try:
-        record |= _evaluation(runs, model, choice, kept, quiet=quiet)
-    except BaseException:
-        if not len(kept):  # there is nothing to resume
-            kept.path.unlink()
-        raise
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    kept = Evaluations(out.with_name(f".{out.name}-{digest[:8]}.jsonl"), settings)
+    if len(kept) and surgery.read_record(out).get("made_from") == digest:  # stopped at the very end
+        kept.finish()
+        return {"folder": str(out), **surgery.read_record(out)}
+    surgery.check_free(out, overwrite=overwrite)
+    surgery.to_remove(whole, keep=choice.keep)  # what cannot be done is said before long work
+    record: dict[str, Any] = {"choice": _plain(choice), "made_from": digest}
+    record |= _evaluation(runs, model, choice, kept, quiet=quiet)
     pruned = surgery.prune(model, whole, keep=choice.keep)
     record["bytes_in_memory"] = [_n_bytes(model), _n_bytes(pruned.model)]
     if choice.n_pairs and model.kind == "causal":
         record["speed"] = surgery.compare_speed(model, pruned.model, n_pairs=choice.n_pairs)
     surgery.save(pruned, out, overwrite=overwrite, record=record)
-    kept.path.unlink()
-    return {"folder": str(out), **pruned.summary(), "bytes": surgery.weight_bytes(out), **record}
+    kept.finish()
+    return {"folder": str(out), **surgery.read_record(out)}
 
 
 def _plain(choice: Choice) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from llm2nifti import bids
+from llm2nifti.bids import checking
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import ScanError, Settings
@@ -75,11 +76,9 @@ class Job:
         return f"{'_'.join(who)}_task-{bids.label(self.design.task)}_run-{self.design.run}"
 
     def is_done(self, root: Path) -> bool:
-        """Whether the dataset has this run, complete."""
-        choice = self.plan.model
-        who = bids.folder_of(choice.label(untrained=self.untrained), choice.session)
-        folder = root / bids.DERIVATIVES / who / "func"
-        return any(folder.glob(f"{self.name}_space-*_desc-trial_bold.json"))
+        """Whether the dataset has this run, complete and undamaged."""
+        paths = checking.find_run(root, self.name)
+        return paths is not None and checking.is_intact(paths)
 
 
 class Crew(Protocol):

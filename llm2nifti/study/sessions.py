@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from llm2nifti import bids, glm
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, checking
+from llm2nifti.bids.paths import REPORT
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.study.analysis import (
     analyse_identification,
@@ -22,6 +23,7 @@ from llm2nifti.study.analysis import (
     analyse_similarity,
     by_task,
 )
+from llm2nifti.study.lock import locked
 from llm2nifti.study.overview import compare_sessions
 from llm2nifti.study.summary import Who, describe_dataset, read_summary, update_summary, versions
 
@@ -70,7 +72,9 @@ def analyse(
     parts["null"] = analyse_null(runs, n=n_null, quiet=quiet)
     parts["untrained"] = _analyse_untrained(root, who, quiet=quiet)
     parts["options"] = {"n_null": n_null}
-    missing = dict.fromkeys(("similarity", "identification", "sessions", "between_sessions"))
+    parts["made_from"] = made_from(root, who)
+    old = ("similarity", "identification", "sessions", "between_sessions", "reported")
+    missing = dict.fromkeys(old)
     return update_summary(root, who, **{**missing, **parts})
 
 
@@ -111,54 +115,102 @@ def analyse_all(
 
     Notes
     -----
-    One session is always analysed anew, several only where runs, options or versions changed.
+    A session is analysed anew only where its runs, files of the analysis, options or versions are
+    others than those of its summary, and reported anew where there are other results.
     """
     from llm2nifti import report
 
     sessions = bids.analysed(root)
+    how: dict[str, Any] = {"root": Path(root).resolve(), "n_null": n_null}
     if bids.analysis_folder(root, *sessions[0]) == Path(root) / bids.DERIVATIVES:
-        analyse(root, n_null=n_null, quiet=quiet, mapper=mapper)
-        return report.write(root, quiet=quiet)
-    todo = [who for who in sessions if not is_analysed(root, who, n_null=n_null)]
-    done = mapper(partial(analyse_session, root=Path(root).resolve(), n_null=n_null), todo)
+        return bring_up_to_date(sessions[0], **{**how, "root": root}, quiet=quiet, mapper=mapper)
+    todo = [who for who in sessions if not is_reported(root, who, n_null=n_null)]
+    done = mapper(partial(bring_up_to_date, **how), todo)
     for _ in tqdm(done, total=len(todo), desc="analyse", unit="session", disable=quiet or None):
         pass
     compare_sessions(root)
     return report.write_overview(root)
 
 
-def analyse_session(who: Who, *, root: Path, n_null: int) -> None:
-    """Analyse and report one session, quietly.
+def bring_up_to_date(
+    who: Who, *, root: Path, n_null: int, quiet: bool = True, mapper: Mapper = map
+) -> Path:
+    """Analyse and report one session, as far as something changed.
 
     Parameters
     ----------
     who : (str, str)
         Labels of the model and of the session.
-    root : Path
-        Root of the dataset.
-    n_null : int
-        Relabellings of the null experiments.
+    root, n_null, quiet, mapper
+        See `analyse_all`.
+
+    Returns
+    -------
+    Path
+        Its report.
     """
     from llm2nifti import report
 
-    subject, session = who
-    analyse(root, subject=subject, session=session, n_null=n_null, quiet=True)
-    report.write(root, subject=subject, session=session, quiet=True)
+    labels = {"subject": who[0], "session": who[1]}
+    if not is_analysed(root, who, n_null=n_null):
+        analyse(root, **labels, n_null=n_null, quiet=quiet, mapper=mapper)
+    if not is_reported(root, who, n_null=n_null):
+        report.write(root, **labels, quiet=quiet)
+        update_summary(root, who, reported=_results(root, who))
+    return bids.analysis_folder(root, *who) / REPORT
+
+
+def forget(root: Path) -> None:
+    """Have every session analysed and reported anew by the next `analyse_all`."""
+    try:
+        sessions = bids.analysed(root)
+    except bids.NoSuchRunError:
+        return
+    with locked(root):
+        for who in sessions:
+            if read_summary(root, who):
+                update_summary(root, who, made_from=None)
 
 
 def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:
-    """Whether a session has a report of all of its runs, made with these options and versions.
+    """Whether a session's summary is of its runs as they are, by these options and versions.
 
-    A run that is written deletes the report, which is the last file of an analysis.
+    The maps and networks that belong to it have to be as they were written.
     """
     summary = read_summary(root, who)
-    report = bids.analysis_folder(root, *who) / "report.html"
     made_by = summary.get("versions", {})
     return (
-        report.exists()
-        and summary.get("options") == {"n_null": n_null}
+        summary.get("options") == {"n_null": n_null}
+        and summary.get("made_from") == made_from(root, who)
         and all(made_by.get(name) == number for name, number in versions().items())
+        and checking.are_intact(root, checking.analysis_files(root, bids.folder_of(*who)))
     )
+
+
+def is_reported(root: Path, who: Who, *, n_null: int) -> bool:
+    """Whether a session is analysed, and its report shows the results that there are."""
+    page = bids.analysis_folder(root, *who) / REPORT
+    is_there = checking.are_intact(root, [page])
+    summary = read_summary(root, who)
+    return (
+        is_there
+        and summary.get("reported") == _results(root, who)
+        and is_analysed(root, who, n_null=n_null)
+    )
+
+
+def made_from(root: Path, who: Who) -> str:
+    """What tells whether the runs of a session, or of its untrained copy, have changed."""
+    subject, session = who
+    subjects = (subject, bids.label(f"{subject}-untrained"))
+    folders = [bids.folder_of(name, session) for name in subjects]
+    return checking.digest(root, ("run", "anatomy"), folders)
+
+
+def _results(root: Path, who: Who) -> str:
+    """What tells whether results of interventions have changed."""
+    folder = bids.analysis_folder(root, *who)
+    return checking.digest(root, ("results",), [folder.relative_to(root)])
 
 
 def untrained_runs(root: Path, runs: Sequence[Run]) -> list[Run]:

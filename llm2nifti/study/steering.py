@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 from tqdm import tqdm
 
-from llm2nifti import geometry, networks
+from llm2nifti import bids, geometry, networks
 from llm2nifti.bids import Run
 from llm2nifti.interventions import steer
 from llm2nifti.networks import Network
@@ -90,7 +90,7 @@ def _effect_of(
                 f"task {task!r} has no {path.name}; make it with: llm2nifti glm {paths.root}"
             )
     brain = own[0].brain
-    t = geometry.from_img(brain, nib.load(paths.stat_map("t")))
+    t = geometry.from_img(brain, bids.read_img(paths.stat_map("t")))
     names = condition.sites or default_sites(own[0])
     network = networks.strongest(own[0].task, brain, t, share=condition.share or 0, sites=names)
-    return nib.load(paths.stat_map("effect")), network
+    return bids.read_img(paths.stat_map("effect")), network

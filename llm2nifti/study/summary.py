@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ _FIRST_FILES = 4
 def read_summary(root: Path, who: Who | None = None) -> dict[str, Any]:
     """Content of a dataset's, or of one session's, summary.json; empty if there is none."""
     path = _folder(Path(root), who) / bids.SUMMARY.name
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return bids.read_json(path) if path.exists() else {}
 
 
 def update_summary(root: Path, who: Who | None = None, **parts: Any) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
             "frame_seconds": first.t_r / first.n_frames,
             "mode": first.sidecar.get("Settings", {}).get("mode", "generate"),
             "frames": first.frames,
-            "has_images": "stim_file" in events,
+            "shown": first.sidecar.get("Stimuli", "images" if "stim_file" in events else "prompts"),
             "n_units": brain.n_units,
             "n_layers": len({site.layer for site in brain.sites}),
             "shape": list(brain.shape),
@@ -105,6 +104,7 @@ def table(summary: dict[str, Any]) -> str:
         row = {
             "task": task,
             "active units": f"{numbers['n_active']} ({numbers['share_active']:.1%})",
+            "active by": numbers["threshold"],
         }
         row["p < .05"] = f"{numbers['share_below_05']:.1%}"
         if similarity:
@@ -189,6 +189,7 @@ def _overview_row(session: dict[str, Any]) -> dict[str, str]:
     right, null = session["trials_right"], session["null_below_05"]
     row = {"model": session["subject"], "session": session["session"] or "-"}
     row["active units"] = f"{min(shares):.1%} to {max(shares):.1%}"
+    row["active by"] = "; ".join(session["rules"])
     for title, name in (("same task r", "same_task_r"), ("different r", "cross_task_r")):
         row[title] = "-" if session[name] is None else f"{session[name]:.2f}"
     row["trials named right"] = "-" if right is None else f"{right:.0%}"

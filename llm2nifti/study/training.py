@@ -105,18 +105,29 @@ def train(
     """
     label, first = bids.label(task), runs[0]
     path = bids.analysis_folder(first.paths.root, first.subject, first.session) / RESULTS
-    if label in _read(path) and not overwrite:
+    setup = setup or Setup()
+    setup.check()
+    done = _read(path).get(label)
+    if done and not overwrite and not _journals(path, label):
         raise bids.ExistsError(f"{path} has results of {label!r}; replace them with --overwrite")
     loaded = _loaded(first, model)
-    experiment = Experiment(tuple(runs), loaded, label, setup or Setup())
+    experiment = Experiment(tuple(runs), loaded, label, setup)
     experiment.check()
     with locked(first.paths.root):
         journal = _Journal(path, experiment)
+        if done and len(journal.kept) and done.get("made_from") == journal.made_from:
+            journal.kept.finish()  # it was stopped at the very end
+            return done
+        if done and not overwrite:
+            raise bids.ExistsError(
+                f"{path} has results of {label!r}; replace them with --overwrite"
+            )
         rates, pieces = _train_all(experiment, journal, quiet=quiet)
         base = journal.get(experiment.base)
         content = summarise(experiment.describe(), rates, base, pieces)
+        content["made_from"] = journal.made_from
         bids.write_json(path, first.paths.root, {**_read(path), label: content})
-        journal.remove()
+        journal.kept.finish()
     return content
 
 
@@ -127,7 +138,12 @@ def _loaded(run: Run, model: str | LoadedModel | None) -> LoadedModel:
 
 def _read(path: Path) -> dict[str, Any]:
     """Results by task; empty where there are none."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return bids.read_json(path) if path.exists() else {}
+
+
+def _journals(path: Path, task: str) -> list[Path]:
+    """Journals of unfinished trainings of a task."""
+    return list(path.parent.glob(f"{path.stem}-{task}-*_evaluations.jsonl"))
 
 
 def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tuple[dict, dict]:
@@ -182,6 +198,7 @@ class _Journal:
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         name = f"{path.stem}-{experiment.task}-{digest[:8]}_evaluations.jsonl"
         self.kept = Evaluations(path.with_name(name), {"settings": digest})
+        self.made_from = f"{digest} with {experiment.setup.n_seeds} seeds"
 
     def get(self, make: Callable[..., dict[str, Any]], *key: Any) -> dict[str, Any]:
         """Result of ``make(*key)``, from the journal where it is there."""
@@ -189,7 +206,3 @@ class _Journal:
         if name not in self.kept:
             self.kept.add(name, make(*key))
         return self.kept[name]
-
-    def remove(self) -> None:
-        """Forget what is finished."""
-        self.kept.path.unlink()

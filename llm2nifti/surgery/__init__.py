@@ -1,6 +1,6 @@
 """Which weights are they? Prune, export, targets for training."""
 
-from llm2nifti.surgery.export import check_free, save, weight_bytes
+from llm2nifti.surgery.export import check_free, read_record, save, weight_bytes
 from llm2nifti.surgery.feeding import SurgeryError, feeders, owning_sites
 from llm2nifti.surgery.finetuning import Recipe, fine_tuned
 from llm2nifti.surgery.gradients import GradientMask, gradient_mask, network_weights
@@ -27,6 +27,7 @@ __all__ = [
     "network_weights",
     "owning_sites",
     "prune",
+    "read_record",
     "save",
     "smallest",
     "target_modules",

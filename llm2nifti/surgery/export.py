@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from llm2nifti import __version__
+from llm2nifti import __version__, bids
 from llm2nifti.models.loading import quiet
 from llm2nifti.surgery.pruning import Pruned, PruneError
 
@@ -51,9 +50,10 @@ def save(
     >>> surgery.save(surgery.prune(model, network), "small")  # doctest: +SKIP
     """
     folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}-new")
+    old = folder.with_name(f".{folder.name}-old")
+    _tidy(folder, temporary, old)  # what a killed process left
     check_free(folder, overwrite=overwrite)
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}-{os.getpid()}-old")
     try:
         temporary.mkdir(parents=True)
         with quiet():
@@ -66,11 +66,16 @@ def save(
             folder.rename(old)
         temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not folder.exists():  # stopped between the two renames
-            old.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _tidy(folder, temporary, old)
     return folder
+
+
+def _tidy(folder: Path, temporary: Path, old: Path) -> None:
+    """Leave one model in place: the new one or, where it is not complete, the old one."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    if old.exists() and not folder.exists():  # stopped between the two renames
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -105,6 +110,12 @@ def write_record(folder: Path, content: dict[str, Any]) -> None:
     temporary = folder / f".{RECORD}"
     temporary.write_text(text + "\n", "utf-8")
     temporary.replace(folder / RECORD)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Content of ``prune.json``; empty where there is none."""
+    path = folder / RECORD
+    return bids.read_json(path) if path.exists() else {}
 
 
 def weight_bytes(folder: Path) -> int:

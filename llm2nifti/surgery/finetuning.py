@@ -45,6 +45,12 @@ class Recipe:
     r: int = 8
     alpha: float = 16
 
+    def check(self) -> None:
+        """Raise SurgeryError unless every number makes sense."""
+        for name in ("rate", "epochs", "batch_size", "r", "alpha"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SurgeryError(f"{name} is {getattr(self, name)}; it must be above 0")
+
 
 def concept_texts(
     model: LoadedModel, prompts: Sequence[str], concepts: Sequence[str], *, template: str = "auto"
@@ -142,9 +148,7 @@ def fine_tuned(
     -----
     Afterwards the updates are gone and the model is what it was, bit by bit.
     """
-    for name in ("rate", "epochs", "batch_size", "r", "alpha"):
-        if not 0 < getattr(recipe, name) < float("inf"):
-            raise SurgeryError(f"{name} is {getattr(recipe, name)}; it must be above 0")
+    recipe.check()
     with _adapted(model, modules, recipe, seed) as trained:
         optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=0)
         n_shared = _n_shared(model, texts)

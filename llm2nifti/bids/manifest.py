@@ -1,0 +1,282 @@
+"""Which files did llm2nifti write to a dataset, and are they as it wrote them? The manifest.
+
+The manifest is a table in the dataset: path, size and SHA-256 of each file. A line is appended
+before a file gets its name and another one after it, so that whatever moment a process is killed
+at, no file of ours is unknown; `settle` then keeps one line a file, sorted. `root` is the dataset
+and `path` a file in it. A dataset that was begun without a manifest gets none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+WORK = ".llm2nifti"  # temporary files and unfinished recordings, inside the dataset's root
+ASIDE = Path(WORK) / "replaced"  # files of others that stood where one of ours belongs
+MANIFEST = Path("code") / "llm2nifti_manifest.tsv"
+_HEADER = "path\tsize\tsha256\n"
+_PENDING = "pending"  # a fourth cell: the file may not have its name yet
+_DELETED = "deleted"  # instead of a hash
+_GROWING = "n/a"  # instead of size and hash
+
+
+class ForeignFileWarning(UserWarning):
+    """A file is not as llm2nifti wrote it, so it was kept."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What was written to a file.
+
+    Attributes
+    ----------
+    size : int
+        Bytes; -1 for a journal, which grows while work goes on, so that any content is right.
+    sha256 : str
+        Hash of the bytes.
+    """
+
+    size: int
+    sha256: str
+
+    def is_in(self, path: Path) -> bool:
+        """Whether a file has this content."""
+        if not path.is_file():
+            return False
+        return self.size < 0 or (path.stat().st_size == self.size and hash_of(path) == self.sha256)
+
+    def line(self, name: str, state: str = "") -> str:
+        """Row of the table."""
+        size = str(self.size) if self.size >= 0 else _GROWING
+        return "\t".join([name, size, self.sha256, *filter(None, [state])]) + "\n"
+
+
+@dataclass
+class _Log:
+    """The manifest in memory; what was appended since is read when it is asked for."""
+
+    path: Path
+    files: dict[str, Content] = field(default_factory=dict)
+    pending: dict[str, Content] = field(default_factory=dict)
+    _inode: int = 0
+    _offset: int = 0
+
+    def read(self) -> _Log:
+        """Bring it up to date."""
+        stat = self.path.stat() if self.path.exists() else None
+        if stat is None or stat.st_ino != self._inode or stat.st_size < self._offset:
+            self.files, self.pending, self._offset = {}, {}, 0
+        if stat is None:
+            return self
+        self._inode = stat.st_ino
+        if stat.st_size > self._offset:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                lines = file.read().rpartition(b"\n")[0]  # a line cut off by a kill is dropped
+            self._offset += len(lines) + 1
+            for line in lines.decode("utf-8", "replace").split("\n"):
+                self._add(line.split("\t"))
+        return self
+
+    def _add(self, cells: list[str]) -> None:
+        """Take in one line; one that is damaged is passed over."""
+        name, size, digest, *state = [*cells, "", ""][: max(3, len(cells))]
+        if not _is_inside(name) or not (size.isdecimal() or size == _GROWING):
+            return
+        content = Content(-1 if size == _GROWING else int(size), digest)
+        if state == [_PENDING]:
+            self.pending[name] = content
+            return
+        self.pending.pop(name, None)
+        self.files.pop(name, None)
+        if digest != _DELETED:
+            self.files[name] = content
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path of the table, which anyone can edit, stays inside the dataset."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path) -> _Log:
+    """Manifest of a file."""
+    return _Log(path)
+
+
+def _log(root: Path) -> _Log:
+    """Manifest of a dataset, up to date."""
+    return _opened((root / MANIFEST).absolute()).read()
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def begin(root: Path) -> None:
+    """Start the manifest of a new dataset."""
+    if not (root / MANIFEST).exists():
+        _append(root, _HEADER)
+
+
+def has_manifest(root: Path) -> bool:
+    """Whether the dataset knows which files are its own."""
+    return (root / MANIFEST).exists()
+
+
+def written(root: Path) -> Mapping[str, Content]:
+    """Every file that llm2nifti wrote and did not delete, by its path in the dataset."""
+    return _log(root).files
+
+
+def _append(root: Path, text: str) -> None:
+    """Append lines in one piece, so that several processes can; a line cut off before is closed."""
+    path = root / MANIFEST
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        is_cut = size and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, (b"\n" if is_cut else b"") + text.encode())
+    finally:
+        os.close(handle)
+
+
+def announce(root: Path, path: Path, file: Path) -> Content | None:
+    """Say that a file, now under a temporary name, is about to become `path`."""
+    if not has_manifest(root):
+        return None
+    content = Content(file.stat().st_size, hash_of(file))
+    _append(root, content.line(_name(root, path), _PENDING))
+    return content
+
+
+def confirm(root: Path, path: Path, content: Content | None) -> None:
+    """Say that `path` has the content that was announced."""
+    if content is not None:
+        _append(root, content.line(_name(root, path)))
+
+
+def record_journal(path: Path) -> None:
+    """Say that `path` is a journal, which grows, of the dataset it is in; its content is free."""
+    root = _dataset_of(path)
+    if root and written(root).get(_name(root, path), Content(0, "")).size >= 0:
+        _append(root, Content(-1, _GROWING).line(_name(root, path)))
+
+
+def delete_journal(path: Path) -> None:
+    """Delete a journal, which may be in no dataset."""
+    root = _dataset_of(path)
+    if root:
+        delete(root, path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _dataset_of(path: Path) -> Path | None:
+    """Dataset with a manifest that a file is in."""
+    return next(filter(has_manifest, path.parents), None)
+
+
+def _name(root: Path, path: Path) -> str:
+    """Path in the dataset, as the table has it."""
+    return path.relative_to(root).as_posix()
+
+
+def is_as_written(root: Path, path: Path) -> bool:
+    """Whether a file has the content that llm2nifti gave it."""
+    log, name = _log(root), _name(root, path)
+    contents = (log.files.get(name), log.pending.get(name))
+    return any(content is not None and content.is_in(path) for content in contents)
+
+
+def set_aside(root: Path, path: Path) -> None:
+    """Move a file that is not as llm2nifti wrote it out of the way, and say where it is."""
+    if not has_manifest(root) or not path.exists() or is_as_written(root, path):
+        return
+    place = _keeping_place(root, path)
+    path.replace(place)
+    _tell(path, place)
+
+
+def keep_copy(root: Path, path: Path) -> None:
+    """Copy a file that is about to be rewritten, and say where the copy is."""
+    place = _keeping_place(root, path)
+    shutil.copyfile(path, place)
+    _tell(path, place)
+
+
+def _tell(path: Path, place: Path) -> None:
+    """Warn of a file that others wrote or changed."""
+    text = f"{path} is not as llm2nifti wrote it; it is kept as {place}"
+    warnings.warn(text, ForeignFileWarning, stacklevel=5)
+
+
+def _keeping_place(root: Path, path: Path) -> Path:
+    """A new path under `ASIDE` for a file that has to leave its place."""
+    place = root / ASIDE / path.relative_to(root)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while place.exists():
+        number += 1
+        place = root / ASIDE / path.relative_to(root).with_name(f"{path.name}.{number}")
+    return place
+
+
+def remove(root: Path, paths: Iterable[Path]) -> None:
+    """Delete files as far as they are as llm2nifti wrote them.
+
+    Without a manifest, all of the files are deleted.
+    """
+    for path in paths:
+        if not has_manifest(root):
+            path.unlink(missing_ok=True)
+        elif is_as_written(root, path):
+            delete(root, path)
+
+
+def delete(root: Path, path: Path) -> None:
+    """Delete a file, whatever is in it; folders that get empty go, too."""
+    path.unlink(missing_ok=True)
+    if has_manifest(root):
+        _append(root, f"{_name(root, path)}\t0\t{_DELETED}\n")
+    with suppress(OSError):  # not empty
+        for folder in folders(root, path):
+            folder.rmdir()
+
+
+def folders(root: Path, path: Path) -> Iterator[Path]:
+    """Folders from a file up to the dataset, without it."""
+    for folder in path.parents:
+        if folder == root:
+            return
+        yield folder
+
+
+def settle(root: Path) -> None:
+    """Rewrite the manifest with one line a file, sorted; no other process writes."""
+    if not has_manifest(root):
+        return
+    log = _log(root)
+    files = dict(log.files)
+    files |= {name: c for name, c in log.pending.items() if c.is_in(root / name)}
+    text = _HEADER + "".join(files[name].line(name) for name in sorted(files))
+    path = root / MANIFEST
+    if path.read_bytes() == text.encode():
+        return
+    temporary = root / WORK / path.name
+    temporary.parent.mkdir(exist_ok=True)
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+    with suppress(OSError):  # not empty
+        temporary.parent.rmdir()

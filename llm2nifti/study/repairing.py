@@ -1,0 +1,143 @@
+"""What is damaged in a dataset, and how is it mended? Runs are scanned again, maps fitted again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm2nifti import bids
+from llm2nifti.bids import checking, manifest
+from llm2nifti.bids.checking import Problem
+from llm2nifti.defaults import N_RELABELLINGS
+from llm2nifti.study.lock import StudyError, locked
+from llm2nifti.study.sessions import analyse_all, forget
+
+if TYPE_CHECKING:  # scanning needs torch, which a mere check does not load
+    from llm2nifti.study.plans import Plan
+
+_SCANNED = {"run", "anatomy", "stimuli", "dataset"}
+_OF_RESULTS = "measure it again with the command that wrote it, and --overwrite"
+_ADVICE = {
+    "analysis": "llm2nifti check {root} --repair analyses again",
+    "results": _OF_RESULTS,
+}
+
+
+class DamageError(ValueError):
+    """Files of a dataset are not as they were written."""
+
+    exit_code = 1
+
+
+def check(root: Path) -> list[Problem]:
+    """Compare every file that llm2nifti wrote to a dataset with what was written.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+
+    Returns
+    -------
+    list of Problem
+        Empty if all is well.
+
+    Raises
+    ------
+    llm2nifti.bids.NoSuchRunError
+        If there is no dataset with runs.
+    """
+    if not manifest.has_manifest(root):
+        bids.runs(root)  # for its error
+    return checking.problems(root)
+
+
+def advice(root: Path, problems: Sequence[Problem]) -> str:
+    """What to do about some problems."""
+    scan = f"llm2nifti check {root} --repair scans again"
+    parts = dict.fromkeys(problem.part for problem in problems)
+    texts = [_ADVICE.get(part, scan).format(root=root) for part in parts]
+    return "; ".join(dict.fromkeys(texts))
+
+
+def repair(
+    root: Path, *, model: str | None = None, stimuli: str | None = None, quiet: bool = False
+) -> list[Problem]:
+    """Mend a dataset: scan damaged runs again, and analyse again if it was analysed.
+
+    Files that are not as they were written are kept in the dataset's work folder.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    model : str, optional
+        Where the model is, if it is a folder or file: the dataset knows only its name.
+    stimuli : str, optional
+        Where the stimuli are, if they are not the bundled ones.
+    quiet : bool, default=False
+        Show no progress bars.
+
+    Returns
+    -------
+    list of Problem
+        What is still wrong: results of interventions, which only their command makes again.
+
+    Raises
+    ------
+    StudyError
+        If the dataset has no plan, or the plan asks for a model or stimuli that are not given.
+    """
+    problems = check(root)
+    names = manifest.written(root)
+    was_analysed = any(Path(name).name == bids.SUMMARY.name for name in names)
+    n_null = _n_null(root)
+    scans = any(problem.part in _SCANNED for problem in problems)
+    plans = _plans(root, model=model, stimuli=stimuli) if scans else []
+    with locked(root):
+        for problem in problems:
+            if problem.part != "results":
+                manifest.set_aside(root, problem.path)
+    if scans:
+        from llm2nifti import study
+
+        study.scan(root, plans, quiet=quiet, threads=_threads(root))
+    if was_analysed:
+        if any(problem.part == "analysis" for problem in problems):
+            forget(root)
+        with locked(root):
+            analyse_all(root, n_null=n_null, quiet=quiet)
+    return check(root)
+
+
+def _threads(root: Path) -> int | None:
+    """Threads that the runs were recorded with, which decides their last digits."""
+    for name in manifest.written(root):
+        path = root / name
+        if name.endswith("_desc-trial_bold.json") and manifest.is_as_written(root, path):
+            return json.loads(path.read_text("utf-8")).get("Threads")
+    return None
+
+
+def _n_null(root: Path) -> int:
+    """Relabellings of the analysis that is there; the default if there is none."""
+    for name in manifest.written(root):
+        path = root / name
+        if path.name == bids.SUMMARY.name and manifest.is_as_written(root, path):
+            options = json.loads(path.read_text("utf-8")).get("options") or {}
+            return int(options.get("n_null", N_RELABELLINGS))
+    return N_RELABELLINGS
+
+
+def _plans(root: Path, *, model: str | None, stimuli: str | None) -> list[Plan]:
+    """Plans that a dataset was made by; see `repair`."""
+    from llm2nifti.study.plans import PLAN_FILE, plans_of
+
+    if not (root / PLAN_FILE).exists():
+        raise StudyError(
+            f"{root} has no {PLAN_FILE}, which llm2nifti scan and run write, so it cannot be "
+            "scanned again from here; repeat the command or script that made it"
+        )
+    return plans_of(root, model=model, stimuli=stimuli)

@@ -1,0 +1,136 @@
+"""A damaged dataset is not called complete; `check` names the files and `--repair` mends them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from test_study import command, small_plan
+from tests_support import contents, make_dataset
+
+from llm2nifti import bids, cli, study
+from llm2nifti.bids import checking, manifest
+
+
+@pytest.fixture(scope="module")
+def analysed(tiny_folders, tmp_path_factory):
+    """A finished `llm2nifti run` of a tiny model."""
+    root = tmp_path_factory.mktemp("repair") / "ds"
+    assert cli.main(command(tiny_folders["llama"], root)[3:]) == 0
+    return root
+
+
+@pytest.fixture
+def dataset(analysed, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(analysed, tmp_path / "ds")
+
+
+def call(capsys, *args):
+    code = cli.main([str(arg) for arg in args])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def damaged_files(root):
+    """A file of every part of a dataset."""
+    paths = bids.read(root, task="pathology").paths
+    plan = root / "code" / "llm2nifti_plan.json"
+    figure = next((root / bids.DERIVATIVES / "figures").glob("*.png"))
+    made = [paths.stat_map("t"), paths.network(), root / bids.SUMMARY, figure]
+    return [paths.bold, paths.raw("events.tsv"), paths.anat("units.tsv"), *made, plan]
+
+
+def same_but_what_was_kept(root, expected):
+    """Whether a dataset has the files of another, and beside them only what was set aside."""
+    now = {n: d for n, d in contents(root).items() if not n.startswith(str(manifest.ASIDE))}
+    return now == contents(expected)
+
+
+@pytest.mark.parametrize("which", range(7))
+def test_check_names_what_is_damaged_and_repair_mends_it(
+    dataset, analysed, tiny_folders, capsys, which
+):
+    path = damaged_files(dataset)[which]
+    os.truncate(path, path.stat().st_size - 5)
+    code, out, err = call(capsys, "check", dataset)
+    assert code == 1
+    assert [line.partition(":")[0] for line in out.splitlines()[:-1]] == [str(path)]
+    assert "--repair" in err
+    options = ["--model", tiny_folders["llama"], "--quiet"]
+    with pytest.warns(bids.ForeignFileWarning):
+        code, out, err = call(capsys, "check", dataset, "--repair", *options)
+    assert (code, err) == (0, "")
+    assert same_but_what_was_kept(dataset, analysed)
+    assert call(capsys, "check", dataset)[0] == 0
+
+
+def test_the_same_command_mends_a_damaged_run(dataset, analysed, tiny_folders, capsys):
+    paths = bids.read(dataset, task="pathology", run=2).paths
+    os.truncate(paths.bold, 1000)
+    paths.anat("dseg.nii.gz").unlink()
+    with pytest.warns(bids.ForeignFileWarning, match="bold.nii"):
+        code, _, _ = call(capsys, *command(tiny_folders["llama"], dataset)[3:])
+    assert code == 0
+    assert same_but_what_was_kept(dataset, analysed)
+
+
+def test_a_finished_run_is_recognised_and_redone_on_demand(dataset, tiny_folders, capsys):
+    maps = bids.read(dataset, task="pathology").paths.stat_map("t")
+    times = [maps.stat().st_mtime_ns]
+    args = command(tiny_folders["llama"], dataset)[3:]
+    for extra in ([], ["--redo"]):
+        assert call(capsys, *args, *extra)[0] == 0
+        times.append(maps.stat().st_mtime_ns)
+    assert times[0] == times[1] != times[2]
+
+
+def test_new_results_of_interventions_are_reported_without_analysing_again(dataset):
+    page = dataset / bids.DERIVATIVES / "report.html"
+    maps = bids.read(dataset, task="pathology").paths.stat_map("t")
+    before = page.stat().st_mtime_ns, maps.stat().st_mtime_ns
+    journal = dataset / bids.DERIVATIVES / "lesion_evaluations.jsonl"
+    bids.write_text(journal, dataset, "")
+    study.analyse_all(dataset, n_null=5, quiet=True)
+    assert page.stat().st_mtime_ns != before[0]
+    assert maps.stat().st_mtime_ns == before[1]
+
+
+def test_another_rule_has_another_file_and_every_row_says_its_rule(dataset, capsys):
+    paths = bids.read(dataset, task="pathology").paths
+    before = paths.network().read_bytes()
+    assert call(capsys, "glm", dataset, "--task", "pathology", "--alpha", "0.2", "--quiet")[0] == 0
+    assert paths.network().read_bytes() == before
+    assert paths.network(desc="networkfdr0p2").exists()
+    assert call(capsys, "report", dataset, "--quiet")[0] == 0
+    text = (dataset / bids.DERIVATIVES / "report.html").read_text()
+    assert "false discovery rate 0.2, two-sided" in text
+    assert "false discovery rate 0.05, two-sided" in text
+    printed = study.table(study.read_summary(dataset))
+    assert "fdr 0.2, two-sided" in printed
+    assert "fdr 0.05, two-sided" in printed
+
+
+def test_what_cannot_be_repaired_says_so(tmp_path, tiny_folders, capsys):
+    root = make_dataset(tmp_path / "ds")
+    paths = bids.read(root, task="pathology").paths
+    paths.bold.unlink()
+    code, _, err = call(capsys, "check", root, "--repair")
+    assert code == 2
+    assert "llm2nifti_plan.json" in err
+    assert call(capsys, "check", tmp_path / "nowhere")[0] == 2
+
+
+def test_overwrite_spares_a_subject_of_others(tmp_path, tiny_folders):
+    root, plan = tmp_path / "ds", small_plan(tiny_folders["llama"], tasks=("pathology",))
+    study.scan(root, plan, quiet=True)
+    foreign = root / bids.DERIVATIVES / "sub-human" / "func" / "x.nii"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    other = small_plan(tiny_folders["llama"], tasks=("archeology",))
+    with pytest.warns(bids.ForeignFileWarning, match="sub-human"):
+        study.scan(root, other, overwrite=True, quiet=True)
+    assert foreign.read_text() == "mine"
+    assert set(bids.runs(root)["task"]) == {"archeology"}
+    assert checking.problems(root) == []
