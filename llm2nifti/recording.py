@@ -237,7 +237,7 @@ class Journal:
             if plan_path.read_text("utf-8") != text:
                 raise RecordingError(
                     f"{folder} holds an unfinished recording with other settings; finish it with "
-                    "the same settings, or start anew with --overwrite"
+                    "the same settings, or start anew with overwrite=True"
                 )
         else:
             (folder / "batches.jsonl").unlink(missing_ok=True)
@@ -255,8 +255,8 @@ class Journal:
         if needed > free:
             raise RecordingError(
                 f"the recording needs {needed / 1e9:.1f} GB and {self.folder} has "
-                f"{free / 1e9:.1f} GB left; free some space, or record less (--frames trial, "
-                "--sites)"
+                f"{free / 1e9:.1f} GB left; free some space, or record less "
+                "(frames='trial', or fewer sites)"
             )
 
     @property
@@ -285,7 +285,7 @@ class Journal:
                 unit = int(np.argmin(np.isfinite(volume)))
                 raise RecordingError(
                     f"trial {trial} has NaN or infinite activations (first in unit {unit}); "
-                    "try --dtype float32, or another model"
+                    "try dtype='float32', or another model"
                 )
         values.flush()
         self._lines.append({"start": start, "stop": stop, "rows": rows})

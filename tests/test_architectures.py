@@ -248,7 +248,7 @@ def test_declared_split_gives_what_attention_gets(tiny_models, monkeypatch, kind
 
 
 def test_fused_projection_without_a_declared_layout_is_refused(tiny_models):
-    with pytest.raises(models.NoSuchSiteError, match="--fused-qkv contiguous or interleaved"):
+    with pytest.raises(models.NoSuchSiteError, match="fused_qkv='contiguous' or 'interleaved'"):
         tiny_models("bloom").sites("q")
     with pytest.raises(models.FusedError, match="layout is 'sideways'"):
         tiny_models("bloom").sites("q", fused_qkv="sideways")

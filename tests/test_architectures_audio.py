@@ -166,7 +166,7 @@ def test_sounds_that_do_not_fit_the_model_are_all_named(
     [
         ("llama", {}, "reads no sounds; show it prompts, or use an audio model"),
         ("vit", {}, "reads no sounds"),
-        ("wav2vec2", {"mode": "generate"}, "generates nothing; use --mode read"),
+        ("wav2vec2", {"mode": "generate"}, "generates nothing; use mode='read'"),
         ("wav2vec2", {"frames": "word"}, "sounds have no words"),
     ],
 )

@@ -122,7 +122,7 @@ def test_pybids_indexes_the_dataset(dataset):
 def test_existing_run_is_kept_unless_overwritten(tmp_path):
     bids.write(make_recording(seed=1), tmp_path)
     before = bids.read(tmp_path, task="pathology").values()
-    with pytest.raises(bids.ExistsError, match="--overwrite"):
+    with pytest.raises(bids.ExistsError, match="overwrite=True"):
         bids.write(make_recording(seed=2), tmp_path)
     np.testing.assert_array_equal(bids.read(tmp_path, task="pathology").values(), before)
     bids.write(make_recording(seed=2), tmp_path, overwrite=True)

@@ -57,7 +57,7 @@ def test_a_torn_line_is_dropped_and_written_again(tmp_path):
 @pytest.mark.parametrize(("shape", "plan"), [(SHAPE, {"a": 2}), (([2], 3), {"a": 1})])
 def test_another_plan_is_refused(tmp_path, shape, plan):
     new(tmp_path, plan={"a": 1})
-    with pytest.raises(RecordingError, match="--overwrite"):
+    with pytest.raises(RecordingError, match="overwrite=True"):
         new(tmp_path, shape, plan)
 
 

@@ -355,7 +355,7 @@ def test_a_model_that_reads_padding_is_scanned_one_by_one(tiny_model, tmp_path):
     )
     module = transformers.AutoModelForCausalLM.from_config(config).eval()
     model = dataclasses.replace(tiny_model, module=module)
-    with pytest.raises(scanner.ScanError, match=r"reads padding as text.*--batch-size 1"):
+    with pytest.raises(scanner.ScanError, match=r"reads padding as text.*batch_size=1"):
         scan(model, small_design(), sites="resid", folder=tmp_path)
     result = scan(model, small_design(), sites="resid", batch_size=1, folder=tmp_path)
     check_against_naive(model, result, is_chat=False)

@@ -111,7 +111,7 @@ def test_batches_and_their_order_do_not_change_what_is_read(tiny_model):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("bert", {"mode": "generate"}, "generates nothing; use --mode read"),
+        ("bert", {"mode": "generate"}, "generates nothing; use mode='read'"),
         ("vit", {}, "reads images only"),
         ("llama", {"mode": "dream"}, "mode is 'dream'"),
         ("llama", {"frames": "word", "mode": "generate"}, "frames is 'word'; in mode generate"),

@@ -165,7 +165,7 @@ def test_workers_share_the_cores_and_put_their_threads_back(two_workers, tiny_fo
         ({"gpt2": "nowhere/model"}, [], "nowhere/model"),
         ({}, ["--dask", "local:0"], "local:N with N of 1 or more"),
         ({}, ["--dask", "nonsense"], "address of a scheduler"),
-        ({}, ["--dask", "local:1", "--threads", "0"], "threads is 0; it must be at least 1"),
+        ({}, ["--dask", "local:1", "--threads", "0"], "argument --threads: '0' is not allowed"),
     ],
 )
 def test_mistakes_are_the_same_one_line_as_without_a_cluster(

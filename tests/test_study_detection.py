@@ -152,7 +152,7 @@ def test_command_table_and_report(tmp_path, capsys):
     (root / bids.DERIVATIVES / "detection.json").unlink()
     assert "Do the networks know" not in report.write(root, quiet=True).read_text("utf-8")
     assert cli.main(["detect", str(root), "--share", "2", "--quiet"]) == 2
-    assert "share is 2.0; it must lie between 0 and 1" in capsys.readouterr().err
+    assert "--share: '2' is not allowed" in capsys.readouterr().err
 
 
 def test_the_untrained_copy_is_evaluated_too(tmp_path):

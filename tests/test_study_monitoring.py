@@ -93,10 +93,16 @@ def test_lines_come_before_the_input_ends(dataset, tiny_folders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--n-tokens", "0"], "--n-tokens is 0; it must be at least 1"),
+        (
+            ["--n-tokens", "0"],
+            "argument --n-tokens: '0' is not allowed",
+        ),
         (["missing.txt"], "cannot read prompts from missing.txt"),
         (["--stop-when", "joy"], "no network 'joy'; there are: pathology, politicalscience"),
-        (["--threshold", "2"], "the threshold's rate is 2.0; it must lie between 0 and 1"),
+        (
+            ["--threshold", "2"],
+            "argument --threshold: '2' is not allowed",
+        ),
         (["--threshold", "0.001"], "control trials cannot show a rate of 0.001"),
         (["--template", "chat"], "has no chat template; use --template none"),
     ],
@@ -136,3 +142,25 @@ def test_trial_means_have_no_tokens_to_calibrate_on(ask, tiny_folders, tmp_path,
     assert cli.main(["scan", where, *what, *sizes, "--no-untrained", "--quiet"]) == 0
     assert cli.main(["monitor", "--networks", where, *what[:2], "--quiet"]) == 2
     assert "scan with --frames token" in capsys.readouterr().err
+
+
+def test_a_line_that_cannot_be_answered_gets_an_error_and_the_next_an_answer(
+    ask, dataset, tmp_path
+):
+    path = tmp_path / "prompts.txt"
+    good = "What is a bone?"
+    lines = [good.encode(), b"What \xff is", b"why " * 5000, "Was ist ein\u2028Senat?".encode()]
+    path.write_bytes(b"\n".join(lines))
+    code, found, err = ask("--n-tokens", "3", path, text="")
+    assert (code, err) == (0, "")
+    assert [list(line) for line in found[1:3]] == [["prompt", "error"]] * 2
+    assert found[1]["error"] == "the prompt is no text: byte 6 is not UTF-8 (invalid start byte)"
+    assert "reads at most" in found[2]["error"]
+    assert [line["prompt"] for line in found] == [
+        good,
+        "What \N{REPLACEMENT CHARACTER} is",
+        ("why " * 5000).strip(),
+        "Was ist ein\u2028Senat?",
+    ]
+    assert found[0] == ask("--n-tokens", "3", text=good)[1][0]
+    assert "response" in found[3]

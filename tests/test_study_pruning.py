@@ -154,8 +154,8 @@ def test_a_mask_from_elsewhere_can_be_pruned(scanned, runs, tmp_path, capsys):
     ("options", "message"),
     [
         (["--network", "botany"], "no task 'botany'"),
-        (["--network", "pathology", "--share", "5"], "--share is 5.0"),
-        ([], "name one of --network TASK and --mask IMAGE"),
+        (["--network", "pathology", "--share", "5"], "argument --share: '5' is not allowed"),
+        ([], "name either a task, whose network is pruned, or a mask"),
         (["--network", "pathology", "--n-pairs", "1"], "it must be 0, or 2 or more"),
     ],
 )

@@ -100,7 +100,7 @@ def test_the_experiment_writes_its_results_and_learns(dataset, deep):
     weights = {name: numbers["n_weights"] for name, numbers in content["conditions"].items()}
     assert weights["network"] == weights["random"] < weights["all"]
     assert "network - random" in training_table(content)
-    with pytest.raises(bids.ExistsError, match="--overwrite"):
+    with pytest.raises(bids.ExistsError, match="overwrite=True"):
         training.train(runs, TASK, setup=SETUP, model=deep, quiet=True)
 
 

@@ -83,7 +83,7 @@ def test_a_folder_that_is_there_stays(pruned_of, tmp_path):
     folder.mkdir()
     surgery.save(pruned, folder)  # an empty folder is none
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(PruneError, match="is there already; use --overwrite"):
+    with pytest.raises(PruneError, match="is there already; use overwrite=True"):
         surgery.save(pruned, folder)
     other = tmp_path / "mine"
     other.mkdir()

@@ -254,7 +254,7 @@ def test_config_is_what_peft_loads_and_trains(model, tmp_path):
 def test_config_is_not_overwritten_and_checks_names(tiny_model, tmp_path):
     config = lora_config(["model.layers.0.mlp.up_proj"])
     surgery.write_config(config, tmp_path)
-    with pytest.raises(bids.ExistsError, match="--overwrite"):
+    with pytest.raises(bids.ExistsError, match="overwrite=True"):
         surgery.write_config(config, tmp_path)
     surgery.write_config(config, tmp_path, overwrite=True)
     with pytest.raises(NoSuchModuleError, match="up_projj"):

@@ -8,8 +8,10 @@ from llm2nifti.bids.dataset import (
     write_dataset_files,
 )
 from llm2nifti.bids.files import (
+    EmptyPathError,
     ExistsError,
     LabelError,
+    as_root,
     label,
     shared,
     write_img,
@@ -40,6 +42,7 @@ __all__ = [
     "VALIDATOR_CONFIG",
     "WORK",
     "DamagedFileError",
+    "EmptyPathError",
     "ExistsError",
     "ForeignFileWarning",
     "LabelError",
@@ -49,6 +52,7 @@ __all__ = [
     "analysed",
     "analysis_folder",
     "anatomy",
+    "as_root",
     "check_folder",
     "clear_work",
     "default_subject",

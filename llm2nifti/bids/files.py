@@ -31,6 +31,23 @@ class ExistsError(ValueError):
     """The output is there already."""
 
 
+class EmptyPathError(ValueError):
+    """A path is an empty text, which would mean the current folder."""
+
+
+def as_root(root: Path | str) -> Path:
+    """Root of a dataset as a path.
+
+    Raises
+    ------
+    EmptyPathError
+        If it is an empty text, such as a variable that was not set.
+    """
+    if not str(root).strip():
+        raise EmptyPathError(f"root is {root!r}; name the folder of the dataset")
+    return Path(root)
+
+
 class LabelError(ValueError):
     """A name has no letter or digit to make a BIDS label of."""
 

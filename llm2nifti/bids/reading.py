@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llm2nifti import geometry
-from llm2nifti.bids.files import label
+from llm2nifti.bids.files import as_root, label
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.bids.readers import TEXT, DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.recording import REDUCED
@@ -152,7 +152,7 @@ class Run:
         """
         if self.frames in REDUCED:
             raise NoSuchRunError(
-                f"task {self.task} run {self.run} was recorded with --frames {self.frames}: it has "
+                f"task {self.task} run {self.run} was recorded with frames={self.frames!r}: it has "
                 "one volume a trial and no tokens"
             )
         return geometry.from_img(self.brain, self.frames_img)
@@ -211,7 +211,7 @@ def runs(root: Path | str) -> pd.DataFrame:
     NoSuchRunError
         If the folder is not a dataset with runs.
     """
-    root = Path(root)
+    root = as_root(root)
     rows = []
     for folder in ("sub-*", "sub-*/ses-*"):
         for path in (root / DERIVATIVES).glob(f"{folder}/func/*_desc-trial_bold.json"):

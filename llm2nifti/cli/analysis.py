@@ -6,7 +6,16 @@ import argparse
 from typing import Any
 
 from llm2nifti import defaults
-from llm2nifti.cli.command import add_command, add_dataset, add_session, show
+from llm2nifti.cli.command import (
+    COUNT,
+    LEVEL,
+    SEED,
+    add_command,
+    add_dataset,
+    add_session,
+    show,
+    words,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -31,7 +40,9 @@ def _runs(args: argparse.Namespace) -> Any:
 def _add_analysis_options(parser: Any) -> None:
     """Options of everything that analyses."""
     add_dataset(parser)
-    parser.add_argument("--task", action="append", default=[], help="only this task; repeatable")
+    parser.add_argument(
+        "--task", type=words, action="append", default=[], help="only this task; repeatable"
+    )
     add_session(parser)
 
 
@@ -41,19 +52,25 @@ def _add_glm(commands: Any) -> None:
         commands, "glm", _glm, text, "llm2nifti glm ds --task pathology --alpha 0.01"
     )
     _add_analysis_options(parser)
-    parser.add_argument("--alpha", type=float, default=0.05, help="level of the threshold")
+    parser.add_argument("--alpha", type=LEVEL, default=0.05, help="level of the threshold")
     parser.add_argument(
         "--height-control",
+        choices=("fdr", "bonferroni", "fpr", "top", "permutation"),
         default="fdr",
-        help="threshold: fdr, bonferroni, fpr, top or permutation (max-T)",
+        help="threshold; permutation is max-T",
     )
-    parser.add_argument("--top", type=float, default=0.01, help="share of units that top keeps")
+    parser.add_argument("--top", type=LEVEL, default=0.01, help="share of units that top keeps")
     parser.add_argument("--one-sided", action="store_true", help="only units that respond more")
     parser.add_argument(
-        "--frames", default="trial", help="trial, or token (AR(1), as in the paper)"
+        "--frames",
+        choices=("trial", "token"),
+        default="trial",
+        help="fit trials, or tokens (AR(1), as in the paper)",
     )
     parser.add_argument(
-        "--dask", help="workers that fit the slabs of large runs: local:N, or a scheduler's address"
+        "--dask",
+        type=words,
+        help="workers that fit the slabs of large runs: local:N, or a scheduler's address",
     )
 
 
@@ -113,8 +130,8 @@ def _add_null(commands: Any) -> None:
     text = "false positive rates: relabelled controls and pseudo-tasks"
     parser = add_command(commands, "null", _null, text, "llm2nifti null ds --n 200")
     _add_analysis_options(parser)
-    parser.add_argument("--n", type=int, default=defaults.N_RELABELLINGS, help="relabellings")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the relabellings")
+    parser.add_argument("--n", type=COUNT, default=defaults.N_RELABELLINGS, help="relabellings")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the relabellings")
 
 
 def _null(args: argparse.Namespace) -> None:

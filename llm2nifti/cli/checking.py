@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, show
+from llm2nifti.cli.command import add_command, add_dataset, show, words
 
 
 def add_commands(commands: Any) -> None:
@@ -15,8 +15,8 @@ def add_commands(commands: Any) -> None:
     add_dataset(parser)
     add = parser.add_argument
     add("--repair", action="store_true", help="scan damaged runs again, analyse again")
-    add("--model", help="where the model is, if it is a folder or file: to scan again")
-    add("--stimuli", help="where your own stimuli are: to scan again")
+    add("--model", type=words, help="where the model is, if it is a folder or file: to scan again")
+    add("--stimuli", type=words, help="where your own stimuli are: to scan again")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_model, show
+from llm2nifti.cli.command import (
+    COUNT,
+    FINITE,
+    SEED,
+    add_command,
+    add_dataset,
+    add_model,
+    number,
+    show,
+    words,
+)
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.study.conditions import Condition
@@ -24,14 +34,14 @@ def _add_measuring(parser: Any) -> None:
     add("--sites", default="", help="where, such as attn,mlp (default: all but the stream's)")
     add(
         "--share",
-        type=float,
+        type=number(float, above=0, high=0.5),
         action="append",
         help="share of these units, those with the largest t; repeat for more (default: 0.01)",
     )
     add("--spare-template", action="store_true", help="let it read the chat template undisturbed")
-    add("--n-random", type=int, default=5, help="matched random networks for each network")
-    add("--n-prompts", type=int, default=8, help="held-out prompts of each task and run")
-    add("--seed", type=int, default=0, help="seed of the random networks")
+    add("--n-random", type=COUNT, default=5, help="matched random networks for each network")
+    add("--n-prompts", type=COUNT, default=8, help="held-out prompts of each task and run")
+    add("--seed", type=SEED, default=0, help="seed of the random networks")
     add(
         "--untrained",
         action=argparse.BooleanOptionalAction,
@@ -48,8 +58,18 @@ def _add_lesion(commands: Any) -> None:
     parser = add_command(commands, "lesion", _lesion, text, example)
     add_dataset(parser)
     add = parser.add_argument
-    add("--networks", default="all", help="all, tasks (a,b) or mask images, made in this space")
-    add("--mode", default="mean", help="mean of control trials, zero, or resample")
+    add(
+        "--networks",
+        type=words,
+        default="all",
+        help="all, tasks (a,b) or mask images, made in this space",
+    )
+    add(
+        "--mode",
+        choices=("mean", "zero", "resample"),
+        default="mean",
+        help="what takes the place of values: the mean of control trials, zero, or other values",
+    )
     add("--full", action="store_true", help="mean and zero, 0.5 to 5 %%, and the stream: hours")
     _add_measuring(parser)
 
@@ -62,19 +82,22 @@ def _add_steer(commands: Any) -> None:
     parser = add_command(commands, "steer", _steer, text, example)
     add_dataset(parser)
     add = parser.add_argument
-    add("--networks", default="all", help="all, or tasks (a,b); one task with --prompt")
-    add("--strength", type=float, default=1.0, help="how often the effect is added; < 0 is away")
-    add("--prompt", action="append", default=[], help="show answers to this; repeat for more")
-    add("--n-tokens", type=int, default=40, help="most tokens of an answer")
+    add("--networks", type=words, default="all", help="all, or tasks (a,b); one task with --prompt")
+    add("--strength", type=FINITE, default=1.0, help="how often the effect is added; < 0 is away")
+    add(
+        "--prompt",
+        type=words,
+        action="append",
+        default=[],
+        help="show answers to this; repeat for more",
+    )
+    add("--n-tokens", type=COUNT, default=40, help="most tokens of an answer")
     _add_measuring(parser)
 
 
 def _lesion(args: argparse.Namespace) -> None:
-    from llm2nifti import study
     from llm2nifti.study import conditions as how
 
-    if args.mode not in how.LESIONS:
-        raise study.StudyError(f"mode is {args.mode!r}; use mean, zero or resample")
     conditions = [
         how.Condition(_sites(args), args.mode, share, spare_template=args.spare_template)
         for share in _shares(args)

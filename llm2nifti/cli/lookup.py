@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_session, show
+from llm2nifti.cli.command import FINITE, add_command, add_dataset, add_session, show, words
 
 
 def add_commands(commands: Any) -> None:
@@ -20,9 +20,11 @@ def _add_where(commands: Any) -> None:
         commands, "where", _where, text, "llm2nifti where ds --unit model.layers.3.mlp:17"
     )
     add_dataset(parser)
-    parser.add_argument("point", type=float, nargs="*", metavar="X Y Z", help="mm coordinates")
-    parser.add_argument("--voxel", action="store_true", help="X Y Z is a voxel index, not mm")
-    parser.add_argument("--unit", help="MODULE:UNIT, such as model.layers.3.mlp:17")
+    parser.add_argument("point", type=FINITE, nargs="*", metavar="X Y Z", help="mm coordinates")
+    parser.add_argument(
+        "--voxel", type=FINITE, nargs="*", metavar="X Y Z", help="X Y Z is a voxel index, not mm"
+    )
+    parser.add_argument("--unit", type=words, help="MODULE:UNIT, such as model.layers.3.mlp:17")
     add_session(parser)
 
 
@@ -30,13 +32,14 @@ def _where(args: argparse.Namespace) -> None:
     from llm2nifti import bids, geometry
 
     brain = bids.read_all(args.dataset, subject=args.subject, session=args.session)[0].brain
+    point = [*args.point, *(args.voxel or [])]  # "--voxel X Y Z" as well as "X Y Z --voxel"
     if args.unit:
         address = geometry.find_unit(brain, args.unit)
-    elif len(args.point) == 3:
-        address = geometry.locate(brain, args.point, voxel=args.voxel)
+    elif len(point) == 3:
+        address = geometry.locate(brain, point, voxel=args.voxel is not None)
     else:
         raise geometry.NoSuchUnitError(
-            f"{len(args.point)} coordinates given; give X Y Z, or --unit MODULE:UNIT"
+            f"{len(point)} coordinates given; give X Y Z, or --unit MODULE:UNIT"
         )
     site = address.site
     content = {
@@ -69,7 +72,7 @@ def _add_stimuli(commands: Any) -> None:
     parser = add_command(
         commands, "stimuli", _stimuli, text, "llm2nifti stimuli --stimuli mine.tsv"
     )
-    parser.add_argument("--stimuli", help="your own TSV with columns task and prompt")
+    parser.add_argument("--stimuli", type=words, help="your own TSV with columns task and prompt")
 
 
 def _stimuli(args: argparse.Namespace) -> None:

@@ -11,12 +11,19 @@ from typing import Any
 
 from llm2nifti import defaults
 from llm2nifti.cli.command import (
+    COUNT,
+    LEVEL,
+    SHARE,
+    TEMPLATES,
     add_command,
     add_dataset,
     add_model,
     add_session,
+    as_options,
+    path,
     show,
     show_line,
+    words,
 )
 
 RATE = 0.05  # see llm2nifti.networks.readout, which is too heavy for --help
@@ -37,33 +44,35 @@ def _add_monitor(commands: Any) -> None:
         "prompts", nargs="?", default="-", help="text file, one prompt a line; - is standard input"
     )
     parser.add_argument(
-        "--networks", type=Path, required=True, metavar="DATASET", help="whose networks to watch"
+        "--networks", type=path, required=True, metavar="DATASET", help="whose networks to watch"
     )
     add_model(parser)
     parser.add_argument(
-        "--n-tokens", type=int, default=defaults.N_FRAMES, help="most tokens of an answer"
+        "--n-tokens", type=COUNT, default=defaults.N_FRAMES, help="most tokens of an answer"
     )
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=LEVEL,
         default=RATE,
         metavar="RATE",
         help="share of control prompts that a network's threshold lets pass",
     )
-    parser.add_argument("--stop-when", metavar="NAME", help="end answers once it is active")
-    parser.add_argument("--template", default="auto", help="auto, chat or none")
+    parser.add_argument(
+        "--stop-when", type=words, metavar="NAME", help="end answers once it is active"
+    )
+    parser.add_argument(
+        "--template", choices=TEMPLATES, default="auto", help="whether to use the chat template"
+    )
 
 
 def _monitor(args: argparse.Namespace) -> None:
     from llm2nifti.monitor import MonitorError
 
-    if args.n_tokens < 1:  # before anything that takes time
-        raise MonitorError(f"--n-tokens is {args.n_tokens}; it must be at least 1")
     with ExitStack() as stack:
-        lines = sys.stdin
+        lines: Any = getattr(sys.stdin, "buffer", sys.stdin)  # a line may be no text
         if args.prompts != "-":
             try:
-                lines = stack.enter_context(Path(args.prompts).open(encoding="utf-8"))
+                lines = stack.enter_context(Path(args.prompts).open("rb"))
             except OSError as error:
                 raise MonitorError(
                     f"cannot read prompts from {args.prompts} ({error.strerror}); give a text file "
@@ -90,9 +99,12 @@ def _monitor(args: argparse.Namespace) -> None:
             lines, loaded, watching, stop_when=args.stop_when, **options
         ):
             content = asdict(answer)
-            content["scores"] = {name: round(x, 4) for name, x in answer.scores.items()}
+            if "error" in content:
+                content["error"] = as_options(content["error"])
+            else:
+                content["scores"] = {name: round(x, 4) for name, x in content["scores"].items()}
             if args.stop_when is None:
-                del content["stopped"]
+                content.pop("stopped", None)
             show_line(content)
 
 
@@ -101,9 +113,9 @@ def _add_detect(commands: Any) -> None:
     parser = add_command(commands, "detect", _detect, text, "llm2nifti detect ds")
     add_dataset(parser)
     add_session(parser)
-    parser.add_argument("--share", type=float, default=0.01, help="share of units in a network")
-    parser.add_argument("--threshold", type=float, default=RATE, help="false-positive rate")
-    parser.add_argument("--n-boot", type=int, default=1000, help="bootstrap draws of intervals")
+    parser.add_argument("--share", type=SHARE, default=0.01, help="share of units in a network")
+    parser.add_argument("--threshold", type=LEVEL, default=RATE, help="false-positive rate")
+    parser.add_argument("--n-boot", type=COUNT, default=1000, help="bootstrap draws of intervals")
 
 
 def _detect(args: argparse.Namespace) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from llm2nifti import __version__
 from llm2nifti.cli import (
@@ -19,15 +21,20 @@ from llm2nifti.cli import (
     scanning,
     training,
 )
+from llm2nifti.cli.command import as_options
 from llm2nifti.cli.stopping import Stop
 
 
 def run(argv: Sequence[str] | None, stop: Stop) -> int:
     """Run a command and return its exit code; raise KeyboardInterrupt if a signal ended it."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
     try:
-        args.handler(args)
+        args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
+    except SystemExit as end:  # help was asked for, or the usage is wrong
+        return int(end.code or 0)
+    try:
+        with _one_line_warnings(args.command):
+            args.handler(args)
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # whatever it is, a person gets one line
@@ -38,6 +45,22 @@ def run(argv: Sequence[str] | None, stop: Stop) -> int:
         print(f"llm2nifti {args.command}: {_one_line(error)}", file=sys.stderr)
         return _exit_code(error)
     return 0
+
+
+@contextmanager
+def _one_line_warnings(command: str) -> Iterator[None]:
+    """Print warnings of llm2nifti as one line, without the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def one_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if category.__module__.startswith("llm2nifti"):
+                print(f"llm2nifti {command}: {as_options(str(message))}", file=sys.stderr)
+            else:
+                show(message, category, *place)
+
+        warnings.showwarning = one_line  # type: ignore[assignment]
+        yield
 
 
 def _exit_code(error: Exception) -> int:
@@ -53,7 +76,7 @@ def _one_line(error: BaseException) -> str:
         where = error.filename or "while writing"
         return f"the disk is full ({where}); free some space, then run the same command again"
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    return text or type(error).__name__
+    return as_options(text) or type(error).__name__
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_model, load_model, show
+from llm2nifti.cli.command import (
+    ANY_COUNT,
+    COUNT,
+    LEVEL,
+    add_command,
+    add_dataset,
+    add_model,
+    image,
+    load_model,
+    path,
+    show,
+    words,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -16,14 +27,19 @@ def add_commands(commands: Any) -> None:
     parser = add_command(commands, "prune", _prune, text, example)
     add_dataset(parser)
     add = parser.add_argument
-    add("--network", metavar="TASK", help="prune the network of this task")
-    add("--mask", type=Path, metavar="IMAGE", help="prune the units of any NIfTI image, instead")
-    add("--out", type=Path, required=True, help="new folder for the pruned model")
-    add("--share", type=float, help="only this share of the units: those with the largest |t|")
+    add("--network", type=words, metavar="TASK", help="prune the network of this task")
+    add("--mask", type=image, metavar="IMAGE", help="prune the units of any NIfTI image, instead")
+    add("--out", type=path, required=True, help="new folder for the pruned model")
+    add("--share", type=LEVEL, help="only this share of the units: those with the largest |t|")
     add("--keep", action="store_true", help="keep these units and prune all others")
-    add("--n-random", type=int, default=3, help="random controls of each kind")
-    add("--n-prompts", type=int, default=8, help="held-out prompts of each task and run; 0: none")
-    add("--n-pairs", type=int, default=10, help="pairs of speed measurements; 0: none")
+    add("--n-random", type=COUNT, default=3, help="random controls of each kind")
+    add(
+        "--n-prompts",
+        type=ANY_COUNT,
+        default=8,
+        help="held-out prompts of each task and run; 0: none",
+    )
+    add("--n-pairs", type=ANY_COUNT, default=10, help="pairs of speed measurements; 0: none")
     add("--overwrite", action="store_true", help="replace an earlier pruned model")
     add_model(parser)
 

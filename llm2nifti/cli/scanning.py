@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2nifti import defaults
-from llm2nifti.cli.command import add_command, show
+from llm2nifti.cli.command import COUNT, SEED, TEMPLATES, add_command, number, path, show, words
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.study.studyfile import StudyFile
@@ -27,7 +26,7 @@ def _add_run(commands: Any) -> None:
     parser = add_command(commands, "run", _run, text, example)
     _add_scan_options(parser)
     parser.add_argument(
-        "--n-null", type=int, default=defaults.N_RELABELLINGS, help="relabellings of the null"
+        "--n-null", type=COUNT, default=defaults.N_RELABELLINGS, help="relabellings of the null"
     )
     parser.add_argument(
         "--redo", action="store_true", help="analyse also what did not change since it was analysed"
@@ -73,31 +72,85 @@ def _add_scan_options(parser: Any) -> None:
     """Arguments of everything that scans."""
     parser.set_defaults(parser=parser)
     add = parser.add_argument
-    add("dataset", type=Path, help="folder of the BIDS dataset, or a study file (.toml)")
+    add("dataset", type=path, help="folder of the BIDS dataset, or a study file (.toml)")
     add(
         "--model",
+        type=words,
         default=defaults.DEFAULT_MODEL,
         help="bundled name, Hugging Face id, folder or .gguf file",
     )
-    add("--task", action="append", default=[], help="task to show; repeat for more (default: all)")
-    add("--stimuli", help="your own TSV with columns task and prompt, image or audio")
-    add("--split", default="evaluation", help="split of the stimuli: evaluation or development")
-    add("--n-runs", type=int, default=defaults.N_RUNS, help="runs of each task")
-    add("--n-blocks", type=int, default=defaults.N_BLOCKS, help="on-blocks of a run")
     add(
-        "--trials-per-block", type=int, default=defaults.TRIALS_PER_BLOCK, help="on-block's prompts"
+        "--task",
+        type=words,
+        action="append",
+        default=[],
+        help="task to show; repeat for more (default: all)",
     )
-    add("--n-frames", type=int, default=defaults.N_FRAMES, help="generated tokens of a prompt")
-    add("--sites", default="default", help="default, all, regex:PATTERN, or names such as attn,mlp")
-    add("--mode", default="auto", help="generate, or read: show the stimulus and generate nothing")
-    add("--frames", default="auto", help="one volume is a token, trial (its mean), word or last")
-    add("--fused-qkv", help="layout of fused queries, keys, values: contiguous or interleaved")
-    add("--template", default="auto", help="chat template: auto, chat or none")
-    add("--temperature", type=float, default=0.0, help="0 is greedy")
-    add("--seed", type=int, default=0, help="seed of the design and of the sampling")
-    add("--batch-size", type=int, default=defaults.BATCH_SIZE, help="prompts generated together")
-    add("--device", default="cpu", help="torch device such as cuda, or auto for several")
-    add("--dtype", default="float32", help="float32, bfloat16 or float16")
+    add("--stimuli", type=words, help="your own TSV with columns task and prompt, image or audio")
+    add(
+        "--split",
+        choices=("evaluation", "development"),
+        default="evaluation",
+        help="split of the stimuli",
+    )
+    add("--n-runs", type=COUNT, default=defaults.N_RUNS, help="runs of each task")
+    add("--n-blocks", type=COUNT, default=defaults.N_BLOCKS, help="on-blocks of a run")
+    add(
+        "--trials-per-block",
+        type=COUNT,
+        default=defaults.TRIALS_PER_BLOCK,
+        help="on-block's prompts",
+    )
+    add("--n-frames", type=COUNT, default=defaults.N_FRAMES, help="generated tokens of a prompt")
+    _add_recording_options(add)
+    add("--compress", action="store_true", help="write .nii.gz: slower, hardly smaller")
+    add("--overwrite", action="store_true", help="delete the dataset's old content first")
+    add("--threads", type=COUNT, help="threads that torch computes with (default: its own choice)")
+    add(
+        "--dask",
+        type=words,
+        help="workers that do the work: local:N, or the address of a Dask scheduler",
+    )
+
+
+def _add_recording_options(add: Any) -> None:
+    """Options of how a model is loaded and recorded."""
+    add(
+        "--sites",
+        type=words,
+        default="default",
+        help="default, all, regex:PATTERN, or names such as attn,mlp",
+    )
+    add(
+        "--mode",
+        choices=("auto", "generate", "read"),
+        default="auto",
+        help="read: show the stimulus and generate nothing",
+    )
+    add(
+        "--frames",
+        choices=("auto", "token", "trial", "word", "last"),
+        default="auto",
+        help="one volume is a token, trial (its mean), word or last",
+    )
+    add(
+        "--fused-qkv",
+        choices=("contiguous", "interleaved"),
+        help="layout of fused queries, keys, values",
+    )
+    add("--template", choices=TEMPLATES, default="auto", help="whether to use the chat template")
+    add("--temperature", type=number(float, low=0), default=0.0, help="0 is greedy")
+    add("--seed", type=SEED, default=0, help="seed of the design and of the sampling")
+    add("--batch-size", type=COUNT, default=defaults.BATCH_SIZE, help="prompts generated together")
+    add(
+        "--device", type=words, default="cpu", help="torch device such as cuda, or auto for several"
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="type of the weights",
+    )
     add("--trust-remote-code", action="store_true", help="run code from the model's repository")
     add(
         "--untrained",
@@ -105,10 +158,6 @@ def _add_scan_options(parser: Any) -> None:
         default=True,
         help="also scan an untrained copy on the same tokens, as a baseline",
     )
-    add("--compress", action="store_true", help="write .nii.gz: slower, hardly smaller")
-    add("--overwrite", action="store_true", help="delete the dataset's old content first")
-    add("--threads", type=int, help="threads that torch computes with (default: its own choice)")
-    add("--dask", help="workers that do the work: local:N, or the address of a Dask scheduler")
 
 
 def _what(args: argparse.Namespace) -> StudyFile:

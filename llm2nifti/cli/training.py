@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from llm2nifti.cli.command import add_command, add_dataset, add_model, load_model, show
+from llm2nifti.cli.command import (
+    COUNT,
+    POSITIVE,
+    add_command,
+    add_dataset,
+    add_model,
+    load_model,
+    path,
+    show,
+    words,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -19,9 +28,9 @@ def _add_options(parser: Any) -> None:
     """Options of both."""
     add_dataset(parser)
     add_model(parser)
-    parser.add_argument("--top", type=int, help="modules to train (default: a tenth of all)")
-    parser.add_argument("--r", type=int, default=8, help="rank of the LoRA updates")
-    parser.add_argument("--alpha", type=float, default=16, help="LoRA scale: alpha / r")
+    parser.add_argument("--top", type=COUNT, help="modules to train (default: a tenth of all)")
+    parser.add_argument("--r", type=COUNT, default=8, help="rank of the LoRA updates")
+    parser.add_argument("--alpha", type=POSITIVE, default=16, help="LoRA scale: alpha / r")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier output")
 
 
@@ -30,8 +39,8 @@ def _add_target(commands: Any) -> None:
     example = "llm2nifti target ds-units --network pathology --out adapter"
     parser = add_command(commands, "target", _target, text, example)
     _add_options(parser)
-    parser.add_argument("--network", required=True, help="a task, or a NIfTI mask")
-    parser.add_argument("--out", type=Path, help="folder for adapter_config.json and targets.tsv")
+    parser.add_argument("--network", type=words, required=True, help="a task, or a NIfTI mask")
+    parser.add_argument("--out", type=path, help="folder for adapter_config.json and targets.tsv")
 
 
 def _target(args: argparse.Namespace) -> None:
@@ -61,15 +70,19 @@ def _add_train(commands: Any) -> None:
     example = "llm2nifti train ds-units --task pathology"
     parser = add_command(commands, "train", _train, text, example)
     _add_options(parser)
-    parser.add_argument("--task", required=True, help="whose text and network")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each condition")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over the texts")
-    parser.add_argument("--n-texts", type=int, default=48, help="held-out prompts of each task")
+    parser.add_argument("--task", type=words, required=True, help="whose text and network")
+    parser.add_argument("--seeds", type=COUNT, default=3, help="trainings of each condition")
+    parser.add_argument("--epochs", type=COUNT, default=4, help="passes over the texts")
+    parser.add_argument("--n-texts", type=COUNT, default=48, help="held-out prompts of each task")
     parser.add_argument(
-        "--rate", type=float, action="append", default=[], help="learning rate to try; repeatable"
+        "--rate",
+        type=POSITIVE,
+        action="append",
+        default=[],
+        help="learning rate to try; repeatable",
     )
-    parser.add_argument("--stimuli", help="your own TSV, with both splits")
-    parser.add_argument("--threads", type=int, help="threads that torch computes with")
+    parser.add_argument("--stimuli", type=words, help="your own TSV, with both splits")
+    parser.add_argument("--threads", type=COUNT, help="threads that torch computes with")
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -176,7 +176,7 @@ def fit(
     is_token = frames == "token"
     reduced = next((run.frames for run in runs if run.frames in ("trial", "last")), "")
     if is_token and reduced:
-        raise DesignError(f"the run has one volume a trial (--frames {reduced}) and no tokens")
+        raise DesignError(f"the run has one volume a trial (frames={reduced!r}) and no tokens")
     imgs = [run.frames_img if is_token else run.img for run in runs]
     designs = [design_matrix(r.events, n_frames=r.volume_counts if is_token else 1) for r in runs]
     _check_volumes(imgs, designs)

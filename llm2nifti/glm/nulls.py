@@ -52,8 +52,10 @@ class NullRates:
         }
 
 
-def check_count(n: int) -> None:
-    """Raise DesignError unless there is at least one relabelling."""
+def check_count(n: int, seed: int = 0) -> None:
+    """Raise DesignError unless there is at least one relabelling, and its seed can be one."""
+    if seed < 0:
+        raise DesignError(f"seed is {seed}; it must be 0 or more")
     if n < 1:
         raise DesignError(f"{n} relabellings asked for; use at least 1, better 200")
 
@@ -202,7 +204,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
     if run.frames in ("trial", "last"):
-        raise DesignError(f"the run has one volume a trial (--frames {run.frames}) and no tokens")
+        raise DesignError(f"the run has one volume a trial (frames={run.frames!r}) and no tokens")
     counts = run.volume_counts
     values = without_constants(run.frame_values()[np.repeat(is_control, counts)])
     confounds = nuisance(run.events[is_control]).to_numpy()

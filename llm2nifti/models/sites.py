@@ -130,7 +130,7 @@ class _Named:
     def _there_is(self) -> str:
         block = self.stack.blocks[0]
         there = [*block.parts, *(HIDDEN[role] for role in block.projections)]
-        return f"its blocks have resid, {', '.join(there)}. Others go by --sites 'regex:...'"
+        return f"its blocks have resid, {', '.join(there)}. Others go by sites='regex:...'"
 
     def _of_block(self, name: str, block: Block) -> list[Site]:
         """Sites of one name in one block, without their layer."""
@@ -169,12 +169,13 @@ class _Named:
             there = ", ".join(n for n in inside if ROLES["attn"].search(n)) or "none"
             raise NoSuchSiteError(
                 f"block {block.name!r} has no separate {name!r} projection; its attention has "
-                f"{there}. Record by name with --sites 'regex:...'"
+                f"{there}. Record by name with sites='regex:...'"
             )
         if self.fused_qkv is None:
             raise NoSuchSiteError(
                 f"{whole[0]!r} computes queries, keys and values together; declare how with "
-                f"--fused-qkv {' or '.join(fused.LAYOUTS)}, or record it whole: --sites 'regex:...'"
+                f"fused_qkv={' or '.join(map(repr, fused.LAYOUTS))}, or record it whole: "
+                "sites='regex:...'"
             )
         config = self.model.config
         n = len(fused.indices(config, self.fused_qkv, name, units[whole[0]]))

@@ -32,6 +32,22 @@ class Response:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class Unanswered:
+    """A prompt that the model could not answer.
+
+    Attributes
+    ----------
+    prompt : str
+        What was asked.
+    error : str
+        Why there is no answer.
+    """
+
+    prompt: str
+    error: str
+
+
 def respond(
     model: LoadedModel,
     monitor: NetworkMonitor,

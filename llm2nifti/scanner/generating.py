@@ -82,7 +82,7 @@ class Generator:
         if is_plain and is_padded and not prefill.leaves_padding_out(self.model):
             raise ScanError(
                 f"{self.model.name} reads padding as text, so prompts of different lengths cannot "
-                "be recorded together; use --batch-size 1"
+                "be recorded together; use batch_size=1"
             )
 
     def record(self, trials: slice, out: np.ndarray) -> list[dict[str, Any]]:

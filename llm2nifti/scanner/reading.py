@@ -103,7 +103,7 @@ class Reader:
             if values.shape[1] != len(frames[0]):
                 raise ScanError(
                     f"an image has {values.shape[1]} tokens where {len(frames[0])} were expected; "
-                    "use --frames trial or last"
+                    "use frames='trial' or 'last'"
                 )
             return values.flatten(0, 1)
         if len(frames[0][0]) == 1:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 from llm2nifti.defaults import BATCH_SIZE
 from llm2nifti.models import LoadedModel, Mode
+from llm2nifti.models.fused import LAYOUTS
 
 FRAMES = {"generate": ("token", "trial"), "read": ("trial", "token", "word", "last")}
+TEMPLATES = ("auto", "chat", "none")
 
 
 class ScanError(ValueError):
@@ -61,6 +63,10 @@ class Settings:
             raise ScanError(f"seed is {self.seed}; it must be 0 or more")
         if self.mode not in ("auto", *FRAMES):
             raise ScanError(f"mode is {self.mode!r}; use auto, {' or '.join(FRAMES)}")
+        if self.template not in TEMPLATES:
+            raise ScanError(f"template is {self.template!r}; use {', '.join(TEMPLATES)}")
+        if self.fused_qkv not in (None, *LAYOUTS):
+            raise ScanError(f"fused_qkv is {self.fused_qkv!r}; use {' or '.join(LAYOUTS)}")
         allowed = FRAMES.get(self.mode, FRAMES["read"])
         if self.frames not in ("auto", *allowed):
             raise ScanError(
@@ -74,7 +80,7 @@ class Settings:
             return modes[0]
         fitting: list[Mode] = [mode for mode in modes if mode == self.mode]
         if not fitting:
-            raise ScanError(f"{model.name} generates nothing; use --mode read")
+            raise ScanError(f"{model.name} generates nothing; use mode='read'")
         return fitting[0]
 
     def resolved(self, model: LoadedModel) -> Settings:

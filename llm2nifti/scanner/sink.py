@@ -64,7 +64,7 @@ class Sink:
         """
         if self._unseen:
             name = min(self._unseen).module
-            raise ScanError(f"module {name!r} was not called in this mode; leave it out of --sites")
+            raise ScanError(f"module {name!r} was not called in this mode; do not record it")
         if self._n_summed > 1:
             self.values /= self._n_summed
         values = self.values.numpy(force=True)

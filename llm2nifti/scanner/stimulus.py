@@ -165,15 +165,15 @@ def _check_kind(model: LoadedModel, settings: Settings, medium: str) -> None:
         )
     if not medium and model.medium and model.kind != "imagetext":
         raise ScanError(
-            f"{model.name} reads {MEDIA[model.medium]} only; give --stimuli a TSV with the columns "
+            f"{model.name} reads {MEDIA[model.medium]} only; show it a TSV with the columns "
             f"task and {model.medium}"
         )
     if medium and settings.frames == "word":
-        raise ScanError(f"{MEDIA[medium]} have no words; use --frames trial, token or last")
+        raise ScanError(f"{MEDIA[medium]} have no words; use frames='trial', 'token' or 'last'")
     reads_both = medium and model.kind == "imagetext" and settings.mode == "read"
     if reads_both and settings.frames == "token":
         raise ScanError(
-            "image and text have different numbers of tokens; use --frames trial or last"
+            "image and text have different numbers of tokens; use frames='trial' or 'last'"
         )
 
 
@@ -292,7 +292,7 @@ def find_prompt(text: str, prompt: str, n_after: int) -> tuple[int, str]:
             return start, shown
     raise ScanError(
         f"the chat template changes the prompt {prompt!r}, so its tokens cannot be found; "
-        "use --template none"
+        "use template='none'"
     )
 
 

@@ -110,7 +110,7 @@ def _fit(
     if threshold["height_control"] != "permutation":
         return maps, networks.threshold(maps, **threshold)
     if how["frames"] == "token":
-        raise glm.DesignError("permutation tests prompts, not tokens: use --frames trial")
+        raise glm.DesignError("permutation tests prompts, not tokens: use frames='trial'")
     events = pd.concat([run.events for run in runs], ignore_index=True)
     # Trials of different runs may differ in their mean, which permutation does not know.
     run_columns = np.repeat(np.eye(len(runs))[:, 1:], [len(run.events) for run in runs], axis=0)
@@ -369,7 +369,7 @@ def analyse_null(
     dict
         ``relabelled``, ``pseudo_tasks`` (with the single rates) and ``token_level``.
     """
-    glm.check_count(n)
+    glm.check_count(n, seed)
     is_control = runs[0].events["trial_type"] == glm.CONTROL
     sizes: dict[str, Any] = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
     options: dict[str, Any] = {"n": n, "seed": seed, "quiet": quiet}

@@ -71,7 +71,7 @@ class Bench:
         if model.kind == "seq2seq" and runs[0].sidecar["Settings"].get("mode") == "read":
             raise StudyError(
                 f"{model.name} only read: there is no answer whose probability could be measured; "
-                "scan with --mode generate"
+                "scan with mode='generate'"
             )
         self.names = list(self.given or tasks or dict.fromkeys(run.task for run in self.runs))
         self._intact: dict[int, NDArray[np.float64]] = {}
@@ -185,7 +185,7 @@ class Bench:
         if condition.spare_template and read_beginning(self.model, texts) is None:
             raise StudyError(
                 f"{self.model.name} reads no template ahead of its texts, so there is nothing to "
-                "spare; leave --spare-template out"
+                "spare; leave spare_template=True out"
             )
 
     def _acting(
@@ -228,6 +228,6 @@ def default_sites(run: Run) -> tuple[str, ...]:
     if not names:
         raise StudyError(
             "the dataset has no units but those of the residual stream; choose them with "
-            "--sites resid"
+            "sites='resid'"
         )
     return names

@@ -71,7 +71,7 @@ def connected(where: str, *, threads: int | None = None) -> Iterator[Workers]:
         import distributed
     except ImportError:
         raise StudyError(
-            "--dask needs the package distributed; install it: pip install 'llm2nifti[cluster]'"
+            "dask needs the package distributed; install it: pip install 'llm2nifti[cluster]'"
         ) from None
     with _silence(), _cluster(where) as address:
         try:
@@ -111,7 +111,7 @@ def _cluster(where: str) -> Iterator[Any]:
         return
     if number == where or not number.isdecimal() or int(number) < 1:
         raise StudyError(
-            f"--dask is {where!r}; give local:N with N of 1 or more, or the address of a "
+            f"dask is {where!r}; give local:N with N of 1 or more, or the address of a "
             "scheduler, such as tcp://host:8786"
         )
     from distributed import LocalCluster

@@ -66,11 +66,9 @@ class Sizes:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("n_random", "n_prompts"):
-            if getattr(self, name) < 1:
-                raise StudyError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more"
-                )
+        for name, least in {"n_random": 1, "n_prompts": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise StudyError(f"{name} is {getattr(self, name)}; it must be {least} or more")
 
 
 FULL = tuple(  # of lesions

@@ -85,5 +85,5 @@ def _compare(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
     if changed:
         raise StudyError(
             f"{path} was made with other settings ({'; '.join(changed)}); use the same, or "
-            "--overwrite to measure all of it again"
+            "overwrite=True to measure all of it again"
         )

@@ -169,7 +169,7 @@ def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condi
     if given and condition.mode == "steer":
         raise StudyError("a mask has no effect to steer along; steer networks of tasks")
     if given and condition.sites:
-        raise StudyError("masks say themselves where their units are; leave --sites out")
+        raise StudyError("masks say themselves where their units are; leave the sites out")
     if given:
         return replace(condition, share=None)
     names = condition.sites or default_sites(run)

@@ -25,6 +25,7 @@ def locked(root: Path) -> Iterator[None]:
     StudyError
         If another process is writing to it, or the folder can't be written.
     """
+    root = bids.as_root(root)
     try:
         (root / bids.WORK).mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / bids.WORK / "lock", timeout=0)

@@ -9,8 +9,9 @@ from typing import Any
 
 from llm2nifti import bids
 from llm2nifti.models import LoadedModel
-from llm2nifti.monitor import MonitorError, NetworkMonitor, Response, respond
+from llm2nifti.monitor import MonitorError, NetworkMonitor, Response, Unanswered, respond
 from llm2nifti.networks import RATE
+from llm2nifti.scanner import ScanError
 from llm2nifti.study.readouts import calibrated, gather
 from llm2nifti.study.reloading import reload
 
@@ -58,12 +59,12 @@ def prepared(
     if settings.get("mode", "generate") != "generate":
         raise MonitorError(
             f"{root} was recorded while the model read; the monitor needs networks of a model that "
-            "generates: scan with --mode generate"
+            "generates: scan with mode='generate'"
         )
     if runs[0].frames != "token":
         raise MonitorError(
             f"{root} keeps one volume a trial; thresholds for every token need the tokens: scan "
-            "with --frames token"
+            "with frames='token'"
         )
     # A fine-tuned model may be watched with the networks of its ancestor.
     loaded = reload(runs[0], name=model, other_weights=True, **options)
@@ -80,20 +81,20 @@ def prepared(
 
 
 def answers(
-    prompts: Iterable[str],
+    prompts: Iterable[str | bytes],
     loaded: LoadedModel,
     watching: NetworkMonitor,
     *,
     n_tokens: int,
     template: str = "auto",
     stop_when: str | None = None,
-) -> Iterator[Response]:
+) -> Iterator[Response | Unanswered]:
     """Answer prompts one after another, as they come; empty ones are skipped.
 
     Parameters
     ----------
-    prompts : iterable of str
-        Lines; space around them does not count.
+    prompts : iterable of str or bytes
+        Lines, as text or in UTF-8; space around them does not count.
     loaded, watching : LoadedModel, NetworkMonitor
         From `prepared`.
     n_tokens : int
@@ -105,16 +106,20 @@ def answers(
 
     Yields
     ------
-    Response
+    Response or Unanswered
+        The latter for a line that is no text, or too long for the model.
     """
     for line in prompts:
-        prompt = line.strip()
-        if prompt:
-            yield respond(
-                loaded,
-                watching,
-                prompt,
-                n_tokens=n_tokens,
-                template=template,
-                stop_when=stop_when,
-            )
+        raw = line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")
+        prompt = raw.decode("utf-8", "replace").strip()
+        if not prompt:
+            continue
+        options: dict[str, Any] = {"n_tokens": n_tokens, "template": template}
+        try:
+            raw.decode("utf-8")
+            yield respond(loaded, watching, prompt, **options, stop_when=stop_when)
+        except UnicodeDecodeError as error:
+            what = f"byte {error.start + 1} is not UTF-8 ({error.reason})"
+            yield Unanswered(prompt, f"the prompt is no text: {what}")
+        except ScanError as error:
+            yield Unanswered(prompt, str(error))

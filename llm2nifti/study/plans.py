@@ -220,7 +220,7 @@ def keep_plans(root: Path, plans: Sequence[Plan]) -> None:
     if not path.exists() and is_begun:
         raise StudyError(
             f"{root} holds runs that were not made by llm2nifti scan or run, so their prompts "
-            "could appear again; choose another folder, or --overwrite to start anew"
+            "could appear again; choose another folder, or overwrite=True to start anew"
         )
     if is_begun:
         kept = bids.read_json(path, {"design": dict, "scans": dict})
@@ -228,7 +228,7 @@ def keep_plans(root: Path, plans: Sequence[Plan]) -> None:
         if changed:
             raise StudyError(
                 f"{root} was made with other settings ({'; '.join(changed)}). Use the same "
-                "settings to resume, another folder, or --overwrite to start anew"
+                "settings to resume, another folder, or overwrite=True to start anew"
             )
         if kept == content:
             return
@@ -272,7 +272,9 @@ def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None
     content = _upgraded(json.loads(path.read_text("utf-8")))
     design = content["design"]
     if design["stimuli_path"] and stimuli is None:
-        raise StudyError(f"{path} names stimuli {design['stimuli_path']}; give the file as stimuli")
+        raise StudyError(
+            f"{path} names stimuli {design['stimuli_path']}; say where they are with stimuli=..."
+        )
     design = Design(**{**design, "tasks": tuple(design["tasks"]), "stimuli_path": stimuli})
     names = {kept["model"]["name"] for kept in content["scans"].values()}
     if model and len(names) > 1:

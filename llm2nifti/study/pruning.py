@@ -71,15 +71,17 @@ class Choice:
     def check(self) -> None:
         """Raise StudyError unless the choice makes sense."""
         if (self.task is None) == (self.mask is None):
-            raise StudyError("name one of --network TASK and --mask IMAGE")
+            raise StudyError("name either a task, whose network is pruned, or a mask")
+        if self.mask is not None and not Path(self.mask).is_file():
+            raise StudyError(f"there is no mask image {self.mask}")
         if self.share is not None and not 0 < self.share < 1:
-            raise StudyError(f"--share is {self.share}; it must lie between 0 and 1")
+            raise StudyError(f"share is {self.share}; it must lie between 0 and 1")
         if self.n_random < 1:
-            raise StudyError(f"n-random is {self.n_random}; it must be 1 or more")
+            raise StudyError(f"n_random is {self.n_random}; it must be 1 or more")
         if self.n_prompts < 0:
-            raise StudyError(f"n-prompts is {self.n_prompts}; it must be 0 or more")
+            raise StudyError(f"n_prompts is {self.n_prompts}; it must be 0 or more")
         if self.n_pairs < 0 or self.n_pairs == 1:
-            raise StudyError(f"n-pairs is {self.n_pairs}; it must be 0, or 2 or more")
+            raise StudyError(f"n_pairs is {self.n_pairs}; it must be 0, or 2 or more")
 
 
 def prune(
@@ -182,7 +184,7 @@ def network_of(runs: Sequence[Run], choice: Choice) -> Network:
             return network
         if network.weights is None:
             raise StudyError(
-                f"mask {network.name!r} is binary, so --share cannot choose among its units"
+                f"mask {network.name!r} is binary, so a share cannot choose among its units"
             )
         return _top(network, network.strengths, choice.share)
     own = runs_of(runs, str(choice.task))

@@ -151,7 +151,7 @@ def _check(runs: Sequence[Run]) -> None:
     if len(counts) > 1:
         raise DetectionError(
             f"trials have {min(counts)} to {max(counts)} frames; scores over time need equally "
-            "many: record with --mode generate, or --frames trial"
+            "many: record with mode='generate', or frames='trial'"
         )
 
 

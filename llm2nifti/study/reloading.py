@@ -57,7 +57,7 @@ def reload(
             revision=None if revision == "n/a" else revision,
         )
     except models.ModelError as error:
-        hint = "" if name else "; say where it is with --model"
+        hint = "" if name else "; say where it is with model=..."
         raise models.ModelError(f"{error}{hint}") from error
     found, expected = model.source["WeightsHash"], scanned["WeightsHash"]
     if found != expected:
@@ -66,6 +66,6 @@ def reload(
             f"was scanned with ({expected})"
         )
         if not other_weights:
-            raise StudyError(f"{message}; give the scanned model with --model")
+            raise StudyError(f"{message}; give the scanned model with model=...")
         warnings.warn(message, stacklevel=2)
     return model

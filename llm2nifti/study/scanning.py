@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from llm2nifti import bids
 from llm2nifti.bids import checking
+from llm2nifti.bids.writing import restore_shown
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import ScanError, Settings
@@ -124,7 +125,7 @@ def scan(
     StudyError
         If the folder holds a dataset with another plan, or is in use.
     """
-    root, plans = Path(root), _as_list(plans)
+    root, plans = bids.as_root(root), _as_list(plans)
     crew = crew or ThisProcess()
     designs = check(root, plans)
     jobs = [job for plan in plans for job in _jobs(plan, designs)]
@@ -136,6 +137,8 @@ def scan(
         bids.remove_dataset(root)
     bids.write_dataset_files(root)
     keep_plans(root, plans)
+    for design in designs:
+        restore_shown(root, design.trials)
     crew.record(root, jobs, quiet=quiet)
 
 
@@ -243,7 +246,7 @@ def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
     if before != now:
         raise StudyError(
             f"the weights of {model.name} changed since this dataset was begun ({before[:12]}... "
-            f"then, {now[:12]}... now); use another folder or --overwrite"
+            f"then, {now[:12]}... now); use another folder or overwrite=True"
         )
 
 

@@ -109,7 +109,7 @@ def train(
     setup.check()
     done = _read(path).get(label)
     if done and not overwrite and not _journals(path, label):
-        raise bids.ExistsError(f"{path} has results of {label!r}; replace them with --overwrite")
+        raise bids.ExistsError(f"{path} has results of {label!r}; replace them with overwrite=True")
     loaded = _loaded(first, model)
     experiment = Experiment(tuple(runs), loaded, label, setup)
     experiment.check()
@@ -120,7 +120,7 @@ def train(
             return done
         if done and not overwrite:
             raise bids.ExistsError(
-                f"{path} has results of {label!r}; replace them with --overwrite"
+                f"{path} has results of {label!r}; replace them with overwrite=True"
             )
         rates, pieces = _train_all(experiment, journal, quiet=quiet)
         base = journal.get(experiment.base)

@@ -93,7 +93,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     if not (folder / RECORD).exists():
         raise PruneError(f"{folder} is there and holds no pruned model; choose another folder")
     if not overwrite:
-        raise PruneError(f"{folder} is there already; use --overwrite, or another folder")
+        raise PruneError(f"{folder} is there already; use overwrite=True, or another folder")
 
 
 def write_record(folder: Path, content: dict[str, Any]) -> None:

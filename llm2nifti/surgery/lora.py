@@ -62,7 +62,7 @@ def lora_config(
     """
     names = sorted(set(modules))
     if not names:
-        raise SurgeryError("no module to train: the network is empty, or --top is 0")
+        raise SurgeryError("no module to train: the network is empty")
     try:
         from peft import LoraConfig
     except ImportError:
@@ -101,7 +101,7 @@ def write_config(config: Any, folder: Path, *, overwrite: bool = False) -> Path:
     """
     path = folder / CONFIG
     if path.exists() and not overwrite:
-        raise bids.ExistsError(f"{path} is there already; replace it with --overwrite")
+        raise bids.ExistsError(f"{path} is there already; replace it with overwrite=True")
     with tempfile.TemporaryDirectory() as temporary:
         config.save_pretrained(temporary)
         content = json.loads((Path(temporary) / CONFIG).read_text("utf-8"))
