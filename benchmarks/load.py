@@ -140,6 +140,30 @@ def one_size(n_tasks, n_sessions, design, scratch, *, untrained=True):
     return seconds, time.perf_counter() - start, path.stat().st_size
 
 
+def print_section(arguments, results):
+    """Print what was run, and the table."""
+    many = arguments.sessions > 1
+    what = f"{arguments.sessions} sessions" if many else "one session"
+    copy = "" if arguments.no_untrained else " and its untrained copy"
+    print(f"## Many {'sessions' if many else 'tasks'}\n")
+    print(
+        f"`llm2nifti run`, {what} of a tiny random Llama{copy}; a task has {arguments.n_runs} runs "
+        f"of {arguments.n_blocks} on-blocks of {arguments.trials_per_block} prompts of "
+        f"{arguments.n_frames} frames. Seconds of the processor, one thread.\n"
+    )
+    print("| seconds | " + " | ".join(f"{n} tasks" for n in arguments.tasks) + " |")
+    print("|---|" + "--:|" * len(arguments.tasks))
+    seconds, clock, size = zip(*results, strict=True)
+    totals = [sum(s.values()) for s in seconds]
+    rows = {stage: [s[stage] for s in seconds] for stage in STAGES}
+    rows["all"] = totals
+    rows["all but the scan"] = [t - s["scan"] for t, s in zip(totals, seconds, strict=True)]
+    rows["all, by the clock"] = clock
+    rows["report, MB"] = [n / 1e6 for n in size]
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
+
+
 def main():
     """Print a table: one row a stage, one column a size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -167,19 +191,7 @@ def main():
             )
             results.append(result)
             print(n_tasks, dict(results[-1][0].most_common()), file=sys.stderr)
-    print(f"{arguments.sessions} session(s), {design}\n")
-    print(
-        "| seconds of the processor | " + " | ".join(f"{n} tasks" for n in arguments.tasks) + " |"
-    )
-    print("|---|" + "--:|" * len(arguments.tasks))
-    for stage in STAGES:
-        print(f"| {stage} | " + " | ".join(f"{s[stage]:.1f}" for s, _, _ in results) + " |")
-    totals = [sum(s.values()) for s, _, _ in results]
-    without = [total - s["scan"] for total, (s, _, _) in zip(totals, results, strict=True)]
-    print("| all | " + " | ".join(f"{t:.1f}" for t in totals) + " |")
-    print("| all but the scan | " + " | ".join(f"{t:.1f}" for t in without) + " |")
-    print("| all, by the clock | " + " | ".join(f"{clock:.1f}" for _, clock, _ in results) + " |")
-    print("| report, MB | " + " | ".join(f"{size / 1e6:.1f}" for _, _, size in results) + " |")
+    print_section(arguments, results)
     print(f"\n{describe_machine(load)}")
 
 
