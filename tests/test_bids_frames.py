@@ -11,6 +11,8 @@ import tiny
 from PIL import Image
 
 from llm2nifti import bids, cli, glm, models, paradigm, scanner, stimuli
+from llm2nifti.bids import checking
+from llm2nifti.bids.writing import restore_shown
 
 SIZES = {"n_blocks": 2, "trials_per_block": 8, "n_frames": 2}
 
@@ -85,6 +87,12 @@ def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):
     for name, image in zip(run.events["stim_file"], design.trials["image"], strict=True):
         kept = tmp_path / "ds" / "stimuli" / name
         assert kept.read_bytes() == Path(image).read_bytes()
+    first, second, *_ = (tmp_path / "ds" / "stimuli" / name for name in run.events["stim_file"])
+    first.unlink()
+    second.write_bytes(b"damaged")
+    with pytest.warns(bids.ForeignFileWarning, match=second.name):
+        restore_shown(tmp_path / "ds", design.trials)
+    assert checking.problems(tmp_path / "ds") == []
 
 
 def test_an_image_that_changed_is_not_shown_by_its_old_copy(tiny_folders, tmp_path):

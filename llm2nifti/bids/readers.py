@@ -43,6 +43,14 @@ class DamagedFileError(ValueError):
         super().__init__(f"{path}: {what}; the file is damaged: {_cure(path)}")
 
 
+class MissingKeyError(DamagedFileError, KeyError):
+    """A JSON object lacks a key; templates that ask whether it is there see a KeyError."""
+
+    def __str__(self) -> str:
+        """Message without the quotes that a KeyError puts around it."""
+        return str(self.args[0])
+
+
 def _cure(path: Path) -> str:
     """What to do about a damaged file: runs can be mended, results are measured again."""
     mark = DERIVATIVES.as_posix()
@@ -96,7 +104,7 @@ class _Object(dict):
     def __missing__(self, key: str) -> Any:
         if self._path is None:
             raise KeyError(key)
-        raise DamagedFileError(self._path, f"{key} is missing")
+        raise MissingKeyError(self._path, f"{key} is missing")
 
 
 def read_tsv(path: Path, kinds: Mapping[str, type] | None = None) -> pd.DataFrame:

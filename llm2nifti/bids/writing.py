@@ -34,7 +34,7 @@ from llm2nifti.bids.files import (
     write_json,
     write_tsv,
 )
-from llm2nifti.bids.manifest import ASIDE, remove, settle
+from llm2nifti.bids.manifest import ASIDE, remove, settle, written
 from llm2nifti.bids.participants import add_participant, add_session
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.media import MEDIA, medium_of
@@ -186,6 +186,22 @@ def _copy_shown(root: Path, trials: pd.DataFrame) -> None:
         if not path.exists() or not filecmp.cmp(file, path, shallow=False):
             with atomic(path, root) as temporary:
                 shutil.copyfile(file, temporary)
+
+
+def restore_shown(root: Path, trials: pd.DataFrame) -> None:
+    """Copy images or sounds anew that a dataset has lost, or that are damaged there.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    trials : DataFrame
+        Trials of a design; those that the dataset has not shown yet are passed over.
+    """
+    medium = medium_of(trials)
+    if medium:
+        names = pd.Series(stimulus_names(trials), trials.index)
+        _copy_shown(root, trials[("stimuli/" + names).isin(list(written(root)))])
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:

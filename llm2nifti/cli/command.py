@@ -20,7 +20,7 @@ Handler = Callable[[argparse.Namespace], Any]
 
 # Library messages name Python's arguments; on the command line these are options.
 _ARGUMENT = re.compile(
-    r"\b(batch_size|dtype|frames|fused_qkv|mode|model|overwrite|sites|spare_template|template)="
+    r"\b(batch_size|dtype|frames|fused_qkv|mode|model|overwrite|sites|spare_template|stimuli|template)="
     r"(True|\.\.\.|\d+|'[^']*'(?:(?:, | or )+'[^']*')*)"
 )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from llm2nifti import __version__
 from llm2nifti.cli import (
@@ -31,7 +33,8 @@ def run(argv: Sequence[str] | None, stop: Stop) -> int:
     except SystemExit as end:  # help was asked for, or the usage is wrong
         return int(end.code or 0)
     try:
-        args.handler(args)
+        with _one_line_warnings(args.command):
+            args.handler(args)
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # whatever it is, a person gets one line
@@ -42,6 +45,22 @@ def run(argv: Sequence[str] | None, stop: Stop) -> int:
         print(f"llm2nifti {args.command}: {_one_line(error)}", file=sys.stderr)
         return _exit_code(error)
     return 0
+
+
+@contextmanager
+def _one_line_warnings(command: str) -> Iterator[None]:
+    """Print warnings of llm2nifti as one line, without the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def one_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if category.__module__.startswith("llm2nifti"):
+                print(f"llm2nifti {command}: {as_options(str(message))}", file=sys.stderr)
+            else:
+                show(message, category, *place)
+
+        warnings.showwarning = one_line  # type: ignore[assignment]
+        yield
 
 
 def _exit_code(error: Exception) -> int:

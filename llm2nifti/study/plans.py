@@ -272,7 +272,9 @@ def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None
     content = _upgraded(bids.read_json(path, {"design": dict, "scans": dict}))
     design = content["design"]
     if design["stimuli_path"] and stimuli is None:
-        raise StudyError(f"{path} names stimuli {design['stimuli_path']}; give the file as stimuli")
+        raise StudyError(
+            f"{path} names stimuli {design['stimuli_path']}; say where they are with stimuli=..."
+        )
     design = Design(**{**design, "tasks": tuple(design["tasks"]), "stimuli_path": stimuli})
     names = {kept["model"]["name"] for kept in content["scans"].values()}
     if model and len(names) > 1:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from llm2nifti import bids
 from llm2nifti.bids import checking
+from llm2nifti.bids.writing import restore_shown
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import ScanError, Settings
@@ -135,6 +136,8 @@ def scan(
         bids.remove_dataset(root)
     bids.write_dataset_files(root)
     keep_plans(root, plans)
+    for design in designs:
+        restore_shown(root, design.trials)
     crew.record(root, jobs, quiet=quiet)
 
 
