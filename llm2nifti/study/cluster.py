@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def _interrupts_held() -> Iterator[None]:
 
     Ctrl-C reaches the whole group of processes, and the one that has the client sees to it.
     """
+    resource_tracker.ensure_running()  # in whichever thread it begins, it lets signals through
     mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
     before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
     try:

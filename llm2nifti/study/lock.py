@@ -25,6 +25,7 @@ def locked(root: Path) -> Iterator[None]:
         If another process is writing to it, or the folder can't be written.
     """
     try:
+        is_new = not root.exists()
         (root / bids.WORK).mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / bids.WORK / "lock", timeout=0)
         lock.acquire()
@@ -45,4 +46,5 @@ def locked(root: Path) -> Iterator[None]:
         lock.release()
         with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
             (root / bids.WORK).rmdir()
-            root.rmdir()
+            if is_new:
+                root.rmdir()

@@ -35,7 +35,6 @@ if __name__ == "__mp_main__":
     counted.begin_worker()
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGKILL", "SIGHUP", "SIGTERM")
-CODES = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 1, "SIGHUP": 129}
 HANGS = 3600  # seconds; no command takes a hundredth of it, on however slow a machine
 SIZES = "--n-runs 2 --n-blocks 2 --trials-per-block 6 --n-frames 2 --batch-size 6"
 TASKS = "--task pathology --task archeology"
@@ -115,31 +114,21 @@ def run(words: list[str], folder: Path, *, at: int = 0, signal: str = "") -> End
         _be_command(words, folder, settings, err)
     status = _wait(pid)
     _wait_for_workers(pid)
-    n = log.stat().st_size // 256 if log.exists() else 0
-    return Ended(os.waitstatus_to_exitcode(status), err.read_text("utf-8"), n)
+    code = os.waitstatus_to_exitcode(status)
+    return Ended(code, err.read_text("utf-8"), counted.n_operations(log))
 
 
 def _be_command(words: list[str], folder: Path, settings: dict, err: Path) -> None:
-    """Become the command; never returns."""
-    code = 70
-    try:
-        os.setsid()
-        os.chdir(folder)
-        for number, path in ((1, Path(os.devnull)), (2, err)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-        counted.begin(settings)
-        from llm2nifti.cli import main
+    """Become the command, and end as it does."""
+    os.setsid()
+    os.chdir(folder)
+    for number, path in ((1, Path(os.devnull)), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    sys.argv[1:] = [*words, "--quiet"]
+    counted.begin(settings)
+    from llm2nifti.cli import main
 
-        code = main([*words, "--quiet"])
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 70
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    raise SystemExit(main())
 
 
 def _wait(pid: int) -> int:
@@ -232,10 +221,10 @@ class Campaign:
         words = self.words(command.words)
         first = run(words, folder, at=at, signal=signal)
         short = []
-        if first.code != CODES[signal]:
+        if first.code != counted.CODES[signal]:
             short.append(f"exit code {first.code}: {first.err.strip()[-300:]}")
         n_lines = len(first.err.splitlines())
-        if n_lines != (signal != "SIGKILL"):
+        if n_lines != 1 and signal != "SIGKILL":  # nobody can speak after it
             short.append(f"{n_lines} lines on stderr: {first.err.strip()[-300:]}")
         again = run(words, folder)
         if again.code or again.err:
@@ -290,11 +279,12 @@ def main() -> int:
     from llm2nifti import report, study, surgery  # noqa: F401
     from llm2nifti.study import intervening, pruning, training  # noqa: F401
 
-    base = Path(tempfile.mkdtemp(prefix="kills-"))
+    base, this = Path(tempfile.mkdtemp(prefix="kills-")), os.getpid()
     try:
         rows = campaign(base, is_long=args.long, only=args.only)
     finally:
-        shutil.rmtree(base)
+        if os.getpid() == this:  # and none of the commands
+            shutil.rmtree(base)
     short = [line for *_, lines in rows for line in lines]
     print("\n| command | file operations | kills | fell short |\n|---|---|---|---|")
     for name, n, n_kills, lines in rows:
