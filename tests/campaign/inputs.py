@@ -43,7 +43,7 @@ SIZES = {
     "sizes": f"{OF_ANY} --task pathology",
     "sizes_of_own": OF_ANY,
     "sizes_of_any": OF_ANY.replace("--model {model} ", "") + " --task pathology",
-    "sizes_of_ds": "--model {model} --n-runs 2 --n-blocks 2 --trials-per-block 8 --n-frames 2"
+    "sizes_of_ds": "--model {model} --n-runs 2 --n-blocks 2 --trials-per-block 12 --n-frames 2"
     " --task pathology --task randomstrings --sites attn,mlp,heads,mlp_hidden --n-null 3",
 }
 HANGS = 900  # seconds; a command takes one or two, on a slow machine ten times as long

@@ -67,7 +67,10 @@ class Command:
 
 
 RUN = f"run ds --model {{model}} {SIZES} {TASKS} --n-null 3"
-SCAN = f"scan ds --model {{model}} {SIZES} {TASKS} --sites attn,mlp,heads,mlp_hidden"
+SCAN = (  # enough for units that own weights to pass a threshold
+    "scan ds --model {model} --n-runs 2 --n-blocks 2 --trials-per-block 12 --n-frames 2"
+    " --task pathology --task randomstrings --sites attn,mlp,heads,mlp_hidden --batch-size 12"
+)
 COMMANDS = (
     Command("run", RUN, n_kills=14),
     Command("run --dask", "run study.toml --dask local:2 --threads 1", n_kills=6),
@@ -80,14 +83,15 @@ COMMANDS = (
     ),
     Command(
         "prune",
-        "prune ds --model {model} --network pathology --share 0.1 --out small --n-random 1"
+        "prune ds --model {model} --network randomstrings --share 0.1 --out small --n-random 1"
         " --n-prompts 2 --n-pairs 0",
         (SCAN,),
+        n_kills=12,
     ),
     Command(
         "train",
-        "train ds --model {model} --task pathology --seeds 1 --epochs 1 --n-texts 4 --rate 0.01"
-        " --rate 0.02",
+        "train ds --model {model} --task randomstrings --seeds 1 --epochs 1 --n-texts 4 --rate 0.01"
+        "",
         (SCAN,),
     ),
 )
