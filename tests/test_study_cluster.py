@@ -164,8 +164,7 @@ def test_a_scheduler_that_does_not_answer_is_said_in_one_line(
     assert not (path.parent / "ds").exists()
 
 
-def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch, tiny_folders, tmp_path):
-    monkeypatch.setattr(cluster, "_PATIENCE", 3)
+def test_a_scheduler_without_workers_is_said_to_have_none(tiny_folders, tmp_path):
     with (
         LocalCluster(n_workers=0, dashboard_address=None) as running,
         pytest.raises(cluster.ClusterError, match="has no worker"),
@@ -173,8 +172,7 @@ def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch, tiny_fold
         study.scan(tmp_path / "ds", small_plan(tiny_folders), dask=running.scheduler_address)
 
 
-def test_a_lost_scheduler_is_said_in_one_line(monkeypatch, tiny_folders, tmp_path):
-    monkeypatch.setattr(cluster, "_PATIENCE", 3)
+def test_a_lost_scheduler_is_said_in_one_line(tiny_folders, tmp_path):
     code = (
         "import os, sys, time\nfrom distributed import LocalCluster\n"
         "if __name__ == '__main__':\n"
