@@ -133,16 +133,20 @@ def _cluster(where: str) -> Iterator[Any]:
 def _interrupts_held() -> Iterator[None]:
     """Leave Ctrl-C to this thread: threads and processes begun meanwhile never see it.
 
-    Ctrl-C reaches the whole group of processes, and the one that has the client sees to it.
+    Ctrl-C and the end of a terminal reach the whole group of processes, and the one that has the
+    client sees to them.
     """
-    resource_tracker.ensure_running()  # in whichever thread it begins, it lets signals through
-    mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
-    before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is None:  # Windows
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        resource_tracker.ensure_running()  # a process as well; it lets SIGINT through afterwards
+        mask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        if mask:
-            mask(signal.SIG_SETMASK, before)
+        mask(signal.SIG_SETMASK, before)
 
 
 class Workers:
