@@ -205,8 +205,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    from llm2nifti.models.loading import read
+
+    folder_of = str(gguf.parent)
+    loaded, lacking = read(
+        AutoModelForCausalLM, folder_of, gguf_file=gguf.name, dtype=torch.float32
+    )
+    if lacking:
+        raise DamagedFileError(f"{gguf.name} lacks weights: {', '.join(lacking[:3])}")
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -214,4 +220,4 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
     plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder_of, gguf_file=gguf.name).save_pretrained(folder)

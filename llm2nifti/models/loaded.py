@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,8 @@ class LoadedModel:
         What it reads and whether it generates.
     processor : object or None
         What turns images, or images and text, into inputs.
+    folder : Path or None
+        Where its files are, if they are local.
     """
 
     name: str
@@ -49,6 +52,7 @@ class LoadedModel:
     source: dict[str, Any]
     kind: str = "causal"
     processor: Any = None
+    folder: Path | None = None
 
     @cached_property
     def anatomy(self) -> Anatomy:

@@ -57,12 +57,19 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model and what it reads with; see `llm2nifti.models.LoadedModel`."""
+    """A model and what it reads with; see `llm2nifti.models.LoadedModel`.
+
+    Attributes
+    ----------
+    lacking : tuple of str
+        Weights that the checkpoint lacks or has in another shape.
+    """
 
     kind: str
     module: Any
     tokenizer: Any = None
     processor: Any = None
+    lacking: tuple[str, ...] = ()
 
 
 def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loaded:
@@ -82,7 +89,8 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
     with quiet():
         config = transformers.AutoConfig.from_pretrained(source.name, **source.options)
         kind = kind_of(config)
-        auto = getattr(transformers, KINDS[kind])
+        is_half = kind == "encoder" and _is_half(config)  # T5's encoder, saved without its decoder
+        auto = getattr(transformers, "AutoModelForTextEncoding" if is_half else KINDS[kind])
         processor = _processor(source) if kind in ("imagetext", "vision") else None
         tokenizer = None if kind == "vision" else getattr(processor, "tokenizer", None)
         if tokenizer is None and kind != "vision":
@@ -92,13 +100,36 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
             if source.device_map is not None:
                 extra["device_map"] = source.device_map
                 extra["offload_folder"] = source.offload_folder
-            module = auto.from_pretrained(source.name, dtype=dtype, **source.options, **extra)
-            return Loaded(kind, module, tokenizer, processor)
+            module, lacking = read(auto, source.name, dtype=dtype, **source.options, **extra)
+            kind, module, lacking = _without_head(kind, module, lacking)
+            return Loaded(kind, module, tokenizer, processor, lacking)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             trust = {"trust_remote_code": source.trust_remote_code}
             module = auto.from_config(config, dtype=dtype, **trust)
         return Loaded(kind, module, tokenizer, processor)
+
+
+def read(auto: Any, name: str, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """A model with the names of the weights that its checkpoint lacks or has in another shape."""
+    module, info = auto.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return module, (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))
+
+
+def _without_head(
+    kind: str, module: Any, lacking: tuple[str, ...]
+) -> tuple[str, Any, tuple[str, ...]]:
+    """What of a model its checkpoint has: a trunk saved without a head, or an encoder, reads."""
+    says = getattr(module.config, "architectures", None) or [type(module).__name__]
+    if not lacking or kind not in ("causal", "seq2seq") or type(module).__name__ in says:
+        return kind, module, lacking
+    trunk = module.get_encoder() if kind == "seq2seq" else module.base_model
+    inside = next((f"{name}." for name, part in module.named_modules() if part is trunk), "")
+    trunk.config.is_encoder_decoder = False
+    inner = (name.removeprefix(inside) for name in lacking if name.startswith(inside))
+    return "encoder", trunk, tuple(inner)
 
 
 def kind_of(config: Any) -> str:
@@ -115,7 +146,7 @@ def kind_of(config: Any) -> str:
 
     if has(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) and hasattr(config, "vision_config"):
         return "imagetext"
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) and not _is_half(config):
         return "seq2seq"
     names = getattr(config, "architectures", None) or []
     is_masked = has(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # BERT has a causal class, too
@@ -130,6 +161,11 @@ def kind_of(config: Any) -> str:
     return "encoder"
 
 
+def _is_half(config: Any) -> bool:
+    """Whether a config is of an encoder alone whose family has decoders."""
+    return any(n.endswith("EncoderModel") for n in getattr(config, "architectures", None) or [])
+
+
 def _processor(source: Source) -> Any:
     """Processor of images, or of images and text; torchvision is not needed."""
     import transformers
@@ -142,12 +178,14 @@ def quiet() -> Iterator[None]:
     """No warnings and no bars of transformers, for work of a second."""
     from transformers.utils import logging
 
-    bars_were_on = logging.is_progress_bar_enabled()
+    bars_were_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if bars_were_on:
             logging.enable_progress_bar()

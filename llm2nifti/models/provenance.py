@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2nifti.models.cache import BUNDLED, sha256, weights_hash
+from llm2nifti.models.loaded import LoadedModel
 
 
 def short_name(name: str) -> str:
@@ -47,10 +48,19 @@ def licence(name: str, folder: Path) -> str:
         return "n/a"
 
 
-def hash_weights(folder: Path, module: Any) -> str:
-    """Hash of the weight files, or of the commit that the hub names."""
+def has_weights(model: LoadedModel, recorded: str) -> bool:
+    """Whether a model has the weights of a recorded hash.
+
+    A hash is that of the weights in memory; older datasets hold that of the files, or the commit
+    that the hub names.
+    """
+    if recorded == model.source["WeightsHash"]:
+        return True
+    folder = model.folder
+    if str(model.source["WeightsHash"]).startswith("random weights") or folder is None:
+        return False
     if folder.is_dir():
-        return weights_hash(folder)
+        return recorded == weights_hash(folder)
     if folder.is_file():
-        return sha256(folder)
-    return f"hub commit {getattr(module.config, '_commit_hash', None) or 'unknown'}"
+        return recorded == sha256(folder)
+    return recorded == f"hub commit {getattr(model.module.config, '_commit_hash', None)}"
