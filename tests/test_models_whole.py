@@ -12,7 +12,7 @@ import pytest
 import transformers
 from safetensors.torch import load_file, save_file
 
-from llm2nifti import models
+from llm2nifti import cli, models
 from llm2nifti.models import cache, loading
 
 
@@ -143,6 +143,24 @@ def test_a_damaged_file_of_a_model_is_named(tiny_folders, tmp_path, name, share)
         models.load(str(folder))
     assert str(folder) in str(info.value)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}", r"fails \(.*end of template"),
+        ("{{ raise_exception('no user may speak') }}", r"fails \(no user may speak\)"),
+        ("{{ messages[0].content + 1 }}", r"fails \("),
+        ("{{ eos_token }}assistant:", "drops the user's message"),
+    ],
+)
+def test_a_broken_chat_template_is_one_line(tiny_folders, tmp_path, capsys, template, message):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "talker")
+    (folder / "chat_template.jinja").write_text(template)
+    command = ["scan", str(tmp_path / "ds"), "--task", "pathology", "--model", str(folder)]
+    assert cli.main(command) == 2
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(f"chat template of model 'talker' in {folder} {message}", printed)
 
 
 @pytest.mark.parametrize(("n_layers", "n_lacking"), [(3, 0), (2, 9)])

@@ -21,6 +21,7 @@ from llm2nifti.models.weights import weight_norms
 
 Mode = Literal["generate", "read"]
 TEMPLATES = ("auto", "chat", "none")
+MARK = "\N{SNOWMAN}"  # a prompt to find again in what a chat template makes of it
 READERS = ("encoder", "vision")  # kinds that generate nothing
 
 
@@ -136,7 +137,8 @@ class LoadedModel:
         Raises
         ------
         ModelError
-            If ``chat`` is asked of a model that has no template.
+            If ``chat`` is asked of a model that has no template, or the template fails or drops
+            the prompt.
         """
         if template not in TEMPLATES:
             raise ModelError(f"template is {template!r}; use one of {', '.join(TEMPLATES)}")
@@ -149,7 +151,23 @@ class LoadedModel:
             token = getattr(self.processor, "image_token", "<image>")
             return [f"{token}\n{prompt}" if has_image else prompt for prompt in prompts]
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
-        return [owner.apply_chat_template(self._turn(p, has_image), **options) for p in prompts]
+        turns = [self._turn(prompt, has_image) for prompt in (MARK, *prompts)]
+        try:
+            shown, *texts = (owner.apply_chat_template(turn, **options) for turn in turns)
+        except Exception as error:  # templates are programs: they raise what they like
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(self._template_problem(f"fails ({reason})")) from error
+        if MARK not in shown:
+            raise ModelError(self._template_problem("drops the user's message"))
+        return texts
+
+    def _template_problem(self, what: str) -> str:
+        """Line that says what is wrong with the chat template."""
+        where = f" in {self.folder}" if self.folder and self.folder.exists() else ""
+        return (
+            f"the chat template of model {self.name!r}{where} {what}; mend it, or show bare "
+            "prompts with --template none"
+        )
 
     def _turn(self, prompt: str, has_image: bool) -> list[dict[str, Any]]:
         """One user's turn, as chat templates read it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2nifti.models import LoadedModel
+from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner.settings import ScanError, Settings
 
@@ -210,8 +211,7 @@ def read_frames(
 
 def n_after_prompt(model: LoadedModel, template: str) -> int:
     """Characters that the chat template puts after a prompt."""
-    mark = "\N{SNOWMAN}"
-    return len(model.render([mark], template)[0].rpartition(mark)[2])
+    return len(model.render([MARK], template)[0].rpartition(MARK)[2])
 
 
 def find_prompt(text: str, prompt: str, n_after: int) -> tuple[int, str]:
