@@ -13,14 +13,20 @@ import torch
 from PIL import Image
 
 from llm2nifti import models, paradigm, scanner
+from llm2nifti.hooks import Point
 from llm2nifti.models import weights
+from llm2nifti.models.points import tapped
 
-GENERATING = [kind for kind in tiny.CONFIGS if kind not in ("bert", "vit")]
-READING = [kind for kind in tiny.CONFIGS if kind not in ("vit", "llava")]
+KINDS = (*tiny.CONFIGS, *tiny.FURTHER)
+GENERATING = [kind for kind in KINDS if kind not in ("bert", "vit", "xlnet")]
+READING = [kind for kind in KINDS if kind not in ("vit", "llava")]
 FINER = {
     "mixtral": "heads,q,k,v,norms,router",
     "mamba": "mixer_hidden,norms",
     "t5": "heads,mlp_hidden,cross_heads,q,k,v,norms",
+    "falcon_h1": "heads,mlp_hidden,mixer_hidden,q,k,v,norms",
+    "rwkv": "heads,norms",
+    "gemma3n_text": "embed,resid,norms,norm",
     **dict.fromkeys(("gpt2", "gpt_neox", "falcon", "bloom"), "heads,mlp_hidden,norms"),
 }
 
@@ -45,6 +51,7 @@ def hooked(module, brain, run):
 
         def keep(value, key=(site.module, site.where)):
             value = value[0] if isinstance(value, tuple) else value
+            value = value.movedim(0, 2).flatten(2) if value.ndim == 4 else value  # copies first
             seen[key] = value.detach().float().clone()
 
         owner = names[site.module]
@@ -101,8 +108,10 @@ def assert_equal_by_site(result, found, expected):
 @pytest.mark.parametrize("sites", ["default", "all", "finer"])
 def test_generating_equals_the_naive_recorder(tiny_models, image_table, kind, sites):
     model = tiny_models(kind)
-    spec = FINER.get(kind, "heads,mlp_hidden,q,k,v,norms") if sites == "finer" else sites
-    result = scan(model, design_of(kind, image_table), sites=spec, batch_size=3)
+    is_finer = sites == "finer" or (sites == "default" and kind in tiny.BY_NAME)
+    spec = FINER.get(kind, "heads,mlp_hidden,q,k,v,norms") if is_finer else sites
+    size = 1 if kind == "rwkv" else 3  # it reads padding
+    result = scan(model, design_of(kind, image_table), sites=spec, batch_size=size)
     tokens = [list(t) for _, t in result.tokens.groupby("trial")["token_id"]]
     expected = np.stack(
         [
@@ -113,7 +122,7 @@ def test_generating_equals_the_naive_recorder(tiny_models, image_table, kind, si
     assert_equal_by_site(result, result.by_trial(), expected)
 
 
-@pytest.mark.parametrize("kind", [k for k in GENERATING if k != "llama"])
+@pytest.mark.parametrize("kind", [k for k in tiny.CONFIGS if k in GENERATING and k != "llama"])
 def test_forcing_the_same_tokens_gives_the_same_values(tiny_models, image_table, kind):
     model, design = tiny_models(kind), design_of(kind, image_table)
     first = scan(model, design)
@@ -154,7 +163,7 @@ def test_reading_images_equals_one_pass_an_image(tiny_models, image_table, kind)
     assert_equal_by_site(result, result.values, expected)
 
 
-@pytest.mark.parametrize("kind", [k for k in tiny.CONFIGS if k != "bert"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("bert", *tiny.BY_NAME)])
 def test_parts_add_up_to_the_change_of_the_stream(tiny_models, kind):
     for stack in tiny_models(kind).anatomy.stacks:
         for block in stack.blocks:
@@ -164,15 +173,53 @@ def test_parts_add_up_to_the_change_of_the_stream(tiny_models, kind):
     if kind in ("vit", "llava"):
         return
     mode = "generate" if "generate" in model.modes() else "read"
-    result = scan(model, design_of(kind, None), mode=mode)
+    result = scan(model, design_of(kind, None), mode=mode, batch_size=1)
+    scales = model.stacks(mode)[-1].blocks[0].scales
     part = {
-        (s.layer, s.name): result.values[:, result.brain.slice_of(s)] for s in result.brain.sites
+        (s.layer, s.name): result.values[:, result.brain.slice_of(s)] * scales.get(s.name, 1)
+        for s in result.brain.sites
     }
     layers = range(2, len(model.stacks(mode)[-1].blocks) + 1)
     for layer in layers:
         added = sum(v for (n, name), v in part.items() if n == layer and name != "resid")
         change = part[layer, "resid"] - part[layer - 1, "resid"]
         np.testing.assert_allclose(added, change, rtol=1e-3, atol=2e-3)
+
+
+def test_multipliers_are_those_of_the_config(tiny_models):
+    for kind, expected in {
+        "granite": {"attn": 0.22, "mlp": 0.22},
+        "falcon_h1": {"attn": 0.7, "mixer": 1.3, "mlp": 1.0},
+    }.items():
+        for block in tiny_models(kind).anatomy.stacks[0].blocks:
+            assert dict(block.scales) == pytest.approx(expected, abs=1e-4)
+        assert tiny_models(kind).anatomy.stacks[0].blocks[0].projections.keys() == expected.keys()
+
+
+def test_a_stream_with_the_tokens_first_comes_in_the_usual_order(tiny_models):
+    """XLNet: batches of several trials, against one pass a prompt; and edits of one trial alone."""
+    model = tiny_models("xlnet")
+    assert model.modes() == ("read",)
+    result = scan(
+        model, design_of("xlnet", None), sites="regex:.*layer_1|.*layer.1", frames="trial"
+    )
+    expected = np.empty_like(result.values)
+    for trial in range(len(expected)):
+        inputs = alone(model, result, trial)
+        for site, value in hooked(model.module, result.brain, lambda i=inputs: model.module(**i)):
+            expected[trial, result.brain.slice_of(site)] = value[:, 0].mean(dim=0)
+    assert_equal_by_site(result, result.values, expected)
+    inputs = model.tokenizer(["one two", "one two"], return_tensors="pt")
+    name = model.anatomy.stacks[0].blocks[0].name
+    with (
+        torch.no_grad(),
+        tapped(model, [Point(name)], lambda _p, x: x * torch.tensor([0.0, 1.0])[:, None, None]),
+    ):
+        edited = model.module(**inputs).logits
+    with torch.no_grad():
+        plain = model.module(**inputs).logits
+    torch.testing.assert_close(edited[1], plain[1])
+    assert (edited[0] - plain[0]).abs().max() > 1e-3
 
 
 def test_parts_of_a_post_norm_model_are_what_its_norms_read(tiny_models):

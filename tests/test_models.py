@@ -127,14 +127,6 @@ def test_a_block_that_is_called_again_is_refused(spec):
     assert sites.find_sites(module, stacks, "embed")[0].module == "embeddings.word_embeddings"
 
 
-def test_a_stream_with_the_tokens_first_is_refused():
-    config = transformers.XLNetConfig(vocab_size=60, d_model=24, n_layer=1, n_head=3, d_inner=40)
-    model = models.LoadedModel("xlnet", transformers.XLNetLMHeadModel(config), None, {})
-    assert model.context is None
-    with pytest.raises(models.UnknownArchitectureError, match=r"\(5, 2, 24\), not \(trials"):
-        _ = model.anatomy
-
-
 def test_model_without_blocks_lists_its_parts():
     class Flat(torch.nn.Module):
         def __init__(self):
@@ -164,6 +156,36 @@ def test_pickled_weights_are_refused(tiny_folders, tmp_path):
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(models.ModelError, match=r"safetensors or \.gguf"):
         models.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "expected"),
+    [
+        ("model", {"_name_or_path": "someone/tall-llama"}, "tall-llama"),
+        ("checkpoint-500", {"_name_or_path": "/data/model/"}, "llama"),
+        ("snapshot", {}, "llama"),
+        ("models--a--wide-llama/snapshots/" + "0a" * 20, {}, "wide-llama"),
+        ("mine", {"_name_or_path": "someone/tall-llama"}, "mine"),
+    ],
+)
+def test_a_folder_whose_name_says_nothing_goes_by_its_config(
+    tiny_folders, tmp_path, folder, config, expected
+):
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / folder)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, **config}))
+    assert models.load(str(folder)).name == expected
+    (folder / "config.json").write_text("{")
+    assert models.short_name(str(folder)) == folder.name
+
+
+def test_a_vision_folder_that_holds_a_tokenizer_is_a_vision_model(tiny_folders, tmp_path):
+    folder = shutil.copytree(tiny_folders["vit"], tmp_path / "seer")
+    for path in tiny_folders["llama"].glob("token*"):
+        shutil.copy(path, folder)
+    model = models.load(str(folder))
+    assert model.kind == "vision"
+    assert len(model.anatomy.stacks[0].blocks) == 2
 
 
 def test_unknown_name_says_what_to_do():

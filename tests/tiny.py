@@ -18,6 +18,7 @@ SHARED = {**COMMON, "num_key_value_heads": 2}
 WINDOWED = {"sliding_window": 8, "head_dim": 8}
 TEXT = {**SHARED, "model_type": "llama"}
 VISION = {**COMMON, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8}
+BY_NAME = ("gemma3n_text", "xlnet")  # their blocks add nothing up: no roles
 IMAGE = "<image>"  # where a model of images and text puts an image
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {**COMMON, "image_size": 32, "patch_size": 8},
     "llava": {"text_config": TEXT, "vision_config": VISION},
 }
+# What every recorder has to read; the tests of surgery and interventions take the families above.
+FURTHER: dict[str, dict[str, Any]] = {
+    "granite": {**SHARED, "residual_multiplier": 0.22, "embedding_multiplier": 6.0},
+    "falcon_h1": {
+        **SHARED,
+        "mamba_d_ssm": 48,
+        "mamba_n_heads": 6,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+        "attention_out_multiplier": 0.7,
+        "ssm_out_multiplier": 1.3,
+        "mlp_multipliers": [0.8, 0.6],
+    },
+    "rwkv": {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 40},
+    "gemma3n_text": {
+        **SHARED,
+        **WINDOWED,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 400,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "xlnet": {"d_model": 24, "n_layer": 2, "n_head": 3, "d_inner": 40},
+}
 NAMES = {
     "llama": "Llama, SmolLM2",
     "gpt2": "GPT-2",
@@ -68,7 +96,12 @@ NAMES = {
     "phi": "Phi",
     "falcon": "Falcon",
     "bloom": "BLOOM",
+    "granite": "Granite",
+    "falcon_h1": "Falcon-H1",
     "mamba": "Mamba",
+    "rwkv": "RWKV",
+    "gemma3n_text": "Gemma 3n",
+    "xlnet": "XLNet",
     "t5": "T5",
     "bert": "BERT",
     "vit": "ViT",
@@ -83,7 +116,7 @@ def save(folder: Path, kind: str = "llama", *, dtype: str = "float32", **changes
 
     from llm2nifti.models.loading import KINDS, kind_of
 
-    settings = {**CONFIGS[kind], **changes}
+    settings = {**{**FURTHER, **CONFIGS}[kind], **changes}
     if kind != "vit":
         tokenizer = _save_tokenizer(folder, kind)
         ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}

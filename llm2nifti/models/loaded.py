@@ -79,8 +79,12 @@ class LoadedModel:
         return None
 
     def modes(self) -> tuple[Mode, ...]:
-        """Ways of looking: every model reads, not every one generates."""
-        return ("read",) if self.kind in READERS else ("generate", "read")
+        """Ways of looking: every model reads, not every one generates.
+
+        XLNet, whose tokens come first, generates with placeholders that are no frames.
+        """
+        reads_only = self.kind in READERS or self.anatomy.stacks[-1].has_tokens_first
+        return ("read",) if reads_only else ("generate", "read")
 
     def stacks(self, mode: Mode = "generate", *, has_image: bool = False) -> tuple[Stack, ...]:
         """Stacks that work in a mode.

@@ -91,7 +91,7 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
         kind = kind_of(config)
         is_half = kind == "encoder" and _is_half(config)  # T5's encoder, saved without its decoder
         auto = getattr(transformers, "AutoModelForTextEncoding" if is_half else KINDS[kind])
-        processor = _processor(source) if kind in ("imagetext", "vision") else None
+        processor = _processor(source, kind) if kind in ("imagetext", "vision") else None
         tokenizer = None if kind == "vision" else getattr(processor, "tokenizer", None)
         if tokenizer is None and kind != "vision":
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
@@ -166,11 +166,13 @@ def _is_half(config: Any) -> bool:
     return any(n.endswith("EncoderModel") for n in getattr(config, "architectures", None) or [])
 
 
-def _processor(source: Source) -> Any:
+def _processor(source: Source, kind: str) -> Any:
     """Processor of images, or of images and text; torchvision is not needed."""
     import transformers
 
-    return transformers.AutoProcessor.from_pretrained(source.name, backend="pil", **source.options)
+    # A vision model's folder may hold a tokenizer as well, which AutoProcessor would take.
+    auto = transformers.AutoImageProcessor if kind == "vision" else transformers.AutoProcessor
+    return auto.from_pretrained(source.name, backend="pil", **source.options)
 
 
 @contextmanager
