@@ -41,7 +41,8 @@ tested against a naive recorder (one prompt at a time, one pass a token, no cach
 within a relative L2 error of 1e-4 a volume and site: the default sites, `all`, and the finer sites that
 the family has, while generating; `all` while reading tokens or images. OPT is also tested at
 Galactica-125M's full shape (12 layers, width 768, vocabulary 50,000): 9,216 units of block outputs,
-140,544 of leaf modules.
+140,544 of leaf modules. Real weights to try: SmolLM2 (the default model) and `--model minilm`, a BERT
+sentence encoder.
 """
 FOOTER = """
 Finer sites by name: `heads` and `mlp_hidden` (what the output and down projections read), `cross_heads`,

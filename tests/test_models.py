@@ -239,6 +239,25 @@ def test_bundled_model_is_the_pinned_one(real_model):
     assert table.loc["smollm2-135m", "cached"] == "yes"
 
 
+@pytest.mark.real_model
+def test_the_bundled_sentence_encoder_is_read_as_transformers_reads_it():
+    model = models.load("minilm")
+    cache.verify(cache.cache_folder() / "minilm")
+    assert model.modes() == ("read",)
+    assert model.source["Parameters"] == 22_713_216
+    assert models.known().set_index("name").loc["minilm", "cached"] == "yes"
+    design = paradigm.blocks("pathology", n_blocks=2, trials_per_block=4)
+    result = scanner.scan(model, design, on_trials=lambda _n: None)
+    assert result.brain.n_units == (1 + 6 * 3) * 384
+    last = [site for site in result.brain.sites if site.name == "resid"][-1]
+    for trial in (0, 5):
+        inputs = model.tokenizer(design.trials["prompt"].iloc[trial], return_tensors="pt")
+        with torch.no_grad():
+            states = model.module(**inputs).last_hidden_state[0, 1:-1]  # without [CLS] and [SEP]
+        found = result.values[trial, result.brain.slice_of(last)]
+        np.testing.assert_allclose(found, states.mean(dim=0), rtol=1e-3, atol=1e-5)
+
+
 def test_damaged_cache_file_is_found(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(b"good")
     digest = cache.sha256(tmp_path / "weights.safetensors")
