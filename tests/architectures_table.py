@@ -34,7 +34,8 @@ depend on it; to add sites up to the change of the stream, multiply first.
 
 Gemma 3n passes on four copies of its stream: `resid` holds them one after another. XLNet keeps tokens
 before trials; what is recorded, edited or watched comes in the usual order, and it is read, not generated
-from. RWKV reads padding: prompts of different lengths need `--batch-size 1`.
+from. Of two towers that encode an image and a text side by side (CLIP, SigLIP), each reads what is shown of
+its kind. RWKV reads padding: prompts of different lengths need `--batch-size 1`.
 
 Models here are tiny and random, built from transformers' own configs; units are theirs. Every row is
 tested against a naive recorder (one prompt at a time, one pass a token, no cache, hooks written by hand)

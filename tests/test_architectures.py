@@ -18,8 +18,8 @@ from llm2nifti.models import weights
 from llm2nifti.models.points import tapped
 
 KINDS = (*tiny.CONFIGS, *tiny.FURTHER)
-GENERATING = [kind for kind in KINDS if kind not in ("bert", "vit", "xlnet")]
-READING = [kind for kind in KINDS if kind not in ("vit", "llava")]
+GENERATING = [kind for kind in KINDS if kind not in ("bert", "vit", "xlnet", "clip")]
+READING = [kind for kind in KINDS if kind not in ("vit", "llava")]  # CLIP's text tower, too
 FINER = {
     "mixtral": "heads,q,k,v,norms,router",
     "mamba": "mixer_hidden,norms",
@@ -38,7 +38,7 @@ def scan(model, design, **settings):
 
 def design_of(kind, image_table, **sizes):
     sizes = {"n_blocks": 1, "trials_per_block": 2, "n_frames": 3, **sizes}
-    if kind in ("vit", "llava"):
+    if kind in ("vit", "llava", "clip") and image_table is not None:
         return paradigm.blocks("discs", table=image_table, **sizes)
     return paradigm.blocks("pathology", **sizes)
 
@@ -72,7 +72,7 @@ def alone(model, result, trial):
     if images is None:
         return model.tokenizer([result.rendered[trial]], return_tensors="pt")
     image = Image.open(images.iloc[trial]).convert("RGB")
-    if model.kind == "vision":
+    if model.kind == "vision" or not result.rendered[trial]:
         return model.processor(images=[image], return_tensors="pt")
     return model.processor(images=[image], text=[result.rendered[trial]], return_tensors="pt")
 
@@ -132,10 +132,11 @@ def test_forcing_the_same_tokens_gives_the_same_values(tiny_models, image_table,
 
 
 @pytest.mark.parametrize("kind", READING)
-def test_reading_tokens_equals_one_pass_a_prompt(tiny_models, image_table, kind):
+def test_reading_tokens_equals_one_pass_a_prompt(tiny_models, kind):
     model = tiny_models(kind)
-    result = scan(model, design_of(kind, image_table), mode="read", frames="token", sites="all")
+    result = scan(model, design_of(kind, None), mode="read", frames="token", sites="all")
     run = model.module.get_encoder() if kind == "t5" else model.module
+    run = run.text_model if kind == "clip" else run
     for trial, found in enumerate(result.trials()):
         inputs = alone(model, result, trial)
         inputs.pop("token_type_ids", None)
@@ -163,6 +164,30 @@ def test_reading_images_equals_one_pass_an_image(tiny_models, image_table, kind)
     assert_equal_by_site(result, result.values, expected)
 
 
+@pytest.mark.parametrize("frames", ["trial", "last"])
+@pytest.mark.parametrize("has_text", [True, False])
+def test_both_towers_read_what_is_shown(tiny_models, image_table, has_text, frames):
+    """CLIP: an image and its text side by side, texts of different lengths; or images alone."""
+    model, table = tiny_models("clip"), image_table.copy()
+    if has_text:
+        table["prompt"] = [f"picture {'of this ' * (i % 4)}{i}" for i in range(len(table))]
+    design = design_of("clip", table, trials_per_block=3)
+    result = scan(model, design, mode="read", sites="all", frames=frames)
+    towers = {site.module.split(".")[0] for site in result.brain.sites}
+    assert towers == ({"vision_model", "text_model"} if has_text else {"vision_model"})
+    run = model.module if has_text else model.module.get_image_features
+    expected = np.empty_like(result.values)
+    for trial in range(len(expected)):
+        inputs = alone(model, result, trial)
+        for site, value in hooked(model.module, result.brain, lambda i=inputs: run(**i)):
+            rows = value.reshape(-1, site.n_units)
+            row = rows[-1] if frames == "last" else rows.mean(dim=0)
+            expected[trial, result.brain.slice_of(site)] = row
+    assert_equal_by_site(result, result.values, expected)
+    with pytest.raises(scanner.ScanError, match="generates nothing; use --mode read"):
+        scan(model, design, mode="generate")
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("bert", *tiny.BY_NAME)])
 def test_parts_add_up_to_the_change_of_the_stream(tiny_models, kind):
     for stack in tiny_models(kind).anatomy.stacks:
@@ -184,6 +209,12 @@ def test_parts_add_up_to_the_change_of_the_stream(tiny_models, kind):
         added = sum(v for (n, name), v in part.items() if n == layer and name != "resid")
         change = part[layer, "resid"] - part[layer - 1, "resid"]
         np.testing.assert_allclose(added, change, rtol=1e-3, atol=2e-3)
+
+
+def test_a_text_beside_an_image_that_is_too_long_is_refused(tiny_models, image_table):
+    table = image_table.assign(prompt=[f"{'so ' * 200}{i}" for i in range(len(image_table))])
+    with pytest.raises(scanner.ScanError, match="reads at most 128"):
+        scan(tiny_models("clip"), design_of("clip", table))
 
 
 def test_multipliers_are_those_of_the_config(tiny_models):

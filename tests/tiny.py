@@ -83,6 +83,7 @@ FURTHER: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.0, 0.0],
     },
     "xlnet": {"d_model": 24, "n_layer": 2, "n_head": 3, "d_inner": 40},
+    "clip": {"text_config": COMMON, "vision_config": VISION, "projection_dim": 16},
 }
 NAMES = {
     "llama": "Llama, SmolLM2",
@@ -106,6 +107,7 @@ NAMES = {
     "bert": "BERT",
     "vit": "ViT",
     "llava": "LLaVA (CLIP and Llama)",
+    "clip": "CLIP",
 }
 
 
@@ -123,6 +125,8 @@ def save(folder: Path, kind: str = "llama", *, dtype: str = "float32", **changes
         if kind == "llava":
             settings["text_config"] = {**TEXT, **ids}
             settings["image_token_index"] = tokenizer.convert_tokens_to_ids(IMAGE)
+        elif kind == "clip":
+            settings["text_config"] = {**COMMON, **ids, "pad_token_id": 0}
         else:
             settings = {**settings, "pad_token_id": 0, **ids, **changes}
     _save_processor(folder, kind)
@@ -151,7 +155,8 @@ def _save_tokenizer(folder: Path, kind: str) -> Any:
         vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
     core.train_from_iterator(stimuli.load()["prompt"].head(500), trainer)
-    extra = {"pad_token": "<end>", "additional_special_tokens": [IMAGE]} if kind == "llava" else {}
+    extra = {"pad_token": "<end>"} if kind in ("llava", "clip") else {}
+    extra |= {"additional_special_tokens": [IMAGE]} if kind == "llava" else {}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", **extra)
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -162,18 +167,24 @@ def _save_processor(folder: Path, kind: str) -> None:
     from transformers import (
         AutoTokenizer,
         CLIPImageProcessorPil,
+        CLIPProcessor,
         LlavaProcessor,
         ViTImageProcessorPil,
     )
 
     if kind == "vit":
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    if kind == "llava":
-        square = {"height": 32, "width": 32}
-        images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+    if kind not in ("llava", "clip"):
+        return
+    square = {"height": 32, "width": 32}
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if kind == "clip":
+        CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    else:
         LlavaProcessor(
             image_processor=images,
-            tokenizer=AutoTokenizer.from_pretrained(folder),
+            tokenizer=tokenizer,
             patch_size=8,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,

@@ -22,7 +22,7 @@ from llm2nifti.models.weights import weight_norms
 Mode = Literal["generate", "read"]
 TEMPLATES = ("auto", "chat", "none")
 MARK = "\N{SNOWMAN}"  # a prompt to find again in what a chat template makes of it
-READERS = ("encoder", "vision")  # kinds that generate nothing
+READERS = ("encoder", "vision", "dual")  # kinds that generate nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class LoadedModel:
         Its tokenizer; a vision model has none.
     source : dict
         Provenance for sidecars: ``Name``, ``Revision``, ``WeightsHash``, ``DType`` and more.
-    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision"}
-        What it reads and whether it generates.
+    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision", "dual"}
+        What it reads and whether it generates; ``dual`` encodes an image and a text side by side.
     processor : object or None
         What turns images, or images and text, into inputs.
     folder : Path or None
@@ -86,18 +86,26 @@ class LoadedModel:
         reads_only = self.kind in READERS or self.anatomy.stacks[-1].has_tokens_first
         return ("read",) if reads_only else ("generate", "read")
 
-    def stacks(self, mode: Mode = "generate", *, has_image: bool = False) -> tuple[Stack, ...]:
+    def stacks(
+        self, mode: Mode = "generate", *, has_image: bool = False, has_text: bool = True
+    ) -> tuple[Stack, ...]:
         """Stacks that work in a mode.
 
         Of an encoder-decoder, the decoder generates and the encoder reads. Of a model of images and
-        text, the language stack generates, and both read where there is an image.
+        text, the language stack generates, and both read where there is an image. Of two towers,
+        each reads what is shown of its kind.
         """
         stacks = self.anatomy.stacks
+        if self.kind == "dual":  # they don't depend on each other, and are called in either order
+            stacks = tuple(sorted(stacks, key=lambda stack: "text" in stack.path))
         if mode == "generate":
             return stacks[-1:]
         if self.kind == "seq2seq":
             return stacks[:1]
-        return stacks[-1:] if self.kind == "imagetext" and not has_image else stacks
+        if self.kind == "dual" and not has_text:
+            return stacks[:-1]
+        reads_text_alone = self.kind in ("imagetext", "dual") and not has_image
+        return stacks[-1:] if reads_text_alone else stacks
 
     def sites(
         self,
@@ -106,10 +114,11 @@ class LoadedModel:
         mode: Mode = "generate",
         fused_qkv: str | None = None,
         has_image: bool = False,
+        has_text: bool = True,
     ) -> tuple[Site, ...]:
         """Sites to record; see `llm2nifti.models.sites.find_sites` for the words of `spec`."""
         mode = mode if mode in self.modes() else "read"
-        stacks = self.stacks(mode, has_image=has_image)
+        stacks = self.stacks(mode, has_image=has_image, has_text=has_text)
         return find_sites(self.module, stacks, spec, fused_qkv=fused_qkv)
 
     def skipped(self) -> dict[str, str]:
@@ -153,7 +162,8 @@ class LoadedModel:
             raise ModelError(f"model {self.name!r} has no chat template; use --template none")
         if template == "none" or owner is None:
             token = getattr(self.processor, "image_token", "<image>")
-            return [f"{token}\n{prompt}" if has_image else prompt for prompt in prompts]
+            is_placed = has_image and self.kind == "imagetext"
+            return [f"{token}\n{prompt}" if is_placed else prompt for prompt in prompts]
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
         turns = [self._turn(prompt, has_image) for prompt in (MARK, *prompts)]
         try:
@@ -193,10 +203,15 @@ class LoadedModel:
         images : sequence of PIL.Image.Image
             RGB.
         texts : sequence of str or None
-            From `render` with ``has_image``; padding comes first, so that the last token is last.
+            From `render` with ``has_image``; padding comes first, so that the last token is last,
+            but last in a text that stands alone.
         """
-        if self.kind == "vision":
+        if self.kind == "vision" or not any(texts or []):
             inputs = self.processor(images=list(images), return_tensors="pt")
+        elif self.kind == "dual":
+            options = {"padding": True, "padding_side": "right", "return_attention_mask": True}
+            batch = {"images": list(images), "text": list(texts or [])}
+            inputs = self.processor(**batch, **options, return_tensors="pt")
         else:
             batch = {"images": [[image] for image in images], "text": list(texts or [])}
             inputs = self.processor(**batch, padding=True, padding_side="left", return_tensors="pt")
@@ -208,12 +223,12 @@ class LoadedModel:
 
     def probe_passes(self) -> list[probing.Pass]:
         """Probe passes over something that the model reads; each returns the model's output."""
-        if self.kind not in ("vision", "imagetext"):
+        if self.kind not in ("vision", "imagetext", "dual"):
             return probing.text_passes(self.module)
         from PIL import Image
 
         # Through the processor: what it makes of an image need not have the size in the config.
-        texts = None if self.kind == "vision" else self.render(["a", "a"], has_image=True)
+        texts = None if self.kind == "vision" else self.render(["a b c"] * 2, has_image=True)
         pixels = np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
         images = [Image.fromarray(image) for image in pixels]
         return probing.input_passes(self.module, self.image_inputs(images, texts))

@@ -16,6 +16,7 @@ KINDS = {
     "imagetext": "AutoModelForImageTextToText",
     "encoder": "AutoModel",
     "vision": "AutoModel",
+    "dual": "AutoModel",
 }
 
 
@@ -91,7 +92,7 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
         kind = kind_of(config)
         is_half = kind == "encoder" and _is_half(config)  # T5's encoder, saved without its decoder
         auto = getattr(transformers, "AutoModelForTextEncoding" if is_half else KINDS[kind])
-        processor = _processor(source, kind) if kind in ("imagetext", "vision") else None
+        processor = _processor(source, kind) if kind in ("imagetext", "vision", "dual") else None
         tokenizer = None if kind == "vision" else getattr(processor, "tokenizer", None)
         if tokenizer is None and kind != "vision":
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
@@ -137,7 +138,7 @@ def kind_of(config: Any) -> str:
 
     Returns
     -------
-    {"causal", "seq2seq", "imagetext", "encoder", "vision"}
+    {"causal", "seq2seq", "imagetext", "encoder", "vision", "dual"}
     """
     from transformers.models.auto import modeling_auto as auto
 
@@ -146,6 +147,8 @@ def kind_of(config: Any) -> str:
 
     if has(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) and hasattr(config, "vision_config"):
         return "imagetext"
+    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
+        return "dual"
     if getattr(config, "is_encoder_decoder", False) and not _is_half(config):
         return "seq2seq"
     names = getattr(config, "architectures", None) or []

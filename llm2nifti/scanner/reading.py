@@ -47,6 +47,7 @@ class Reader:
         self.brain = brain
         self.stimuli = stimuli
         self.stream = Point(model.stacks("read")[-1].blocks[-1].name)
+        self.sees = tuple(f"{s.path}." for s in model.stacks("read", has_image=True)[:-1])
         # Logits cost as much as a fifth of a small model's pass: only where tokens are frames.
         self.has_logits = model.kind == "causal" and settings.frames in ("token", "word")
 
@@ -82,10 +83,14 @@ class Reader:
         def store(point: Point, tensor: torch.Tensor) -> None:
             values = tensor.reshape(len(frames), -1, tensor.shape[-1])
             rows = into if isinstance(into, slice) else into.to(values.device)
-            sink.put(point, rows, self._of_images(values, mask, frames))
+            padded = None if point.module.startswith(self.sees) else mask
+            sink.put(point, rows, self._of_images(values, padded, frames))
 
+        run = self.model.module
+        if self.model.kind == "dual" and "input_ids" not in inputs:
+            run = run.get_image_features
         with listening(self.model, self.brain, self.stream, store):
-            self.model.module(**inputs)
+            run(**inputs)
 
     @staticmethod
     def _of_images(
@@ -99,10 +104,10 @@ class Reader:
                     "use --frames trial or last"
                 )
             return values.flatten(0, 1)
-        if frames[0] == [[-1]]:
-            return values[:, -1]
         if mask is None or mask.shape[1] != values.shape[1]:
-            return values.float().mean(dim=1)
+            return values[:, -1] if frames[0] == [[-1]] else values.float().mean(dim=1)
+        if frames[0] == [[-1]]:  # padding may come last
+            return values[torch.arange(len(values)), mask.shape[1] - 1 - mask.flip(1).argmax(1)]
         weights = mask[..., None].float()
         return (values.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -153,6 +158,8 @@ class Reader:
         module = self.model.module
         if self.model.kind == "seq2seq":
             return module.get_encoder()
+        if self.model.kind == "dual":
+            return module.get_submodule(self.model.stacks("read")[-1].path)
         if self.model.kind == "encoder" or self.has_logits:
             return module
         trunk = module.get_decoder()

@@ -29,7 +29,7 @@ class Stimuli:
     prompts, rendered : list of str
         Bare text, and text with the chat template applied.
     encoded : list of list of int
-        Token ids; empty where there are images.
+        Token ids; empty where there are images that no text stands beside.
     fill : int
         Padding token.
     is_chat : bool
@@ -83,12 +83,13 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     trials = paradigm.trials
     prompts = list(trials["prompt"])
     images = [Path(path) for path in trials["image"]] if "image" in trials else []
-    _check_kind(model, settings, has_image=bool(images))
+    has_text = any(prompts)
+    _check_kind(model, settings, has_image=bool(images), has_text=has_text)
     rendered = prompts
     encoded: list[list[int]] = [[] for _ in prompts]
     if model.kind != "vision":
         rendered = model.render(prompts, settings.template, has_image=bool(images))
-    if not images:
+    if not images or (model.kind == "dual" and has_text):
         encoded = model.encode(rendered, rendered=rendered != prompts)
         _check_lengths(model, paradigm, encoded, generates=settings.mode == "generate")
     frames: list[list[Positions]] = []
@@ -127,9 +128,9 @@ def fill_token(model: LoadedModel) -> int:
     return int(fill[0] if isinstance(fill, list) else fill)
 
 
-def _check_kind(model: LoadedModel, settings: Settings, *, has_image: bool) -> None:
+def _check_kind(model: LoadedModel, settings: Settings, *, has_image: bool, has_text: bool) -> None:
     """Raise if the model cannot see this kind of stimulus."""
-    if has_image and model.kind not in ("vision", "imagetext"):
+    if has_image and model.kind not in ("vision", "imagetext", "dual"):
         raise ScanError(f"{model.name} reads no images; show it prompts, or use a vision model")
     if not has_image and model.kind == "vision":
         raise ScanError(
@@ -137,8 +138,8 @@ def _check_kind(model: LoadedModel, settings: Settings, *, has_image: bool) -> N
         )
     if has_image and settings.frames == "word":
         raise ScanError("images have no words; use --frames trial, token or last")
-    reads_both = has_image and model.kind == "imagetext" and settings.mode == "read"
-    if reads_both and settings.frames == "token":
+    both = has_image and (model.kind == "imagetext" or (model.kind == "dual" and has_text))
+    if both and settings.mode == "read" and settings.frames == "token":
         raise ScanError(
             "image and text have different numbers of tokens; use --frames trial or last"
         )
@@ -173,7 +174,7 @@ def _check_frames(
 
 def _image_frames(model: LoadedModel, settings: Settings, n_trials: int) -> list[list[Positions]]:
     """Frames of images: every patch alone, all together, or the last."""
-    n_tokens = model.stacks("read")[0].shape[1]
+    n_tokens = model.stacks("read", has_image=True)[0].shape[1]
     if settings.frames == "token":
         return [[[i] for i in range(n_tokens)] for _ in range(n_trials)]
     return [[[-1] if settings.frames == "last" else list(range(n_tokens))]] * n_trials
