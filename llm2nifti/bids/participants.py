@@ -15,7 +15,7 @@ import pandas as pd
 from llm2nifti.bids.files import write_json, write_tsv
 from llm2nifti.bids.paths import folder_of
 
-_HASH = {"Description": "SHA-256 of the weight files, or how they were drawn."}
+_HASH = {"Description": "SHA-256 of the weights in memory, or how they were drawn."}
 _NAME = {"Description": "Name or identifier that the model was loaded by."}
 
 PARTICIPANT_COLUMNS: dict[str, Any] = {

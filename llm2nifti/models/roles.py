@@ -71,7 +71,8 @@ def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
             name,
             problem=(
                 f"in block {name!r} no outputs of attention and MLP add up to the change of the "
-                f"stream; its parts: {children}. Record by name with --sites all or 'regex:...'"
+                f"stream; its parts: {children}. Record --sites resid, or by name: --sites all or "
+                "'regex:...'"
             ),
         )
     found = {role: _projection(model, name, part, probe) for role, part in parts.items()}
