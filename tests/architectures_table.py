@@ -24,14 +24,26 @@ There is no table of model names in the code. Blocks come from what transformers
 `_can_record_outputs`) and the module tree. Which tensors a block adds to the stream is decided by a sum
 in a probe pass: `resid_out - resid_in` has to be one tensor a role, or, in post-norm models, each
 normalisation layer has to read the stream plus one such tensor. Where no sum comes out, asking for roles
-raises and names the block's parts; `--sites all` and `--sites 'regex:...'` work all the same.
+raises and names the block's parts; `--sites resid`, `--sites all` and `--sites 'regex:...'` work all the
+same.
+
+Some models multiply what they add (Granite's `residual_multiplier`, Falcon-H1's `ssm_out_multiplier`): one
+number a role, found by least squares in the probe pass and checked to 1e-4. A site holds what the module
+puts out, *before* that number; the table gives it after "times". Contrasts, lesions and masks don't
+depend on it; to add sites up to the change of the stream, multiply first.
+
+Gemma 3n passes on four copies of its stream: `resid` holds them one after another. XLNet keeps tokens
+before trials; what is recorded, edited or watched comes in the usual order, and it is read, not generated
+from. Of two towers that encode an image and a text side by side (CLIP, SigLIP), each reads what is shown of
+its kind. RWKV reads padding: prompts of different lengths need `--batch-size 1`.
 
 Models here are tiny and random, built from transformers' own configs; units are theirs. Every row is
 tested against a naive recorder (one prompt at a time, one pass a token, no cache, hooks written by hand)
 within a relative L2 error of 1e-4 a volume and site: the default sites, `all`, and the finer sites that
 the family has, while generating; `all` while reading tokens, images or sounds. OPT is also tested at
 Galactica-125M's full shape (12 layers, width 768, vocabulary 50,000): 9,216 units of block outputs,
-140,544 of leaf modules.
+140,544 of leaf modules. Real weights to try: SmolLM2 (the default model) and `--model minilm`, a BERT
+sentence encoder.
 """
 FOOTER = """
 Finer sites by name: `heads` and `mlp_hidden` (what the output and down projections read), `cross_heads`,
@@ -50,6 +62,7 @@ stamps; language and task are those of its `generation_config.json`, else Englis
 | reason | leaf modules left out, over all rows |
 |---|--:|
 """
+NO_SUM = "no sum: `resid` and module names only"
 FINER = ("heads", "cross_heads", "mixer_hidden", "mlp_hidden", "q", "norms", "router", "experts")
 
 
@@ -60,20 +73,28 @@ def describe(kind: str, model: models.LoadedModel) -> list[str]:
     for stack in model.anatomy.stacks:
         block = stack.blocks[0]
         parts = ", ".join(
-            f"{role} `{name.removeprefix(block.name + '.')}`"
+            f"{role} `{name.removeprefix(block.name + '.')}`{times(block.scales.get(role, 1))}"
             for role, name in sorted(block.parts.items())
         )
         find = models.sites.find_sites
-        units = [sum(s.n_units for s in find(model.module, [stack], w)) for w in ("default", "all")]
+        units = [
+            sum(s.n_units for s in find(model.module, [stack], which))
+            for which in ("default" if block.parts else "embed,resid", "all")
+        ]
         name = f"{tiny.NAMES[kind]}" + (f": {stack.name}" if stack.name else "")
         mode = {"encoder": "read", "vision_tower": "read", "decoder": "generate"}.get(
             stack.name, both
         )
         rows.append(
-            f"| {name} | `{type(model.module).__name__}` | {mode} | {parts} | {units[0]} | {units[1]} "
+            f"| {name} | `{type(model.module).__name__}` | {mode} | {parts or NO_SUM} | {units[0]} | {units[1]} "
             f"| {', '.join(finer(model, stack))} |"
         )
     return rows
+
+
+def times(scale: float) -> str:
+    """What a part is multiplied with before it is added."""
+    return "" if abs(scale - 1) < 1e-4 else f" times {scale:.3g}"
 
 
 def finer(model: models.LoadedModel, stack: models.anatomy.Stack) -> list[str]:
@@ -84,7 +105,7 @@ def finer(model: models.LoadedModel, stack: models.anatomy.Stack) -> list[str]:
         try:
             models.sites.find_sites(model.module, [stack], name)
             found.append(shown)
-        except models.NoSuchSiteError as error:
+        except models.ModelError as error:
             if "declare how" in str(error):
                 found.append(f"{shown} (declared)")
     return found
@@ -94,7 +115,7 @@ def page() -> str:
     """The whole page."""
     rows, reasons = [], Counter()
     with tempfile.TemporaryDirectory() as folder:
-        for kind in (*tiny.CONFIGS, *tiny.AUDIO):
+        for kind in (*tiny.CONFIGS, *tiny.FURTHER, *tiny.AUDIO):
             model = models.load(str(tiny.save(Path(folder) / kind, kind)))
             rows += describe(kind, model)
             for reason in model.skipped().values():

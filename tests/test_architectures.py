@@ -13,14 +13,20 @@ import torch
 from PIL import Image
 
 from llm2nifti import models, paradigm, scanner
+from llm2nifti.hooks import Point
 from llm2nifti.models import weights
+from llm2nifti.models.points import tapped
 
-GENERATING = [kind for kind in tiny.CONFIGS if kind not in ("bert", "vit")]
-READING = [kind for kind in tiny.CONFIGS if kind not in ("vit", "llava")]
+KINDS = (*tiny.CONFIGS, *tiny.FURTHER)
+GENERATING = [kind for kind in KINDS if kind not in ("bert", "vit", "xlnet", "clip")]
+READING = [kind for kind in KINDS if kind not in ("vit", "llava")]  # CLIP's text tower, too
 FINER = {
     "mixtral": "heads,q,k,v,norms,router",
     "mamba": "mixer_hidden,norms",
     "t5": "heads,mlp_hidden,cross_heads,q,k,v,norms",
+    "falcon_h1": "heads,mlp_hidden,mixer_hidden,q,k,v,norms",
+    "rwkv": "heads,norms",
+    "gemma3n_text": "embed,resid,norms,norm",
     **dict.fromkeys(("gpt2", "gpt_neox", "falcon", "bloom"), "heads,mlp_hidden,norms"),
 }
 
@@ -32,7 +38,7 @@ def scan(model, design, **settings):
 
 def design_of(kind, image_table, **sizes):
     sizes = {"n_blocks": 1, "trials_per_block": 2, "n_frames": 3, **sizes}
-    if kind in ("vit", "llava"):
+    if kind in ("vit", "llava", "clip") and image_table is not None:
         return paradigm.blocks("discs", table=image_table, **sizes)
     return paradigm.blocks("pathology", **sizes)
 
@@ -45,6 +51,7 @@ def hooked(module, brain, run):
 
         def keep(value, key=(site.module, site.where)):
             value = value[0] if isinstance(value, tuple) else value
+            value = value.movedim(0, 2).flatten(2) if value.ndim == 4 else value  # copies first
             seen[key] = value.detach().float().clone()
 
         owner = names[site.module]
@@ -65,7 +72,7 @@ def alone(model, result, trial):
     if images is None:
         return model.tokenizer([result.rendered[trial]], return_tensors="pt")
     image = Image.open(images.iloc[trial]).convert("RGB")
-    if model.kind == "vision":
+    if model.kind == "vision" or not result.rendered[trial]:
         return model.processor(images=[image], return_tensors="pt")
     return model.processor(images=[image], text=[result.rendered[trial]], return_tensors="pt")
 
@@ -101,8 +108,10 @@ def assert_equal_by_site(result, found, expected):
 @pytest.mark.parametrize("sites", ["default", "all", "finer"])
 def test_generating_equals_the_naive_recorder(tiny_models, image_table, kind, sites):
     model = tiny_models(kind)
-    spec = FINER.get(kind, "heads,mlp_hidden,q,k,v,norms") if sites == "finer" else sites
-    result = scan(model, design_of(kind, image_table), sites=spec, batch_size=3)
+    is_finer = sites == "finer" or (sites == "default" and kind in tiny.BY_NAME)
+    spec = FINER.get(kind, "heads,mlp_hidden,q,k,v,norms") if is_finer else sites
+    size = 1 if kind == "rwkv" else 3  # it reads padding
+    result = scan(model, design_of(kind, image_table), sites=spec, batch_size=size)
     tokens = [list(t) for _, t in result.tokens.groupby("trial")["token_id"]]
     expected = np.stack(
         [
@@ -113,7 +122,7 @@ def test_generating_equals_the_naive_recorder(tiny_models, image_table, kind, si
     assert_equal_by_site(result, result.by_trial(), expected)
 
 
-@pytest.mark.parametrize("kind", [k for k in GENERATING if k != "llama"])
+@pytest.mark.parametrize("kind", [k for k in tiny.CONFIGS if k in GENERATING and k != "llama"])
 def test_forcing_the_same_tokens_gives_the_same_values(tiny_models, image_table, kind):
     model, design = tiny_models(kind), design_of(kind, image_table)
     first = scan(model, design)
@@ -123,10 +132,11 @@ def test_forcing_the_same_tokens_gives_the_same_values(tiny_models, image_table,
 
 
 @pytest.mark.parametrize("kind", READING)
-def test_reading_tokens_equals_one_pass_a_prompt(tiny_models, image_table, kind):
+def test_reading_tokens_equals_one_pass_a_prompt(tiny_models, kind):
     model = tiny_models(kind)
-    result = scan(model, design_of(kind, image_table), mode="read", frames="token", sites="all")
+    result = scan(model, design_of(kind, None), mode="read", frames="token", sites="all")
     run = model.module.get_encoder() if kind == "t5" else model.module
+    run = run.text_model if kind == "clip" else run
     for trial, found in enumerate(result.trials()):
         inputs = alone(model, result, trial)
         inputs.pop("token_type_ids", None)
@@ -154,7 +164,31 @@ def test_reading_images_equals_one_pass_an_image(tiny_models, image_table, kind)
     assert_equal_by_site(result, result.values, expected)
 
 
-@pytest.mark.parametrize("kind", [k for k in tiny.CONFIGS if k != "bert"])
+@pytest.mark.parametrize("frames", ["trial", "last"])
+@pytest.mark.parametrize("has_text", [True, False])
+def test_both_towers_read_what_is_shown(tiny_models, image_table, has_text, frames):
+    """CLIP: an image and its text side by side, texts of different lengths; or images alone."""
+    model, table = tiny_models("clip"), image_table.copy()
+    if has_text:
+        table["prompt"] = [f"picture {'of this ' * (i % 4)}{i}" for i in range(len(table))]
+    design = design_of("clip", table, trials_per_block=3)
+    result = scan(model, design, mode="read", sites="all", frames=frames)
+    towers = {site.module.split(".")[0] for site in result.brain.sites}
+    assert towers == ({"vision_model", "text_model"} if has_text else {"vision_model"})
+    run = model.module if has_text else model.module.get_image_features
+    expected = np.empty_like(result.values)
+    for trial in range(len(expected)):
+        inputs = alone(model, result, trial)
+        for site, value in hooked(model.module, result.brain, lambda i=inputs: run(**i)):
+            rows = value.reshape(-1, site.n_units)
+            row = rows[-1] if frames == "last" else rows.mean(dim=0)
+            expected[trial, result.brain.slice_of(site)] = row
+    assert_equal_by_site(result, result.values, expected)
+    with pytest.raises(scanner.ScanError, match="generates nothing; use --mode read"):
+        scan(model, design, mode="generate")
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("bert", *tiny.BY_NAME)])
 def test_parts_add_up_to_the_change_of_the_stream(tiny_models, kind):
     for stack in tiny_models(kind).anatomy.stacks:
         for block in stack.blocks:
@@ -164,15 +198,59 @@ def test_parts_add_up_to_the_change_of_the_stream(tiny_models, kind):
     if kind in ("vit", "llava"):
         return
     mode = "generate" if "generate" in model.modes() else "read"
-    result = scan(model, design_of(kind, None), mode=mode)
+    result = scan(model, design_of(kind, None), mode=mode, batch_size=1)
+    scales = model.stacks(mode)[-1].blocks[0].scales
     part = {
-        (s.layer, s.name): result.values[:, result.brain.slice_of(s)] for s in result.brain.sites
+        (s.layer, s.name): result.values[:, result.brain.slice_of(s)] * scales.get(s.name, 1)
+        for s in result.brain.sites
     }
     layers = range(2, len(model.stacks(mode)[-1].blocks) + 1)
     for layer in layers:
         added = sum(v for (n, name), v in part.items() if n == layer and name != "resid")
         change = part[layer, "resid"] - part[layer - 1, "resid"]
         np.testing.assert_allclose(added, change, rtol=1e-3, atol=2e-3)
+
+
+def test_a_text_beside_an_image_that_is_too_long_is_refused(tiny_models, image_table):
+    table = image_table.assign(prompt=[f"{'so ' * 200}{i}" for i in range(len(image_table))])
+    with pytest.raises(scanner.ScanError, match="reads at most 128"):
+        scan(tiny_models("clip"), design_of("clip", table))
+
+
+def test_multipliers_are_those_of_the_config(tiny_models):
+    for kind, expected in {
+        "granite": {"attn": 0.22, "mlp": 0.22},
+        "falcon_h1": {"attn": 0.7, "mixer": 1.3, "mlp": 1.0},
+    }.items():
+        for block in tiny_models(kind).anatomy.stacks[0].blocks:
+            assert dict(block.scales) == pytest.approx(expected, abs=1e-4)
+        assert tiny_models(kind).anatomy.stacks[0].blocks[0].projections.keys() == expected.keys()
+
+
+def test_a_stream_with_the_tokens_first_comes_in_the_usual_order(tiny_models):
+    """XLNet: batches of several trials, against one pass a prompt; and edits of one trial alone."""
+    model = tiny_models("xlnet")
+    assert model.modes() == ("read",)
+    result = scan(
+        model, design_of("xlnet", None), sites="regex:.*layer_1|.*layer.1", frames="trial"
+    )
+    expected = np.empty_like(result.values)
+    for trial in range(len(expected)):
+        inputs = alone(model, result, trial)
+        for site, value in hooked(model.module, result.brain, lambda i=inputs: model.module(**i)):
+            expected[trial, result.brain.slice_of(site)] = value[:, 0].mean(dim=0)
+    assert_equal_by_site(result, result.values, expected)
+    inputs = model.tokenizer(["one two", "one two"], return_tensors="pt")
+    name = model.anatomy.stacks[0].blocks[0].name
+    with (
+        torch.no_grad(),
+        tapped(model, [Point(name)], lambda _p, x: x * torch.tensor([0.0, 1.0])[:, None, None]),
+    ):
+        edited = model.module(**inputs).logits
+    with torch.no_grad():
+        plain = model.module(**inputs).logits
+    torch.testing.assert_close(edited[1], plain[1])
+    assert (edited[0] - plain[0]).abs().max() > 1e-3
 
 
 def test_parts_of_a_post_norm_model_are_what_its_norms_read(tiny_models):

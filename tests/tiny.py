@@ -18,6 +18,7 @@ SHARED = {**COMMON, "num_key_value_heads": 2}
 WINDOWED = {"sliding_window": 8, "head_dim": 8}
 TEXT = {**SHARED, "model_type": "llama"}
 VISION = {**COMMON, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8}
+BY_NAME = ("gemma3n_text", "xlnet")  # their blocks add nothing up: no roles
 IMAGE = "<image>"  # where a model of images and text puts an image
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -83,6 +84,34 @@ WHISPER_START = {
     "task_to_id": {"translate": 4, "transcribe": 5},
     "no_timestamps_token_id": 6,
 }
+# What every recorder has to read; the tests of surgery and interventions take the families above.
+FURTHER: dict[str, dict[str, Any]] = {
+    "granite": {**SHARED, "residual_multiplier": 0.22, "embedding_multiplier": 6.0},
+    "falcon_h1": {
+        **SHARED,
+        "mamba_d_ssm": 48,
+        "mamba_n_heads": 6,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+        "attention_out_multiplier": 0.7,
+        "ssm_out_multiplier": 1.3,
+        "mlp_multipliers": [0.8, 0.6],
+    },
+    "rwkv": {"hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 40},
+    "gemma3n_text": {
+        **SHARED,
+        **WINDOWED,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 400,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "xlnet": {"d_model": 24, "n_layer": 2, "n_head": 3, "d_inner": 40},
+    "clip": {"text_config": COMMON, "vision_config": VISION, "projection_dim": 16},
+}
 NAMES = {
     "whisper": "Whisper",
     "wav2vec2": "wav2vec2",
@@ -97,11 +126,17 @@ NAMES = {
     "phi": "Phi",
     "falcon": "Falcon",
     "bloom": "BLOOM",
+    "granite": "Granite",
+    "falcon_h1": "Falcon-H1",
     "mamba": "Mamba",
+    "rwkv": "RWKV",
+    "gemma3n_text": "Gemma 3n",
+    "xlnet": "XLNet",
     "t5": "T5",
     "bert": "BERT",
     "vit": "ViT",
     "llava": "LLaVA (CLIP and Llama)",
+    "clip": "CLIP",
 }
 
 
@@ -112,13 +147,15 @@ def save(folder: Path, kind: str = "llama", *, dtype: str = "float32", **changes
 
     from llm2nifti.models.loading import KINDS, kind_of
 
-    settings = {**{**CONFIGS, **AUDIO}[kind], **changes}
+    settings = {**{**CONFIGS, **FURTHER, **AUDIO}[kind], **changes}
     if kind not in ("vit", "wav2vec2"):
         tokenizer = _save_tokenizer(folder, kind)
         ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
         if kind == "llava":
             settings["text_config"] = {**TEXT, **ids}
             settings["image_token_index"] = tokenizer.convert_tokens_to_ids(IMAGE)
+        elif kind == "clip":
+            settings["text_config"] = {**COMMON, **ids, "pad_token_id": 0}
         else:
             settings = {**settings, "pad_token_id": 0, **ids, **changes}
     _save_processor(folder, kind)
@@ -149,7 +186,8 @@ def _save_tokenizer(folder: Path, kind: str) -> Any:
         vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
     core.train_from_iterator(stimuli.load()["prompt"].head(500), trainer)
-    extra = {"pad_token": "<end>", "additional_special_tokens": [IMAGE]} if kind == "llava" else {}
+    extra = {"pad_token": "<end>"} if kind in ("llava", "clip") else {}
+    extra |= {"additional_special_tokens": [IMAGE]} if kind == "llava" else {}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", **extra)
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -160,6 +198,7 @@ def _save_processor(folder: Path, kind: str) -> None:
     from transformers import (
         AutoTokenizer,
         CLIPImageProcessorPil,
+        CLIPProcessor,
         LlavaProcessor,
         ViTImageProcessorPil,
         Wav2Vec2FeatureExtractor,
@@ -172,12 +211,17 @@ def _save_processor(folder: Path, kind: str) -> None:
         Wav2Vec2FeatureExtractor().save_pretrained(folder)
     if kind == "vit":
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    if kind == "llava":
-        square = {"height": 32, "width": 32}
-        images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+    if kind not in ("llava", "clip"):
+        return
+    square = {"height": 32, "width": 32}
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if kind == "clip":
+        CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    else:
         LlavaProcessor(
             image_processor=images,
-            tokenizer=AutoTokenizer.from_pretrained(folder),
+            tokenizer=tokenizer,
             patch_size=8,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,

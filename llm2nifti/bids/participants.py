@@ -17,7 +17,7 @@ from llm2nifti.bids.files import write_json, write_tsv
 from llm2nifti.bids.paths import folder_of
 from llm2nifti.bids.readers import DamagedFileError, read_text_tsv
 
-_HASH = {"Description": "SHA-256 of the weight files, or how they were drawn."}
+_HASH = {"Description": "SHA-256 of the weights in memory, or how they were drawn."}
 _NAME = {"Description": "Name or identifier that the model was loaded by."}
 
 PARTICIPANT_COLUMNS: dict[str, Any] = {

@@ -25,18 +25,26 @@ from llm2nifti.models.cache import (
 from llm2nifti.models.fused import FusedError
 from llm2nifti.models.loaded import LoadedModel, Mode
 from llm2nifti.models.loading import Source, from_pretrained
-from llm2nifti.models.provenance import describe, hash_weights, licence, short_name
+from llm2nifti.models.provenance import describe, has_weights, licence, short_name
 from llm2nifti.models.sites import NoSuchSiteError
+from llm2nifti.models.whole import (
+    IncompleteModelError,
+    check_weights,
+    damaged_file,
+    hash_memory,
+)
 
 __all__ = [
     "DEFAULT_MODEL",
     "DamagedFileError",
     "FusedError",
+    "IncompleteModelError",
     "LoadedModel",
     "Mode",
     "ModelError",
     "NoSuchSiteError",
     "UnknownArchitectureError",
+    "has_weights",
     "known",
     "load",
     "short_name",
@@ -82,7 +90,7 @@ def load(
     Raises
     ------
     ModelError
-        If the model can't be found or read.
+        If the model can't be found or read, or lacks weights.
 
     Examples
     --------
@@ -101,22 +109,27 @@ def load(
         loaded = from_pretrained(source, DTYPES[dtype], seed if untrained else None)
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # the libraries behind have error classes of their own
         raise ModelError(_explain(name, folder, error)) from error
     module = loaded.module.eval()
     if device != "auto":
         module = _moved(module, device)
     title = short_name(name)
-    weights = f"random weights, seed {seed}" if untrained else hash_weights(folder, module)
     provenance = describe(title, module, loaded.tokenizer) | {
         "Revision": getattr(module.config, "_commit_hash", None) or revision or "n/a",
         "Licence": licence(name, folder),
-        "WeightsHash": weights,
+        "WeightsHash": f"random weights, seed {seed}",
         "DType": dtype,
         "Device": "cpu" if device == "auto" and untrained else device.partition(":")[0],
     }
     title = f"{title}-untrained" if untrained else title
-    return LoadedModel(title, module, loaded.tokenizer, provenance, loaded.kind, loaded.processor)
+    model = LoadedModel(
+        title, module, loaded.tokenizer, provenance, loaded.kind, loaded.processor, folder
+    )
+    if not untrained:
+        check_weights(model, loaded.lacking)
+        provenance["WeightsHash"] = hash_memory(module)
+    return model
 
 
 def _source(name: str, folder: Path, revision: str | None, *, trust_remote_code: bool) -> Source:
@@ -144,6 +157,9 @@ def _first_line(error: BaseException) -> str:
 def _explain(name: str, folder: Path, error: BaseException) -> str:
     """Say in one line why a model did not load and what to do."""
     if folder.exists():
+        damage = damaged_file(folder)
+        if damage:
+            return f"cannot load a model from {folder}: {damage}; copy or download it again"
         return (
             f"cannot load a model from {folder}: {_first_line(error)}. It needs "
             "config.json, a tokenizer, and weights as .safetensors or .gguf (pickled .bin files "

@@ -8,7 +8,8 @@ instead of recording nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,6 +62,8 @@ class Stack:
         Dotted name of that module.
     width : int
         Units of the stream.
+    n_copies : int
+        Copies of the stream that the blocks pass on; Gemma 3n has 4.
     shape : tuple of int
         Trials and tokens of the probe pass.
     blocks : tuple of Block
@@ -69,6 +72,8 @@ class Stack:
         Modules that start and end the stream.
     leaves : tuple of Leaf
         Leaf modules in the order in which they were called.
+    has_tokens_first : bool
+        Whether tokens come before trials in its tensors, as in XLNet.
     """
 
     name: str
@@ -79,14 +84,27 @@ class Stack:
     embedding: str | None
     final_norm: str | None
     leaves: tuple[Leaf, ...]
+    n_copies: int = 1
+    has_tokens_first: bool = False
 
     def n_units(self, shape: tuple[int, ...]) -> int | None:
         """Units of an output of this shape, or None if it is not one vector a token."""
-        if len(shape) == 3 and shape[:2] == self.shape:
+        order = (self.shape, self.shape[::-1])[: 1 + self.has_tokens_first]
+        if len(shape) == 3 and shape[:2] in order:
             return shape[2]
         if len(shape) == 2 and shape[0] == self.shape[0] * self.shape[1]:  # OPT flattens
             return shape[1]
         return None
+
+    @property
+    def turned(self) -> dict[str, str]:
+        """Modules whose outputs do not begin with trials, tokens: what comes first there."""
+        if self.n_copies > 1:
+            return {block.name: "copies" for block in self.blocks}
+        if not self.has_tokens_first:
+            return {}
+        leaves = [leaf.name for leaf in self.leaves if leaf.shape[:2] == self.shape[::-1]]
+        return dict.fromkeys([*leaves, *(block.name for block in self.blocks)], "tokens")
 
     @property
     def units(self) -> dict[str, int]:
@@ -208,21 +226,24 @@ def _stack(
 ) -> Stack:
     """Describe one stack."""
     output = probe.shapes[blocks[-1]]
-    if len(output) != 3 or output[0] % N_TRIALS:  # XLNet puts tokens first
-        raise UnknownArchitectureError(
-            f"block {blocks[-1]!r} puts out {output}, not (trials, tokens, units)"
-        )
-    name = root.rpartition(".")[2]
-    bare = Stack(name, root, output[2], output[:2], (), None, None, tuple(leaves))
-    return Stack(
-        name=name,
-        path=root,
-        width=output[2],
-        shape=output[:2],
+    match output:
+        case (n_trials, n_tokens, width) if n_trials % N_TRIALS == 0:
+            order: dict[str, Any] = {}
+        case (n_tokens, n_trials, width) if n_trials == N_TRIALS:  # XLNet
+            order = {"has_tokens_first": True}
+        case (n_copies, n_trials, n_tokens, width) if n_trials == N_TRIALS:  # Gemma 3n
+            order = {"n_copies": n_copies}
+        case _:
+            raise UnknownArchitectureError(
+                f"block {blocks[-1]!r} puts out {output}, not (trials, tokens, units)"
+            )
+    bare = Stack("", root, width, (n_trials, n_tokens), (), None, None, tuple(leaves), **order)
+    return replace(
+        bare,
+        name=root.rpartition(".")[2],
         blocks=tuple(find_block(model, block, probe) for block in blocks),
         embedding=_embedding(model, bare, blocks, probe),
         final_norm=_final_norm(model, bare, blocks),
-        leaves=tuple(leaves),
     )
 
 

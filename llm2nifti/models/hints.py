@@ -45,8 +45,8 @@ def role_of(model: nn.Module, block: str, name: str) -> str:
 
 
 def is_copy(module: nn.Module) -> bool:
-    """Whether a module only hands on its input in eval mode."""
-    return isinstance(module, (nn.Dropout, nn.Identity))
+    """Whether a module only hands on its input in eval mode, or that of the token before (RWKV)."""
+    return isinstance(module, (nn.Dropout, nn.Identity, nn.ZeroPad2d))
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,8 @@ from llm2nifti.models.weights import weight_norms
 
 Mode = Literal["generate", "read"]
 TEMPLATES = ("auto", "chat", "none")
-READERS = ("encoder", "vision", "audio")  # kinds that generate nothing
+MARK = "\N{SNOWMAN}"  # a prompt to find again in what a chat template makes of it
+READERS = ("encoder", "vision", "dual", "audio")  # kinds that generate nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +41,12 @@ class LoadedModel:
         Its tokenizer; a model of images or sounds alone has none.
     source : dict
         Provenance for sidecars: ``Name``, ``Revision``, ``WeightsHash``, ``DType`` and more.
-    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision", "speech", "audio"}
-        What it reads and whether it generates.
+    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision", "dual", "speech", "audio"}
+        What it reads and whether it generates; ``dual`` encodes an image and a text side by side.
     processor : object or None
         What turns images, images and text, or sounds into inputs.
+    folder : Path or None
+        Where its files are, if they are local.
     """
 
     name: str
@@ -51,6 +55,7 @@ class LoadedModel:
     source: dict[str, Any]
     kind: str = "causal"
     processor: Any = None
+    folder: Path | None = None
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -81,26 +86,43 @@ class LoadedModel:
         return READS.get(self.kind, "")
 
     @property
+    def reads_text(self) -> bool:
+        """Whether it can be shown text alone."""
+        return not self.medium or self.kind in ("imagetext", "dual")
+
+    @property
     def has_decoder(self) -> bool:
         """Whether an encoder reads and a decoder generates."""
         return self.kind in ("seq2seq", "speech")
 
     def modes(self) -> tuple[Mode, ...]:
-        """Ways of looking: every model reads, not every one generates."""
-        return ("read",) if self.kind in READERS else ("generate", "read")
+        """Ways of looking: every model reads, not every one generates.
 
-    def stacks(self, mode: Mode = "generate", *, has_image: bool = False) -> tuple[Stack, ...]:
+        XLNet, whose tokens come first, generates with placeholders that are no frames.
+        """
+        reads_only = self.kind in READERS or self.anatomy.stacks[-1].has_tokens_first
+        return ("read",) if reads_only else ("generate", "read")
+
+    def stacks(
+        self, mode: Mode = "generate", *, has_image: bool = False, has_text: bool = True
+    ) -> tuple[Stack, ...]:
         """Stacks that work in a mode.
 
         Of an encoder-decoder, the decoder generates and the encoder reads. Of a model of images and
-        text, the language stack generates, and both read where there is an image.
+        text, the language stack generates, and both read where there is an image. Of two towers,
+        each reads what is shown of its kind.
         """
         stacks = self.anatomy.stacks
+        if self.kind == "dual":  # they don't depend on each other, and are called in either order
+            stacks = tuple(sorted(stacks, key=lambda stack: "text" in stack.path))
         if mode == "generate":
             return stacks[-1:]
         if self.has_decoder:
             return stacks[:1]
-        return stacks[-1:] if self.kind == "imagetext" and not has_image else stacks
+        if self.kind == "dual" and not has_text:
+            return stacks[:-1]
+        reads_text_alone = self.kind in ("imagetext", "dual") and not has_image
+        return stacks[-1:] if reads_text_alone else stacks
 
     def sites(
         self,
@@ -109,10 +131,11 @@ class LoadedModel:
         mode: Mode = "generate",
         fused_qkv: str | None = None,
         has_image: bool = False,
+        has_text: bool = True,
     ) -> tuple[Site, ...]:
         """Sites to record; see `llm2nifti.models.sites.find_sites` for the words of `spec`."""
         mode = mode if mode in self.modes() else "read"
-        stacks = self.stacks(mode, has_image=has_image)
+        stacks = self.stacks(mode, has_image=has_image, has_text=has_text)
         return find_sites(self.module, stacks, spec, fused_qkv=fused_qkv)
 
     def skipped(self) -> dict[str, str]:
@@ -144,7 +167,8 @@ class LoadedModel:
         Raises
         ------
         ModelError
-            If ``chat`` is asked of a model that has no template.
+            If ``chat`` is asked of a model that has no template, or the template fails or drops
+            the prompt.
         """
         if template not in TEMPLATES:
             raise ModelError(f"template is {template!r}; use one of {', '.join(TEMPLATES)}")
@@ -155,9 +179,26 @@ class LoadedModel:
             raise ModelError(f"model {self.name!r} has no chat template; use --template none")
         if template == "none" or owner is None:
             token = getattr(self.processor, "image_token", "<image>")
-            return [f"{token}\n{prompt}" if has_image else prompt for prompt in prompts]
+            is_placed = has_image and self.kind == "imagetext"
+            return [f"{token}\n{prompt}" if is_placed else prompt for prompt in prompts]
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
-        return [owner.apply_chat_template(self._turn(p, has_image), **options) for p in prompts]
+        turns = [self._turn(prompt, has_image) for prompt in (MARK, *prompts)]
+        try:
+            shown, *texts = (owner.apply_chat_template(turn, **options) for turn in turns)
+        except Exception as error:  # templates are programs: they raise what they like
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(self._template_problem(f"fails ({reason})")) from error
+        if MARK not in shown:
+            raise ModelError(self._template_problem("drops the user's message"))
+        return texts
+
+    def _template_problem(self, what: str) -> str:
+        """Line that says what is wrong with the chat template."""
+        where = f" in {self.folder}" if self.folder and self.folder.exists() else ""
+        return (
+            f"the chat template of model {self.name!r}{where} {what}; mend it, or show bare "
+            "prompts with --template none"
+        )
 
     def _turn(self, prompt: str, has_image: bool) -> list[dict[str, Any]]:
         """One user's turn, as chat templates read it."""
@@ -168,7 +209,7 @@ class LoadedModel:
 
     def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
         """Token ids of each text; special tokens are added only to bare prompts."""
-        if self.medium and self.kind != "imagetext":
+        if not self.reads_text:
             raise ModelError(f"{self.name} reads {MEDIA[self.medium]} only, no text")
         encoded = self.tokenizer(list(texts), add_special_tokens=not rendered)
         return [list(ids) for ids in encoded["input_ids"]]
@@ -181,10 +222,15 @@ class LoadedModel:
         images : sequence of PIL.Image.Image
             RGB.
         texts : sequence of str or None
-            From `render` with ``has_image``; padding comes first, so that the last token is last.
+            From `render` with ``has_image``; padding comes first, so that the last token is last,
+            but last in a text that stands alone.
         """
-        if self.kind == "vision":
+        if self.kind == "vision" or not any(texts or []):
             inputs = self.processor(images=list(images), return_tensors="pt")
+        elif self.kind == "dual":
+            options = {"padding": True, "padding_side": "right", "return_attention_mask": True}
+            batch = {"images": list(images), "text": list(texts or [])}
+            inputs = self.processor(**batch, **options, return_tensors="pt")
         else:
             batch = {"images": [[image] for image in images], "text": list(texts or [])}
             inputs = self.processor(**batch, padding=True, padding_side="left", return_tensors="pt")
@@ -260,7 +306,7 @@ class LoadedModel:
             return probing.input_passes(self.module, inputs)
         from PIL import Image
 
-        texts = None if self.kind == "vision" else self.render(["a", "a"], has_image=True)
+        texts = None if self.kind == "vision" else self.render(["a b c"] * 2, has_image=True)
         pixels = random.integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
         images = [Image.fromarray(image) for image in pixels]
         return probing.input_passes(self.module, self.image_inputs(images, texts))

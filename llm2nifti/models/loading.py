@@ -19,11 +19,18 @@ KINDS = {
     "imagetext": "AutoModelForImageTextToText",
     "encoder": "AutoModel",
     "vision": "AutoModel",
+    "dual": "AutoModel",
     "speech": "AutoModelForSpeechSeq2Seq",
     "audio": "AutoModel",
 }
 # Medium that a kind reads, of `llm2nifti.media.MEDIA`; the others read text alone.
-READS = {"imagetext": "image", "vision": "image", "speech": "audio", "audio": "audio"}
+READS = {
+    "imagetext": "image",
+    "vision": "image",
+    "dual": "image",
+    "speech": "audio",
+    "audio": "audio",
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,19 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model and what it reads with; see `llm2nifti.models.LoadedModel`."""
+    """A model and what it reads with; see `llm2nifti.models.LoadedModel`.
+
+    Attributes
+    ----------
+    lacking : tuple of str
+        Weights that the checkpoint lacks or has in another shape.
+    """
 
     kind: str
     module: Any
     tokenizer: Any = None
     processor: Any = None
+    lacking: tuple[str, ...] = ()
 
 
 def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loaded:
@@ -89,7 +103,8 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
     with quiet():
         config = transformers.AutoConfig.from_pretrained(source.name, **source.options)
         kind = kind_of(config)
-        auto = getattr(transformers, KINDS[kind])
+        is_half = kind == "encoder" and _is_half(config)  # T5's encoder, saved without its decoder
+        auto = getattr(transformers, "AutoModelForTextEncoding" if is_half else KINDS[kind])
         processor = _processor(source, kind) if kind in READS else None
         has_text = kind not in ("vision", "audio")
         tokenizer = getattr(processor, "tokenizer", None) if has_text else None
@@ -100,8 +115,9 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
             if source.device_map is not None:
                 extra["device_map"] = source.device_map
                 extra["offload_folder"] = source.offload_folder
-            module = auto.from_pretrained(source.name, dtype=dtype, **source.options, **extra)
-            return Loaded(kind, module, tokenizer, processor)
+            module, lacking = read(auto, source.name, dtype=dtype, **source.options, **extra)
+            kind, module, lacking = _without_head(kind, module, lacking)
+            return Loaded(kind, module, tokenizer, processor, lacking)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             trust = {"trust_remote_code": source.trust_remote_code}
@@ -113,12 +129,34 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
         return Loaded(kind, module, tokenizer, processor)
 
 
+def read(auto: Any, name: str, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """A model with the names of the weights that its checkpoint lacks or has in another shape."""
+    module, info = auto.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return module, (*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]))
+
+
+def _without_head(
+    kind: str, module: Any, lacking: tuple[str, ...]
+) -> tuple[str, Any, tuple[str, ...]]:
+    """What of a model its checkpoint has: a trunk saved without a head, or an encoder, reads."""
+    says = getattr(module.config, "architectures", None) or [type(module).__name__]
+    if not lacking or kind not in ("causal", "seq2seq") or type(module).__name__ in says:
+        return kind, module, lacking
+    trunk = module.get_encoder() if kind == "seq2seq" else module.base_model
+    inside = next((f"{name}." for name, part in module.named_modules() if part is trunk), "")
+    trunk.config.is_encoder_decoder = False
+    inner = (name.removeprefix(inside) for name in lacking if name.startswith(inside))
+    return "encoder", trunk, tuple(inner)
+
+
 def kind_of(config: Any) -> str:
     """Kind of a model, by the classes that transformers has for its config.
 
     Returns
     -------
-    {"causal", "seq2seq", "imagetext", "encoder", "vision", "speech", "audio"}
+    {"causal", "seq2seq", "imagetext", "encoder", "vision", "dual", "speech", "audio"}
     """
     from transformers.models.auto import modeling_auto as auto
 
@@ -127,12 +165,10 @@ def kind_of(config: Any) -> str:
 
     if has(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) and hasattr(config, "vision_config"):
         return "imagetext"
-    if getattr(config, "is_encoder_decoder", False):
+    if hasattr(config, "vision_config") and hasattr(config, "text_config"):
+        return "dual"
+    if getattr(config, "is_encoder_decoder", False) and not _is_half(config):
         return "speech" if has(auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES) else "seq2seq"
-    if has(auto.MODEL_FOR_CTC_MAPPING_NAMES) or has(
-        auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
-    ):
-        return "audio"
     names = getattr(config, "architectures", None) or []
     is_masked = has(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # BERT has a causal class, too
     is_causal = has(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or "AutoModelForCausalLM" in (
@@ -141,9 +177,16 @@ def kind_of(config: Any) -> str:
     says_causal = any(name.endswith(("CausalLM", "LMHeadModel")) for name in names)
     if is_causal and (says_causal or not is_masked):
         return "causal"
-    if hasattr(config, "image_size") or has(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES):
-        return "vision"
-    return "encoder"
+    hears = has(auto.MODEL_FOR_CTC_MAPPING_NAMES) or has(
+        auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+    )
+    sees = hasattr(config, "image_size") or has(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+    return "audio" if hears else "vision" if sees else "encoder"
+
+
+def _is_half(config: Any) -> bool:
+    """Whether a config is of an encoder alone whose family has decoders."""
+    return any(n.endswith("EncoderModel") for n in getattr(config, "architectures", None) or [])
 
 
 def _processor(source: Source, kind: str) -> Any:

@@ -47,9 +47,22 @@ def parts(model: LoadedModel, brain: ModelBrain) -> dict[Point, list[Part]]:
 def tapped(model: LoadedModel, points: Sequence[Point], callback: Callback) -> Iterator[None]:
     """Call back with the tensors of these points, also of single experts.
 
-    See `llm2nifti.hooks.tap`; here the hidden units of experts can be named, too.
+    See `llm2nifti.hooks.tap`; here the hidden units of experts can be named, too, and tensors come
+    as (trials, tokens, units) from models that order them otherwise.
     """
+    turned = {name: first for s in model.anatomy.stacks for name, first in s.turned.items()}
+
+    def turn(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:
+        first = turned.get(point.module, "") if point.where == "output" else ""
+        if first == "tokens":
+            new = callback(point, tensor.transpose(0, 1))
+            return None if new is None else new.transpose(0, 1)
+        if first == "copies":
+            new = callback(point, tensor.movedim(0, 2).flatten(2))
+            return None if new is None else new.unflatten(2, (len(tensor), -1)).movedim(2, 0)
+        return callback(point, tensor)
+
     with ExitStack() as stack:
         stack.enter_context(experts.opened(model.module, [point.module for point in points]))
-        stack.enter_context(tap(model.module, points, callback))
+        stack.enter_context(tap(model.module, points, turn if turned else callback))
         yield

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 from llm2nifti.models.cache import BUNDLED, sha256, weights_hash
+from llm2nifti.models.loaded import LoadedModel
+
+# Names of folders that say nothing of the model inside; a commit is 40 digits.
+GENERIC = re.compile(
+    r"(model|checkpoint|snapshot|weight|output|result|pretrained|export|final|best|last|main|hf)s?"
+    r"([-_.]?\d+)?|[0-9a-f]{40}",
+    re.IGNORECASE,
+)
 
 
 def short_name(name: str) -> str:
-    """Name to call a model by: of a local folder or file, only its own name."""
+    """Name to call a model by: of a local folder or file, only its own name.
+
+    A folder whose name says nothing (``model``, ``checkpoint-500``, a commit) goes by what its
+    config says it came from, or by its type.
+    """
     path = Path(name)
     if name in BUNDLED or not path.exists():
         return name
-    return path.resolve().stem if path.is_file() else path.resolve().name
+    path = path.resolve()
+    title = path.stem if path.is_file() else path.name
+    if not GENERIC.fullmatch(title) or path.is_file():
+        return title
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+        origin = str(config.get("_name_or_path") or "").rstrip("/")
+        last = origin.rpartition("/")[2]
+        repository = path.parent.parent.name  # of the hub's cache: models--organisation--name
+        cached = re.fullmatch(r"models--(.+)", repository)
+        names = ("" if cached is None else cached[1].rpartition("--")[2], last)
+        told = [told for told in names if told and not GENERIC.fullmatch(told)]
+        return told[0] if told else str(config.get("model_type") or title)
+    except (OSError, ValueError, AttributeError):
+        return title
 
 
 def describe(title: str, module: Any, tokenizer: Any) -> dict[str, Any]:
@@ -47,10 +75,19 @@ def licence(name: str, folder: Path) -> str:
         return "n/a"
 
 
-def hash_weights(folder: Path, module: Any) -> str:
-    """Hash of the weight files, or of the commit that the hub names."""
+def has_weights(model: LoadedModel, recorded: str) -> bool:
+    """Whether a model has the weights of a recorded hash.
+
+    A hash is that of the weights in memory; older datasets hold that of the files, or the commit
+    that the hub names.
+    """
+    if recorded == model.source["WeightsHash"]:
+        return True
+    folder = model.folder
+    if str(model.source["WeightsHash"]).startswith("random weights") or folder is None:
+        return False
     if folder.is_dir():
-        return weights_hash(folder)
+        return recorded == weights_hash(folder)
     if folder.is_file():
-        return sha256(folder)
-    return f"hub commit {getattr(module.config, '_commit_hash', None) or 'unknown'}"
+        return recorded == sha256(folder)
+    return recorded == f"hub commit {getattr(model.module.config, '_commit_hash', None)}"

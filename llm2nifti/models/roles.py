@@ -1,15 +1,16 @@
 """Which tensors does a block add to the stream? A sum that has to come out decides.
 
-For pre-norm blocks ``resid_out - resid_in`` has to be the sum of one tensor a role. For post-norm
-blocks (BERT) each normalisation layer has to read the stream plus one such tensor. Of all sums the
-closest counts: in bfloat16 a large stream hides small tensors, and several sums would pass.
+For pre-norm blocks ``resid_out - resid_in`` has to be the sum of one tensor a role, as it is or
+times one number (Granite's ``residual_multiplier``). For post-norm blocks (BERT) each normalisation
+layer has to read the stream plus one such tensor. Of all sums the closest counts: in bfloat16 a
+large stream hides small tensors, and several sums would pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations, islice, product
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from llm2nifti.models.hints import is_copy, is_norm, is_rowwise, role_of
 from llm2nifti.models.probing import Probe
 
 # Site name of the input of the projection that writes a role's tensor.
+LEAST = 1e-3  # smaller multipliers are of tensors that are not added
+N_SCALED = 2000  # sums with multipliers that are tried, from the outermost modules
 HIDDEN = {"attn": "heads", "cross": "cross_heads", "mixer": "mixer_hidden", "mlp": "mlp_hidden"}
 
 
@@ -34,6 +37,8 @@ class Block:
         attention) or ``mixer`` (state spaces).
     projections : mapping of str to str
         Linear layer that writes each part; a role without one (experts) is missing.
+    scales : mapping of str to float
+        What a part is multiplied with before it is added, by role; 1 where a role is missing.
     problem : str
         Why the parts could not be established, or empty. The block can still be recorded by
         module names.
@@ -45,6 +50,7 @@ class Block:
     name: str
     parts: Mapping[str, str] = field(default_factory=dict)
     projections: Mapping[str, str] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
     n_calls: int = 1
 
@@ -56,7 +62,7 @@ def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
         problem = f"block {name!r} is called {n_calls} times in one pass: layers share its weights"
         return Block(name, problem=problem, n_calls=n_calls)
     candidates = _candidates(model, name, probe)
-    parts = _pre_norm(name, candidates, probe) or _post_norm(model, name, candidates, probe)
+    parts, scales = _added(model, name, candidates, probe)
     if not parts:
         children = ", ".join(
             f"{name}.{child}" for child, _ in model.get_submodule(name).named_children()
@@ -65,11 +71,32 @@ def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
             name,
             problem=(
                 f"in block {name!r} no outputs of attention and MLP add up to the change of the "
-                f"stream; its parts: {children}. Record by name with sites='all' or 'regex:...'"
+                f"stream; its parts: {children}. Record sites='resid', or by name: sites='all' or "
+                "'regex:...'"
             ),
         )
     found = {role: _projection(model, name, part, probe) for role, part in parts.items()}
-    return Block(name, parts, {role: module for role, module in found.items() if module})
+    projections = {role: module for role, module in found.items() if module}
+    return Block(name, parts, projections, scales)
+
+
+def _added(
+    model: nn.Module, block: str, candidates: dict[str, list[str]], probe: Probe
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Parts of a block and what they are multiplied with, from the simplest sum that comes out."""
+    before, after = probe.inputs[block], probe.values[block]
+    parts = _pre_norm(before, after, candidates, probe) or _post_norm(
+        model, block, candidates, probe
+    )
+    # RWKV's first block normalises the stream that it begins with.
+    starts = [
+        probe.values[name]
+        for name, read in probe.inputs.items()
+        if name.startswith(block + ".") and name in probe.values and _same(read, before)
+    ]
+    for start in starts:
+        parts = parts or _pre_norm(start, after, candidates, probe)
+    return (parts, {}) if parts else _scaled(before, after, candidates, probe)
 
 
 def _candidates(model: nn.Module, block: str, probe: Probe) -> dict[str, list[str]]:
@@ -92,9 +119,10 @@ def _candidates(model: nn.Module, block: str, probe: Probe) -> dict[str, list[st
     return candidates
 
 
-def _pre_norm(block: str, candidates: dict[str, list[str]], probe: Probe) -> dict[str, str]:
+def _pre_norm(
+    before: torch.Tensor, after: torch.Tensor, candidates: dict[str, list[str]], probe: Probe
+) -> dict[str, str]:
     """Parts that add up to the change of the stream, one a role."""
-    before, after = probe.inputs[block], probe.values[block]
     if before.shape != after.shape:
         return {}
     called = {name: i for i, name in enumerate(probe.values)}
@@ -105,15 +133,40 @@ def _pre_norm(block: str, candidates: dict[str, list[str]], probe: Probe) -> dic
             found += probe.values[part].reshape(after.shape)
         return found
 
-    choices = [
-        dict(zip(roles, chosen, strict=True))
-        for n_roles in range(len(candidates), 0, -1)  # a block of Mamba adds one part only
-        for roles in combinations(candidates, n_roles)
-        for chosen in product(*(candidates[role] for role in roles))
-    ]
+    choices = list(_choices(candidates))
     sums = (_distance(total([*parts.values()]), after) for parts in choices)
     _, best = min(zip(sums, choices, strict=True), key=lambda pair: pair[0], default=(0.0, {}))
-    return best if _is_close(total([*best.values()]), after, after - before) else {}
+    return best if _is_close(total([*best.values()]), after, 1e-3, since=before) else {}
+
+
+def _choices(candidates: dict[str, list[str]]) -> Iterator[dict[str, str]]:
+    """One module a role, in every way; all roles and outer modules first."""
+    for n_roles in range(len(candidates), 0, -1):  # a block of Mamba adds one part only
+        for roles in combinations(candidates, n_roles):
+            for chosen in product(*(candidates[role] for role in roles)):
+                yield dict(zip(roles, chosen, strict=True))
+
+
+def _scaled(
+    before: torch.Tensor, after: torch.Tensor, candidates: dict[str, list[str]], probe: Probe
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Parts that add up to the change of the stream when each is multiplied with one number."""
+    if before.shape != after.shape:
+        return {}, {}
+    change = (after.double() - before.double()).flatten()
+    sums = []
+    for parts in islice(_choices(candidates), N_SCALED):
+        columns = torch.stack([probe.values[n].double().flatten() for n in parts.values()], dim=1)
+        scales = torch.linalg.lstsq(columns, change[:, None], driver="gelsd").solution[:, 0]
+        added = columns @ scales
+        if scales.abs().min() > LEAST and _is_close(
+            before + added.view_as(before), after, 1e-4, since=before
+        ):
+            sums.append((_distance(added, change), parts, scales.tolist()))
+    # A module and its last layer fit to rounding both: the outer one, which comes first.
+    closest = min((error for error, *_ in sums), default=0.0)
+    parts, scales = next(((p, s) for error, p, s in sums if error <= 2 * closest), ({}, []))
+    return parts, dict(zip(parts, scales, strict=True))
 
 
 def _post_norm(
@@ -138,18 +191,38 @@ def _post_norm(
             for name in names
         }
         role, name = min(sums, key=lambda key: _distance(sums[key], read), default=("", ""))
-        if not role or role in parts or not _is_close(sums[role, name], read, read - stream):
+        if not role or role in parts or not _is_close(sums[role, name], read, 1e-3, since=stream):
             return {}
         parts[role] = name
         stream = probe.values[norm].reshape(stream.shape)
     return parts if parts and torch.equal(stream, after) else {}
 
 
-def _is_close(found: torch.Tensor, expected: torch.Tensor, change: torch.Tensor) -> bool:
+def _is_close(
+    found: torch.Tensor, expected: torch.Tensor, limit: float, *, since: torch.Tensor
+) -> bool:
     """Whether a sum comes out, up to the rounding of the stream that it was added to."""
-    error = _distance(found, expected)
+    change = expected.float() - since.float()
     rounding = 4 * torch.finfo(expected.dtype).eps * expected.float().norm()
-    return bool(error <= 1e-3 * change.float().norm() + rounding) and bool(change.any())
+    is_near = _distance(found, expected) <= limit * change.norm() + rounding
+    return bool(is_near) and bool(change.any())
+
+
+def _is_multiple(target: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether a tensor is another one, or that times a number (Falcon-H1)."""
+    if value.numel() != target.numel():
+        return False
+    a, b = target.flatten(), value.flatten()
+    if torch.equal(a, b):
+        return True
+    a, b = a.double(), b.double()
+    limit = 4 * torch.finfo(target.dtype).eps * a.norm()
+    return bool((a - (a @ b) / (b @ b).clamp(min=1e-30) * b).norm() <= limit)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors hold the same values in the same shape."""
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -158,7 +231,7 @@ def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _projection(model: nn.Module, block: str, part: str, probe: Probe) -> str:
-    """Linear layer whose output is a part's output, or is what the part normalises."""
+    """Linear layer whose output, times a number, is a part's, or is what the part normalises."""
     target = probe.values[part]
     if is_norm(model.get_submodule(part)):
         target = probe.inputs[part]
@@ -166,9 +239,8 @@ def _projection(model: nn.Module, block: str, part: str, probe: Probe) -> str:
         name
         for name, value in probe.values.items()
         if name.startswith(block + ".")
-        and value.numel() == target.numel()
-        and torch.equal(value.flatten(), target.flatten())
         and getattr(getattr(model.get_submodule(name), "weight", None), "ndim", 0) == 2
+        and _is_multiple(target, value)
     ]
     # The tensor-parallel plan's word comes first; then the innermost module.
     return max(same, key=lambda n: (is_rowwise(model, n), n.count(".")), default="")

@@ -142,7 +142,8 @@ class _Named:
             return finders[name](block)
         if name == "resid" or name in block.parts:
             module, side = block.parts.get(name, block.name), SIDES.get(name, "middle")
-            return [Site(name, 0, module, self.stack.width, side=side)]
+            n_copies = self.stack.n_copies if name == "resid" else 1
+            return [Site(name, 0, module, self.stack.width * n_copies, side=side)]
         role = next((r for r, hidden in HIDDEN.items() if hidden == name), "")
         if role in block.projections:
             return [projection_input(self.model, self.stack, block, role)]
@@ -244,7 +245,7 @@ def _matching(model: nn.Module, stack: Stack, pattern: re.Pattern[str]) -> list[
     """Leaves and blocks whose whole name matches."""
     leaves = _leaf_sites(model, stack, lambda name: bool(pattern.fullmatch(name)))
     blocks = [
-        Site("resid", layer, block.name, stack.width)
+        Site("resid", layer, block.name, stack.width * stack.n_copies)
         for layer, block in enumerate(stack.blocks, start=1)
         if pattern.fullmatch(block.name) and block.n_calls == 1
     ]

@@ -40,8 +40,11 @@ def weight_norms(
     for site in sites:
         if site.module in blocks:
             block = blocks[site.module]
-            names = [block.projections.get(role, part) for role, part in block.parts.items()]
-            squares = [write_norms(model, Point(n), site.n_units) ** 2 for n in names]
+            squares = [
+                (block.scales.get(role, 1) * write_norms(model, Point(name), site.n_units)) ** 2
+                for role, part in block.parts.items()
+                for name in [block.projections.get(role, part)]
+            ]
             parts.append(sum(squares, torch.zeros(site.n_units)).sqrt())
         else:
             module = site.module if site.where == "input" else writers.get(site.module, site.module)

@@ -125,9 +125,8 @@ def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
 def _sites(model: LoadedModel, settings: Settings, stimuli: Stimuli) -> tuple[Site, ...]:
     """Sites of the stacks that see these stimuli."""
     mode = settings.mode_for(model)
-    return model.sites(
-        settings.sites, mode=mode, fused_qkv=settings.fused_qkv, has_image=bool(stimuli.files)
-    )
+    shown = {"has_image": bool(stimuli.files), "has_text": any(stimuli.prompts)}
+    return model.sites(settings.sites, mode=mode, fused_qkv=settings.fused_qkv, **shown)
 
 
 def _timed(paradigm: Paradigm, settings: Settings, stimuli: Stimuli) -> Paradigm:

@@ -48,6 +48,7 @@ class Reader:
         self.brain = brain
         self.stimuli = stimuli
         self.stream = Point(model.stacks("read")[-1].blocks[-1].name)
+        self.sees = tuple(f"{s.path}." for s in model.stacks("read", has_image=True)[:-1])
         # Logits cost as much as a fifth of a small model's pass: only where tokens are frames.
         self.has_logits = model.kind == "causal" and settings.frames in ("token", "word")
 
@@ -84,13 +85,16 @@ class Reader:
         def store(point: Point, tensor: torch.Tensor) -> None:
             values = tensor.reshape(len(frames), -1, tensor.shape[-1])
             if self.model.medium == "image":
-                values = self._of_images(values, mask, frames)
+                padded = None if point.module.startswith(self.sees) else mask
+                values = self._of_images(values, padded, frames)
             else:
                 values = pool(values.shape[1])(values.flatten(0, 1))
             sink.put(point, into.to(values.device), values)
 
         module = self.model.module
         run = module.get_encoder() if self.model.has_decoder else module
+        if self.model.kind == "dual" and "input_ids" not in inputs:
+            run = module.get_image_features
         with listening(self.model, self.brain, self.stream, store):
             run(**inputs)
 
@@ -106,10 +110,11 @@ class Reader:
                     "use frames='trial' or 'last'"
                 )
             return values.flatten(0, 1)
-        if len(frames[0][0]) == 1:
-            return values[:, -1]
+        is_last = len(frames[0][0]) == 1
         if mask is None or mask.shape[1] != values.shape[1]:
-            return values.float().mean(dim=1)
+            return values[:, -1] if is_last else values.float().mean(dim=1)
+        if is_last:  # padding may come last
+            return values[torch.arange(len(values)), mask.shape[1] - 1 - mask.flip(1).argmax(1)]
         weights = mask[..., None].float()
         return (values.float() * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -160,6 +165,8 @@ class Reader:
         module = self.model.module
         if self.model.has_decoder:
             return module.get_encoder()
+        if self.model.kind == "dual":
+            return module.get_submodule(self.model.stacks("read")[-1].path)
         if self.model.kind == "encoder" or self.has_logits:
             return module
         trunk = module.get_decoder()

@@ -13,6 +13,7 @@ import torch
 
 from llm2nifti.media import MEDIA, listed, medium_of, problems, read_image, read_sound, resampled
 from llm2nifti.models import LoadedModel
+from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner.settings import ScanError, Settings
 
@@ -32,7 +33,8 @@ class Stimuli:
     prompts, rendered : list of str
         Bare text, and text with the chat template applied.
     encoded : list of list of int
-        Token ids; of sounds, those that the decoder begins with; empty where there are images.
+        Token ids; of sounds, those that the decoder begins with; empty where there are images that
+        no text stands beside.
     fill : int
         Padding token.
     is_chat : bool
@@ -105,7 +107,8 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     prompts = list(trials["prompt"])
     medium = medium_of(trials)
     files = [Path(path) for path in trials[medium]] if medium else []
-    _check_kind(model, settings, medium)
+    has_text = any(prompts)
+    _check_kind(model, settings, medium, has_text=has_text)
     _check_files(trials, medium)
     rendered = prompts
     encoded: list[list[int]] = [[] for _ in prompts]
@@ -114,14 +117,15 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         rendered = [model.tokenizer.decode(ids) for ids in encoded]
     elif model.tokenizer is not None:
         rendered = model.render(prompts, settings.template, has_image=bool(files))
-    if not files:
+    if not files or (model.kind == "dual" and has_text):
         encoded = model.encode(rendered, rendered=rendered != prompts)
     if encoded[0]:
         _check_lengths(model, paradigm, encoded, generates=settings.mode == "generate")
     lengths = sound_lengths(model, paradigm) if medium == "audio" else []
     frames: list[list[Positions]] = []
     if settings.mode == "read" and files:
-        n_tokens = lengths or [model.stacks("read")[0].shape[1]] * len(files)
+        stack = model.stacks("read", has_image=medium == "image")[0]
+        n_tokens = lengths or [stack.shape[1]] * len(files)
         frames = [_file_frames(settings.frames, n) for n in n_tokens]
     elif settings.mode == "read":
         frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
@@ -156,22 +160,22 @@ def fill_token(model: LoadedModel) -> int:
     return int(fill[0] if isinstance(fill, list) else fill)
 
 
-def _check_kind(model: LoadedModel, settings: Settings, medium: str) -> None:
+def _check_kind(model: LoadedModel, settings: Settings, medium: str, *, has_text: bool) -> None:
     """Raise if the model cannot be shown this kind of stimulus."""
     if medium and medium != model.medium:
         use = "an audio" if medium == "audio" else "a vision"
         raise ScanError(
             f"{model.name} reads no {MEDIA[medium]}; show it prompts, or use {use} model"
         )
-    if not medium and model.medium and model.kind != "imagetext":
+    if not medium and not model.reads_text:
         raise ScanError(
             f"{model.name} reads {MEDIA[model.medium]} only; show it a TSV with the columns "
             f"task and {model.medium}"
         )
     if medium and settings.frames == "word":
         raise ScanError(f"{MEDIA[medium]} have no words; use frames='trial', 'token' or 'last'")
-    reads_both = medium and model.kind == "imagetext" and settings.mode == "read"
-    if reads_both and settings.frames == "token":
+    both = medium and (model.kind == "imagetext" or (model.kind == "dual" and has_text))
+    if both and settings.mode == "read" and settings.frames == "token":
         raise ScanError(
             "image and text have different numbers of tokens; use frames='trial' or 'last'"
         )
@@ -277,8 +281,7 @@ def read_frames(
 
 def n_after_prompt(model: LoadedModel, template: str) -> int:
     """Characters that the chat template puts after a prompt."""
-    mark = "\N{SNOWMAN}"
-    return len(model.render([mark], template)[0].rpartition(mark)[2])
+    return len(model.render([MARK], template)[0].rpartition(MARK)[2])
 
 
 def find_prompt(text: str, prompt: str, n_after: int) -> tuple[int, str]:

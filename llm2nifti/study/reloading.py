@@ -60,7 +60,7 @@ def reload(
         hint = "" if name else "; say where it is with model=..."
         raise models.ModelError(f"{error}{hint}") from error
     found, expected = model.source["WeightsHash"], scanned["WeightsHash"]
-    if found != expected:
+    if not models.has_weights(model, expected):
         message = (
             f"model {model.name!r} has other weights ({found}) than those that sub-{run.subject} "
             f"was scanned with ({expected})"

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from llm2nifti import bids
+from llm2nifti import bids, models
 from llm2nifti.bids import checking
 from llm2nifti.bids.writing import restore_shown
 from llm2nifti.models import LoadedModel
@@ -242,7 +242,7 @@ def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
     label = choice.label(untrained=job.untrained)
     now = model.source["WeightsHash"]
     before = bids.weights_hash(root, label, choice.session) or now
-    if before != now:
+    if not models.has_weights(model, before):
         raise StudyError(
             f"the weights of {model.name} changed since this dataset was begun ({before[:12]}... "
             f"then, {now[:12]}... now); use another folder or overwrite=True"
