@@ -133,6 +133,19 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tiny_folders, tmp_path,
         models.load(str(folder))
 
 
+def test_weights_that_overflow_are_the_cause_that_is_told(tiny_folders, tmp_path):
+    def grow(state):
+        state["model.layers.1.mlp.up_proj.weight"] *= 1e20
+        state["model.layers.1.mlp.down_proj.weight"] *= 1e20
+        return state
+
+    folder = with_weights(tiny_folders["llama"], tmp_path / "huge", grow)
+    with pytest.raises(
+        models.UnknownArchitectureError, match=r"layers\.1' puts out NaN or infinity"
+    ):
+        models.load(str(folder)).sites()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("share", [0.0, 0.6])
 def test_a_damaged_file_of_a_model_is_named(tiny_folders, tmp_path, name, share):

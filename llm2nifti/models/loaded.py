@@ -133,7 +133,17 @@ class LoadedModel:
         has_image: bool = False,
         has_text: bool = True,
     ) -> tuple[Site, ...]:
-        """Sites to record; see `llm2nifti.models.sites.find_sites` for the words of `spec`."""
+        """Sites to record.
+
+        Parameters
+        ----------
+        spec, fused_qkv
+            See `llm2nifti.models.sites.find_sites`.
+        mode : {"generate", "read"}, default="generate"
+            A model that generates nothing reads.
+        has_image, has_text : bool
+            What is shown; see `stacks`.
+        """
         mode = mode if mode in self.modes() else "read"
         stacks = self.stacks(mode, has_image=has_image, has_text=has_text)
         return find_sites(self.module, stacks, spec, fused_qkv=fused_qkv)

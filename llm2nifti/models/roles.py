@@ -61,6 +61,12 @@ def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
     if n_calls > 1:
         problem = f"block {name!r} is called {n_calls} times in one pass: layers share its weights"
         return Block(name, problem=problem, n_calls=n_calls)
+    if not probe.values[name].isfinite().all():
+        problem = (
+            f"block {name!r} puts out NaN or infinity: its weights are damaged, or too large for "
+            "this --dtype"
+        )
+        return Block(name, problem=problem)
     candidates = _candidates(model, name, probe)
     parts, scales = _added(model, name, candidates, probe)
     if not parts:
@@ -157,6 +163,8 @@ def _scaled(
     sums = []
     for parts in islice(_choices(candidates), N_SCALED):
         columns = torch.stack([probe.values[n].double().flatten() for n in parts.values()], dim=1)
+        if not columns.isfinite().all():
+            continue
         scales = torch.linalg.lstsq(columns, change[:, None], driver="gelsd").solution[:, 0]
         added = columns @ scales
         if scales.abs().min() > LEAST and _is_close(
