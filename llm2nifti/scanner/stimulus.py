@@ -119,7 +119,7 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         rendered = model.render(prompts, settings.template, has_image=bool(files))
     if not files or (model.kind == "dual" and has_text):
         encoded = model.encode(rendered, rendered=rendered != prompts)
-    if encoded[0]:
+    if not files or any(encoded):
         _check_lengths(model, paradigm, encoded, generates=settings.mode == "generate")
     lengths = sound_lengths(model, paradigm) if medium == "audio" else []
     frames: list[list[Positions]] = []
