@@ -234,7 +234,7 @@ class Journal:
         text = json.dumps({**counted, **plan}, indent=1, sort_keys=True, default=str)
         plan_path = folder / "plan.json"
         if plan_path.exists():
-            if plan_path.read_text("utf-8") != text:
+            if plan_path.read_bytes() != text.encode():
                 raise RecordingError(
                     f"{folder} holds an unfinished recording with other settings; finish it with "
                     "the same settings, or start anew with overwrite=True"

@@ -41,7 +41,11 @@ def _add_monitor(commands: Any) -> None:
     example += "llm2nifti monitor --networks ds --stop-when politicalscience"
     parser = add_command(commands, "monitor", _monitor, text, example)
     parser.add_argument(
-        "prompts", nargs="?", default="-", help="text file, one prompt a line; - is standard input"
+        "prompts",
+        type=words,
+        nargs="?",
+        default="-",
+        help="text file, one prompt a line; - is standard input",
     )
     parser.add_argument(
         "--networks", type=path, required=True, metavar="DATASET", help="whose networks to watch"

@@ -269,7 +269,7 @@ def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None
         If one of them is needed and not given.
     """
     path = root / PLAN_FILE
-    content = _upgraded(json.loads(path.read_text("utf-8")))
+    content = _upgraded(bids.read_json(path, {"design": dict, "scans": dict}))
     design = content["design"]
     if design["stimuli_path"] and stimuli is None:
         raise StudyError(

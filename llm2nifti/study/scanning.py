@@ -6,7 +6,6 @@ untrained copy, which replay the tokens of the trained model's run.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -306,6 +305,6 @@ def _drop_other_threads(folder: Path) -> None:
     """Delete a half-made recording of another number of threads: its sidecar could not be true."""
     path = folder / "plan.json"
     if path.exists():
-        before = json.loads(path.read_text("utf-8")).get("info", {}).get("Threads")
+        before = bids.read_json(path, {"info": dict}).get("info", {}).get("Threads")
         if before != torch.get_num_threads():
             shutil.rmtree(folder)
