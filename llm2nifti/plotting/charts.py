@@ -59,6 +59,8 @@ def plot_matrix(
     ticks = range(0, n, 1 if is_small else -(-n // 40))  # of many names those that have room
     names = [labels[i] for i in ticks]
     ax.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor")
+    for name in ax.get_xticklabels() if not is_small else []:
+        name.set(rotation=90, va="center")
     ax.set(yticks=ticks, yticklabels=names, title=title)
     ax.spines[:].set_visible(False)
     return ax
