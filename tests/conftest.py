@@ -18,6 +18,8 @@ import tiny
 
 from llm2nifti import bids, cli, models, stimuli
 
+collect_ignore = ["campaign"]  # scripts, which tests/test_campaign.py runs
+
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory):

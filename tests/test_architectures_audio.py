@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,39 @@ READ = "heads,norms,q,k,v"
 def sounds(tmp_path_factory):
     """Stimuli of tones and noise."""
     return stimuli.load(tiny.play_sounds(tmp_path_factory.mktemp("sounds"), n=12))
+
+
+@pytest.fixture(scope="module")
+def heard(tiny_folders, tmp_path_factory):
+    """Folder and loaded model by kind, each once; ``large`` is wav2vec2 as its large models are."""
+    base = tmp_path_factory.mktemp("heard")
+
+    @cache
+    def get(kind):
+        folder = tiny_folders[kind] if kind in KINDS else base / kind
+        if kind == "large":
+            large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+            tiny.save(folder, "wav2vec2", **large)
+        if kind == "moonshine":
+            save_moonshine(folder)
+        return folder, models.load(str(folder))
+
+    return get
+
+
+def save_moonshine(folder):
+    """A model of speech that pads no sound to a fixed length."""
+    tiny._save_tokenizer(folder, "moonshine")
+    parts = {f"{part}_num_hidden_layers": 2 for part in ("encoder", "decoder")}
+    parts |= {f"{part}_num_attention_heads": 3 for part in ("encoder", "decoder")}
+    ids = {"vocab_size": 400, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 0}
+    config = transformers.MoonshineConfig(
+        **parts, **ids, hidden_size=24, intermediate_size=40, decoder_start_token_id=1
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        transformers.MoonshineForConditionalGeneration(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
 
 
 @pytest.fixture
@@ -57,14 +91,13 @@ def plain(kind, folder):
     return getattr(transformers, name).from_pretrained(folder).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "large"])
 @pytest.mark.parametrize(
     ("sites", "frames"), [("default", "trial"), ("all", "token"), (READ, "last"), ("all", "trial")]
 )
-def test_reading_sounds_equals_one_pass_a_sound(
-    tiny_folders, tiny_models, design, kind, sites, frames
-):
-    model, module = tiny_models(kind), plain(kind, tiny_folders[kind])
+def test_reading_sounds_equals_one_pass_a_sound(heard, design, kind, sites, frames):
+    folder, model = heard(kind)
+    module = plain(kind, folder)
     result = scan(model, design, mode="read", sites=sites, frames=frames, batch_size=8)
     run = module.get_encoder() if kind == "whisper" else module
     reduce = {"trial": lambda v: v.mean(0, keepdim=True), "last": lambda v: v[-1:]}
@@ -104,6 +137,19 @@ def test_generating_from_sounds_equals_the_naive_recorder(tiny_folders, tiny_mod
             logits = got[0][0, -1]
             assert logits[given[t]] > logits.max() - 1e-3  # rounding may decide between two
     assert_equal_by_site(result, result.by_trial(), expected)
+
+
+def test_sounds_of_different_lengths_are_generated_from_alone(heard, design):
+    model = heard("moonshine")[1]
+    with pytest.raises(scanner.ScanError, match=r"of different shapes .* use --batch-size 1"):
+        scan(model, design)
+    result = scan(model, design, batch_size=1)
+    inputs, _ = alone(model, result, 0)
+    given = list(result.tokens.loc[result.tokens["trial"] == 0, "token_id"])
+    with torch.no_grad():
+        ids = torch.tensor([[1, *given[:-1]]])
+        logits = model.module(**inputs, decoder_input_ids=ids).logits[0]
+    assert all(row[token] > row.max() - 1e-3 for row, token in zip(logits, given, strict=True))
 
 
 def test_forcing_the_tokens_of_sounds_gives_the_same_values(tiny_models, design):

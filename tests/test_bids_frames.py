@@ -75,6 +75,16 @@ def test_reduced_trials_are_stored_once(tiny_model, tmp_path, validate, mode):
         glm.token_level(run)
 
 
+def test_prompts_of_every_script_are_kept_as_they_were_shown(tiny_model, tmp_path, validate):
+    table = stimuli.load().replace({"prompt": {" ": "\u00a0"}}, regex=True)
+    table["prompt"] += " \u200d\u00ad\U0001f469\u200d\U0001f52c"  # joiners, soft hyphen, an emoji
+    design = paradigm.blocks("pathology", table=table, **SIZES)
+    bids.write(scan(tiny_model, design, mode="read"), tmp_path)
+    validate(tmp_path)
+    shown = bids.read(tmp_path, task="pathology").events["prompt"]
+    assert shown.tolist() == design.trials["prompt"].tolist()
+
+
 def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):
     table = stimuli.load(tiny.draw_images(tmp_path / "images", n=40))
     design = paradigm.blocks("discs", table=table, **SIZES)

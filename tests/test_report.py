@@ -327,7 +327,7 @@ def check_page(page: Path, tmp_path: Path, width: int = 1280) -> None:
         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}",
     ]  # fmt: skip
     command = [str(CHROMIUM), *options, "--dump-dom", wrapper.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title, done.stderr
     seen = json.loads(html.unescape(title[1]))

@@ -6,16 +6,15 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from tests_support import contents, make_dataset
+from campaign import counted
+from tests_support import assert_same, contents, make_dataset
 
 from llm2nifti import bids, glm, stimuli, study
 from llm2nifti.scanner import ScanError
@@ -32,24 +31,25 @@ def small_plan(folder, **changes):
     return Plan(ModelChoice(name=str(folder)), design)
 
 
+def words(folder, root):
+    return ["run", str(root), "--quiet", "--model", str(folder), *SIZES, *TASKS]
+
+
 def command(folder, root):
-    run = [sys.executable, "-m", "llm2nifti.cli", "run", str(root), "--quiet"]
-    return [*run, "--model", str(folder), *SIZES, *TASKS]
+    return [sys.executable, "-m", "llm2nifti.cli", *words(folder, root)]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_folders, tmp_path_factory):
     """A finished `llm2nifti run` of a tiny model, made by a process of its own."""
     root = tmp_path_factory.mktemp("study") / "ds"
-    done = subprocess.run(
-        command(tiny_folders["llama"], root), capture_output=True, text=True, check=False
-    )
+    done, n_operations = counted.run(words(tiny_folders["llama"], root), root)
     assert done.returncode == 0, done.stderr
-    return root, done.stdout
+    return root, done.stdout, n_operations
 
 
 def test_run_writes_a_valid_dataset_with_report_and_summary(uninterrupted, validate):
-    root, printed = uninterrupted
+    root, printed, _ = uninterrupted
     validate(root)
     assert (root / bids.DERIVATIVES / "report.html").exists()
     summary = study.read_summary(root)
@@ -59,41 +59,23 @@ def test_run_writes_a_valid_dataset_with_report_and_summary(uninterrupted, valid
     assert str(bids.DERIVATIVES / "report.html") in printed
 
 
-def stages(root: Path) -> list[Path]:
-    """Files whose appearance marks how far a run is, in order."""
-    raw = root / "sub-tinyllama" / "func"
-    return [
-        root / bids.WORK / "sub-tinyllama_task-pathology_run-1" / "batches.jsonl",
-        raw / "sub-tinyllama_task-pathology_run-1_bold.nii",
-        raw / "sub-tinyllama_task-archeology_run-2_bold.nii",
-        root / "sub-tinyllamauntrained" / "func",
-        root / bids.DERIVATIVES / "summary.json",
-        root / bids.DERIVATIVES / "figures",
-    ]
-
-
-@pytest.mark.parametrize("stage", range(6))
+@pytest.mark.parametrize(
+    ("stage", "signal"),
+    enumerate(["SIGINT", "SIGKILL", "SIGTERM", "SIGKILL", "SIGHUP", "SIGKILL"]),
+)
 def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
-    stage, tiny_folders, uninterrupted, tmp_path
+    stage, signal, tiny_folders, uninterrupted, tmp_path
 ):
-    root = tmp_path / "ds"
-    process = subprocess.Popen(
-        command(tiny_folders["llama"], root), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    marker = stages(root)[stage]
-    while process.poll() is None and not marker.exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL if stage % 2 else signal.SIGINT)
-    process.communicate()
-    assert process.returncode == (-signal.SIGKILL if stage % 2 else 1)  # not finished by itself
+    whole, _, n_operations = uninterrupted
+    root, at = tmp_path / "ds", round((stage + 0.5) / 6 * n_operations)
+    killed, _ = counted.run(words(tiny_folders["llama"], root), root, at=at, signal=signal)
+    assert killed.returncode == counted.CODES[signal], killed.stderr
+    assert len(killed.stderr.splitlines()) == (signal != "SIGKILL"), killed.stderr
     again = subprocess.run(
         command(tiny_folders["llama"], root), capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
-    expected, found = contents(uninterrupted[0]), contents(root)
-    assert set(found) == set(expected)
-    differing = [name for name in expected if found[name] != expected[name]]
-    assert not differing
+    assert_same(root, contents(whole))
 
 
 def test_a_finished_run_is_not_scanned_again(uninterrupted, tiny_folders, tmp_path):
@@ -201,7 +183,7 @@ def test_own_stimuli_work_end_to_end(tiny_folders, tmp_path):
 def test_maps_on_disk_equal_a_fit_of_the_dataset(uninterrupted):
     import nibabel as nib
 
-    root, _ = uninterrupted
+    root, *_ = uninterrupted
     runs = [run for run in bids.read_all(root) if run.task == "pathology"]
     expected = glm.fit(runs).contrast("pathology - control")
     path = runs[0].paths.stat_map("t")
@@ -213,7 +195,7 @@ def test_maps_on_disk_equal_a_fit_of_the_dataset(uninterrupted):
 
 
 def test_untrained_copy_is_shown_the_trained_models_tokens(uninterrupted):
-    root, _ = uninterrupted
+    root, *_ = uninterrupted
     trained = bids.read(root, task="pathology", subject="tiny-llama")
     untrained = bids.read(root, task="pathology", subject="tiny-llama-untrained")
     assert list(trained.tokens["token_id"]) == list(untrained.tokens["token_id"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
 import pytest
 import torch
+from campaign import counted
 from distributed import Client, LocalCluster
 from tests_support import assert_same, contents, make_dataset
 
@@ -49,23 +48,21 @@ def write_study(folder: Path, tiny_folders, **changes: str) -> Path:
     return path
 
 
+def words(path: Path, *options: str) -> list[str]:
+    return ["scan", str(path), "--quiet", "--threads", "1", *options]
+
+
 def command(path: Path, *options: str) -> list[str]:
-    start = [sys.executable, "-m", "llm2nifti.cli", "scan", str(path), "--quiet"]
-    return [*start, "--threads", "1", *options]
+    return [sys.executable, "-m", "llm2nifti.cli", *words(path, *options)]
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_folders, tmp_path_factory):
-    """Files of the dataset that one process makes."""
+    """Files of the dataset that one process makes, and with how many operations."""
     path = write_study(tmp_path_factory.mktemp("alone") / "a", tiny_folders)
-    done = subprocess.run(command(path), capture_output=True, text=True, check=False)
+    done, n_operations = counted.run(words(path), path.parent)
     assert done.returncode == 0, done.stderr
-    return contents(path.parent / "ds")
-
-
-def n_finished(root: Path) -> int:
-    """Runs that the dataset has by now; the work folder changes too fast to be listed."""
-    return len(list((root / bids.DERIVATIVES).rglob("*_desc-trial_bold.json")))
+    return contents(path.parent / "ds"), n_operations
 
 
 @pytest.fixture
@@ -78,59 +75,33 @@ def two_workers():
         yield running, client
 
 
-def worker_that_records(client: Client, running: LocalCluster, root: Path) -> tuple[str, int]:
-    """Name of a run that has begun and not ended, and the process that is at it."""
-    while True:
-        for journal in root.glob(f"{bids.WORK}/sub-*/batches.jsonl"):
-            name = journal.parent.name
-            for nanny in running.workers.values():
-                keys = client.processing().get(nanny.worker_address, ())
-                if any(name in str(key) for key in keys) and journal.exists():
-                    return name, nanny.pid
-        time.sleep(0.01)
-
-
-def test_a_killed_worker_costs_nothing_but_time(
-    two_workers, alone, tiny_folders, tmp_path, validate
-):
-    running, client = two_workers
+def test_a_killed_worker_costs_nothing_but_time(alone, tiny_folders, tmp_path, validate):
     path = write_study(tmp_path / "a", tiny_folders)
-    root = path.parent / "ds"
-    process = subprocess.Popen(
-        command(path, "--dask", running.scheduler_address), stderr=subprocess.PIPE, text=True
-    )
-    name, pid = worker_that_records(client, running, root)
-    os.kill(pid, signal.SIGKILL)
-    assert (root / bids.WORK / name).exists()  # it was in the middle of this run
-    n_before = n_finished(root)
-    _, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    assert pid not in [nanny.pid for nanny in running.workers.values()]
-    assert n_before < N_RUNS == len(bids.runs(root))
+    root, log = path.parent / "ds", path.parent.with_suffix(".log")
+    options = {"at": 60, "signal": "SIGKILL", "workers": True}
+    done, n_operations = counted.run(words(path, "--dask", "local:2"), path.parent, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log.with_suffix(".log.sent").exists()  # the worker was killed, in the middle of a run
+    assert n_operations > 2 * options["at"]
+    assert len(bids.runs(root)) == N_RUNS
     validate(root)
-    assert_same(root, alone)
+    assert_same(root, alone[0])
 
 
-def test_interrupted_and_run_again_gives_the_same_bytes(alone, tiny_folders, tmp_path):
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_interrupted_and_run_again_gives_the_same_bytes(signal, alone, tiny_folders, tmp_path):
     path = write_study(tmp_path / "a", tiny_folders)
-    root = path.parent / "ds"
-    process = subprocess.Popen(
-        command(path, "--dask", "local:2"),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while process.poll() is None and not n_finished(root):
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: the workers get it too
-    _, err = process.communicate()
-    assert (process.returncode, err) == (1, "interrupted; the same command resumes\n")
+    root, line = path.parent / "ds", words(path, "--dask", "local:2")
+    done, _ = counted.run(line, path.parent, at=alone[1] // 2, signal=signal)
+    ended = "interrupted" if signal == "SIGINT" else f"ended by {signal}"
+    assert done.stderr == f"{ended}; the same command resumes\n"
+    assert done.returncode == counted.CODES[signal]
     assert len(bids.runs(root)) < N_RUNS
     again = subprocess.run(
         command(path, "--dask", "local:2"), capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
-    assert_same(root, alone)
+    assert_same(root, alone[0])
 
 
 def small_plan(tiny_folders, **changes) -> Plan:
@@ -193,8 +164,7 @@ def test_a_scheduler_that_does_not_answer_is_said_in_one_line(
     assert not (path.parent / "ds").exists()
 
 
-def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch, tiny_folders, tmp_path):
-    monkeypatch.setattr(cluster, "_PATIENCE", 3)
+def test_a_scheduler_without_workers_is_said_to_have_none(tiny_folders, tmp_path):
     with (
         LocalCluster(n_workers=0, dashboard_address=None) as running,
         pytest.raises(cluster.ClusterError, match="has no worker"),
@@ -202,8 +172,7 @@ def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch, tiny_fold
         study.scan(tmp_path / "ds", small_plan(tiny_folders), dask=running.scheduler_address)
 
 
-def test_a_lost_scheduler_is_said_in_one_line(monkeypatch, tiny_folders, tmp_path):
-    monkeypatch.setattr(cluster, "_PATIENCE", 3)
+def test_a_lost_scheduler_is_said_in_one_line(tiny_folders, tmp_path):
     code = (
         "import os, sys, time\nfrom distributed import LocalCluster\n"
         "if __name__ == '__main__':\n"

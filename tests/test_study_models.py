@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from campaign import counted
 from tests_support import assert_same, contents
 
 from llm2nifti import bids, cli, study
@@ -59,31 +57,38 @@ def write_study(folder: Path, tiny_folders, *models: str) -> Path:
     return path
 
 
-def command(path: Path, name: str = "run") -> list[str]:
-    options = ["--quiet", "--threads", "1"]
-    return [sys.executable, "-m", "llm2nifti.cli", name, str(path), *options]
+def words(path: Path) -> list[str]:
+    return ["run", str(path), "--quiet", "--threads", "1"]
+
+
+def command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "llm2nifti.cli", *words(path)]
 
 
 # Workers of a cluster compute with one thread, and the last digits of a fit depend on that.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")
+        yield
 
 
-def run(words: list[str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **ONE_THREAD}
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+def run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_folders, tmp_path_factory):
     """A finished `llm2nifti run study.toml`, made by a process of its own; and what it printed."""
     path = write_study(tmp_path_factory.mktemp("study") / "a", tiny_folders, TWO_SEEDS, PLAIN)
-    done = run(command(path))
+    done, n_operations = counted.run(words(path), path.parent)
     assert done.returncode == 0, done.stderr
-    return path.parent / "ds", done.stdout
+    return path.parent / "ds", done.stdout, n_operations
 
 
 def test_one_valid_dataset_with_a_subject_a_model_and_a_session_a_seed(whole, validate):
-    root, printed = whole
+    root, printed, _ = whole
     validate(root)
     table = bids.runs(root)
     found = set(zip(table["subject"], table["session"], table["untrained"], strict=True))
@@ -104,7 +109,7 @@ def test_one_valid_dataset_with_a_subject_a_model_and_a_session_a_seed(whole, va
 
 
 def test_sessions_sample_differently_and_their_untrained_copies_replay_them(whole):
-    root, _ = whole
+    root, *_ = whole
     tokens = {}
     for session in ("seed0", "seed1"):
         of_session = {"task": "pathology", "run": 2, "session": session}
@@ -118,7 +123,7 @@ def test_sessions_sample_differently_and_their_untrained_copies_replay_them(whol
 
 
 def test_every_session_and_the_whole_are_reported(whole):
-    root, _ = whole
+    root, *_ = whole
     summary = study.read_summary(root)
     assert [bids.folder_of(s["subject"], s["session"]).as_posix() for s in summary["sessions"]] == [
         "sub-smallllama/ses-seed0",
@@ -131,30 +136,14 @@ def test_every_session_and_the_whole_are_reported(whole):
         assert row["model"] in page.read_text("utf-8")
 
 
-def stages(root: Path) -> list[Path]:
-    """Files whose appearance marks how far the study is, in order."""
-    derived = root / bids.DERIVATIVES / "sub-smallllama" / "ses-seed1"
-    return [root / "sub-smallllama" / "ses-seed1" / "func", derived / "summary.json"]
-
-
-@pytest.mark.parametrize("stage", range(2))
+@pytest.mark.parametrize(("stage", "signal"), enumerate(["SIGINT", "SIGKILL"]))
 def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
-    stage, whole, tiny_folders, tmp_path
+    stage, signal, whole, tiny_folders, tmp_path
 ):
     path = write_study(tmp_path / "a", tiny_folders, TWO_SEEDS, PLAIN)
-    process = subprocess.Popen(
-        command(path),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **ONE_THREAD},
-    )
-    marker = stages(path.parent / "ds")[stage]
-    while process.poll() is None and not marker.exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL if stage % 2 else signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == (-signal.SIGKILL if stage % 2 else 1), err  # not finished
+    at = round((stage + 0.5) / 2 * whole[2])
+    killed, _ = counted.run(words(path), path.parent, at=at, signal=signal)
+    assert killed.returncode == counted.CODES[signal], killed.stderr
     again = run(command(path))
     assert again.returncode == 0, again.stderr
     assert_same(path.parent / "ds", contents(whole[0]))

@@ -12,6 +12,9 @@ from tests_support import contents, make_dataset
 from llm2nifti import bids, cli, study
 from llm2nifti.bids import checking, manifest
 
+# The command line prints it; elsewhere a warning that nobody expects is an error.
+pytestmark = pytest.mark.filterwarnings("always::llm2nifti.bids.ForeignFileWarning")
+
 
 def command(folder, root):
     """`llm2nifti run` of a tiny model, with as many relabellings as by default."""

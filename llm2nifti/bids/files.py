@@ -24,6 +24,8 @@ from llm2nifti.bids import manifest
 from llm2nifti.bids.manifest import WORK
 from llm2nifti.geometry import ModelBrain, set_header
 
+# Control characters, line separators, halves of characters; prompts are shown again from the table.
+_UNKEPT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BUFFER = 2**22  # bytes that go to the disk at once
 
 
@@ -154,7 +156,7 @@ def tsv_text(value: object) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "n/a"
     text = str(value).replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = re.sub(_UNKEPT, "\N{REPLACEMENT CHARACTER}", text)
     return text if text.strip() else "n/a"
 
 

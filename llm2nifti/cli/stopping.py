@@ -48,12 +48,12 @@ class Stop:
     def __enter__(self) -> Stop:
         """Take over the signals to which nobody else sees."""
         sys.unraisablehook = self._once_more
+        untouched = (signal.SIG_DFL, signal.default_int_handler)
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, 0)  # Windows has no SIGHUP
-            if signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler):
-                continue
-            with suppress(ValueError):  # not the main thread
-                self._before[number] = signal.signal(number, self._raise)
+            number = getattr(signal, name, signal.SIGINT)  # Windows has no SIGHUP
+            if signal.getsignal(number) in untouched:
+                with suppress(ValueError):  # not the main thread
+                    self._before[number] = signal.signal(number, self._raise)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,12 +68,13 @@ class Stop:
 
     def tell(self, argv: list[str]) -> int:
         """Say in one line that the command was ended, and return its exit code."""
-        signals = {getattr(signal, name, -1): name for name in ("SIGTERM", "SIGHUP")}
-        what = f"ended by {signals[self.number]}" if self.number in signals else "interrupted"
+        is_ctrl_c = self.number in (0, signal.SIGINT)
+        name = "" if is_ctrl_c else signal.Signals(self.number).name
+        what = f"ended by {name}" if name else "interrupted"
         is_anew = any(word.startswith("--ov") for word in argv)  # --overwrite, abbreviated or not
         with suppress(OSError):  # the terminal may be gone
             print(what if is_anew else f"{what}; the same command resumes", file=sys.stderr)
-        return 128 + self.number if self.number in signals else 1
+        return 128 + self.number if name else 1
 
     def _raise(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

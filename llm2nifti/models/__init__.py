@@ -99,6 +99,8 @@ def load(
         source = replace(source, device_map="auto", offload_folder=offload)
     try:
         loaded = from_pretrained(source, DTYPES[dtype], seed if untrained else None)
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
         raise ModelError(_explain(name, folder, error)) from error
     module = loaded.module.eval()

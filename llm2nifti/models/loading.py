@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import is_torchvision_available
+
+from llm2nifti.models.cache import ModelError
 
 KINDS = {
     "causal": "AutoModelForCausalLM",
@@ -144,12 +147,22 @@ def kind_of(config: Any) -> str:
 
 
 def _processor(source: Source, kind: str) -> Any:
-    """Processor of sounds, of images, or of images and text; torchvision is not needed."""
+    """Processor of sounds, of images, or of images and text; few of them need torchvision."""
     import transformers
 
     if READS[kind] == "audio":
         return transformers.AutoFeatureExtractor.from_pretrained(source.name, **source.options)
-    return transformers.AutoProcessor.from_pretrained(source.name, backend="pil", **source.options)
+    # A vision model's folder may hold a tokenizer as well, which AutoProcessor would take.
+    auto = transformers.AutoImageProcessor if kind == "vision" else transformers.AutoProcessor
+    try:
+        return auto.from_pretrained(source.name, backend="pil", **source.options)
+    except (ImportError, ValueError) as error:
+        if is_torchvision_available() or "torchvision" not in str(error).lower():
+            raise
+        raise ModelError(
+            f"{source.name} prepares its images with torchvision, which is not installed: "
+            'pip install "llm2nifti[vision]"'
+        ) from error
 
 
 @contextmanager
@@ -157,12 +170,14 @@ def quiet() -> Iterator[None]:
     """No warnings and no bars of transformers, for work of a second."""
     from transformers.utils import logging
 
-    bars_were_on = logging.is_progress_bar_enabled()
+    bars_were_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if bars_were_on:
             logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -281,6 +282,8 @@ def _leaf_sites(model: nn.Module, stack: Stack, wanted: Callable[[str], bool]) -
         if wanted(leaf.name) and not _reason(stack, leaf):
             units = stack.units[leaf.name]
             sites.append(Site(name, layer, leaf.name, units, side=_side(name)))
+    n_alike = Counter((site.layer, site.name) for site in sites)  # wav2vec2 has two layer_norm
+    sites = [replace(s, name=s.module) if n_alike[s.layer, s.name] > 1 else s for s in sites]
     return sorted(sites, key=lambda site: site.layer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,20 +189,16 @@ def name_prompts(trials: Sequence[TrialSet]) -> Identification:
     tasks = list(dict.fromkeys(t.task for t in trials))
     truth, named, fold = [], [], []
     for run in sorted({t.run for t in trials}):
-        texts = {task: _task_prompts(trials, task, lambda r, run=run: r != run) for task in tasks}
         vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
-        vectorizer.fit([prompt for prompts in texts.values() for prompt in prompts])
-        centroids = np.stack(
-            [np.asarray(vectorizer.transform(texts[t]).mean(axis=0))[0] for t in tasks]
-        )
-        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
-        for i, task in enumerate(tasks):
-            held_out = _task_prompts(trials, task, lambda r, run=run: r == run)
-            if held_out:
-                best = (vectorizer.transform(held_out) @ centroids.T).argmax(axis=1)
-                named += best.tolist()
-                truth += [i] * len(held_out)
-                fold += [run] * len(held_out)
+        texts, of_task = _task_prompts([t for t in trials if t.run != run], tasks)
+        rows = vectorizer.fit_transform(texts)
+        ends = np.searchsorted(of_task, np.arange(len(tasks) + 1))
+        centroids = np.concatenate([rows[a:b].mean(axis=0) for a, b in pairwise(ends)])
+        centroids = np.asarray(centroids) / np.linalg.norm(centroids, axis=1, keepdims=True)
+        texts, of_task = _task_prompts([t for t in trials if t.run == run], tasks)
+        truth += of_task
+        named += (vectorizer.transform(texts) @ centroids.T).argmax(axis=1).tolist()
+        fold += [run] * len(texts)
     return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
 
 
@@ -220,8 +217,8 @@ class _Noise:
         self.scale = np.where(scale > 0, scale, np.inf)
         # The covariance has as many directions as trials, far fewer than units: only these are
         # rescaled, all others keep the variance that shrinkage gives them.
-        _, singular, self.directions = np.linalg.svd(residuals / self.scale, full_matrices=False)
-        variance = (1 - SHRINKAGE) * singular**2 / len(residuals) + SHRINKAGE
+        squares, self.directions = _directions(residuals / self.scale)
+        variance = (1 - SHRINKAGE) * squares / len(residuals) + SHRINKAGE
         self.gains = 1 / np.sqrt(variance) - 1 / np.sqrt(SHRINKAGE)
 
     def _means(self, frames: NDArray) -> NDArray[np.float64]:
@@ -239,17 +236,28 @@ class _Noise:
         return rows / np.sqrt(SHRINKAGE) + along @ self.directions
 
 
+def _directions(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Squared singular values that are not 0, and right singular vectors, of a flat matrix.
+
+    From the smaller of the two Gram matrices: an order of magnitude faster than an SVD.
+    """
+    is_flat = len(rows) < rows.shape[1]
+    squares, vectors = np.linalg.eigh(rows @ rows.T if is_flat else rows.T @ rows)
+    kept = squares > 1e-12 * squares[-1]
+    squares, vectors = squares[kept], vectors[:, kept]
+    return squares, (vectors / np.sqrt(squares)).T @ rows if is_flat else vectors.T
+
+
 def _standardised(rows: NDArray) -> NDArray[np.float64]:
     """Rows with mean 0 and norm 1, so that products are correlations; constant ones are 0."""
     return np.nan_to_num(standardised(rows))
 
 
-def _task_prompts(trials: Sequence[TrialSet], task: str, wanted: object) -> list[str]:
-    """Task prompts of the runs that are wanted."""
-    return [
-        prompt
-        for t in trials
-        if t.task == task and wanted(t.run)  # type: ignore[operator]
-        for prompt, is_task in zip(t.prompts, t.is_task, strict=True)
-        if is_task
-    ]
+def _task_prompts(trials: Sequence[TrialSet], tasks: list[str]) -> tuple[list[str], list[int]]:
+    """Task prompts, sorted by task, and the number of each one's task."""
+    number = {task: i for i, task in enumerate(tasks)}
+    prompts: list[list[str]] = [[] for _ in tasks]
+    for t in trials:
+        shown = zip(t.prompts, t.is_task, strict=True)
+        prompts[number[t.task]] += [prompt for prompt, is_task in shown if is_task]
+    return list(chain(*prompts)), [i for i, some in enumerate(prompts) for _ in some]

@@ -63,14 +63,15 @@ def plot_map(
         x, y = 0.04 + width * (i % 2), 0.97 - height * (i // 2 + 0.9)
         display = _draw_anatomy(bg_img, "y", cut, _inside(ax, x, y, 0.93 * width, 0.74 * height))
         if strength.any():
-            display.add_overlay(
-                stat_img,
-                threshold=low or 1e-6,
-                cmap="RdBu_r",
-                vmin=-vmax,
-                vmax=vmax,
-                resampling_interpolation="nearest",
-            )
+            with warnings.catch_warnings(action="ignore"):  # that a slice is empty is no fault
+                display.add_overlay(
+                    stat_img,
+                    threshold=low or 1e-6,
+                    cmap="RdBu_r",
+                    vmin=-vmax,
+                    vmax=vmax,
+                    resampling_interpolation="nearest",
+                )
     ax.text(0.01, 0.5, "layer: input → output", rotation=90, va="center", transform=ax.transAxes)
     scale = plt.cm.ScalarMappable(plt.Normalize(-vmax, vmax), "RdBu_r")
     bar = ax.figure.colorbar(scale, cax=_inside(ax, 0.905, 0.12, 0.022, 0.73))

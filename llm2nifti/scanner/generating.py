@@ -18,6 +18,7 @@ import torch
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
+from llm2nifti.models.loading import quiet
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.sampling import OwnGenerators, plain_decoding
 from llm2nifti.scanner.settings import ScanError, Settings
@@ -173,7 +174,11 @@ class Generator:
             generate = partial(GenerationMixin.generate, module)
         counter = module.register_forward_pre_hook(next_step)
         try:
-            with listening(self.model, self.brain, self.stream, store), plain_decoding(module):
+            with (
+                quiet(),  # of masks, which the encoder has read already
+                listening(self.model, self.brain, self.stream, store),
+                plain_decoding(module),
+            ):
                 result = generate(
                     **inputs,
                     generation_config=config,

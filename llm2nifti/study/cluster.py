@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +133,20 @@ def _cluster(where: str) -> Iterator[Any]:
 def _interrupts_held() -> Iterator[None]:
     """Leave Ctrl-C to this thread: threads and processes begun meanwhile never see it.
 
-    Ctrl-C reaches the whole group of processes, and the one that has the client sees to it.
+    Ctrl-C and the end of a terminal reach the whole group of processes, and the one that has the
+    client sees to them.
     """
-    mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
-    before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is None:  # Windows
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        resource_tracker.ensure_running()  # a process as well; it lets SIGINT through afterwards
+        mask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        if mask:
-            mask(signal.SIG_SETMASK, before)
+        mask(signal.SIG_SETMASK, before)
 
 
 class Workers:

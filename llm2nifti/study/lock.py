@@ -27,6 +27,7 @@ def locked(root: Path) -> Iterator[None]:
     """
     root = bids.as_root(root)
     try:
+        is_new = not root.exists()
         (root / bids.WORK).mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / bids.WORK / "lock", timeout=0)
         lock.acquire()
@@ -49,4 +50,5 @@ def locked(root: Path) -> Iterator[None]:
         lock.release()
         with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
             (root / bids.WORK).rmdir()
-            root.rmdir()
+            if is_new:
+                root.rmdir()

@@ -293,11 +293,11 @@ def _alone(root: Path, job: Job) -> Iterator[None]:
 
 def _tokens(root: Path, job: Job) -> list[list[int]]:
     """Tokens that the trained model generated in the same run, trial by trial."""
-    choice, design = job.plan.model, job.design
-    trained = bids.read(
-        root, task=design.task, run=design.run, subject=choice.label(), session=choice.session
-    )
-    ids = trained.tokens.groupby("trial")["token_id"]
+    name = replace(job, untrained=False).name
+    paths = checking.find_run(root, name)  # not `bids.read`, which looks at all runs there are
+    if paths is None:
+        raise bids.NoSuchRunError(f"{root} has no run {name}, whose tokens are replayed")
+    ids = bids.Run(paths).tokens.groupby("trial")["token_id"]
     return [list(map(int, tokens)) for _, tokens in ids]
 
 

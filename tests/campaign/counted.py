@@ -5,7 +5,8 @@
 The settings: ``folder`` (only what lies in it counts), ``log`` (a file that gets a line an
 operation), ``at`` (the number of an operation, from 1; 0 is none) and ``signal`` (its name; SIGINT
 goes to the whole group of processes, as Ctrl-C does). Operations of worker processes count as well:
-a worker that multiprocessing spawns runs this file again, under another name.
+a worker that multiprocessing spawns runs this file again, under another name. With ``workers`` only
+theirs count, and the signal goes to the worker whose operation it is.
 
 An operation is counted before it is done, by the interpreter's own audit events: no part of the
 package knows of it, and its number does not depend on the machine's speed.
@@ -16,13 +17,33 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 VARIABLE = "LLM2NIFTI_CAMPAIGN"  # tells the settings to worker processes
+CODES = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 1, "SIGHUP": 129}  # what a command ends with
+LINE = 256  # bytes that the log gets an operation: its size is their number
 TO_ALL = ("SIGINT", "SIGHUP")  # what a terminal sends, it sends to the whole group
+
+
+def run(words: list[str], folder: Path, **settings: Any) -> tuple[subprocess.CompletedProcess, int]:
+    """Run a command of llm2nifti in a new process; say how it ended, after how many operations."""
+    log = folder.with_name(f"{folder.name}.log")
+    for path in (log, Path(f"{log}.sent")):
+        path.unlink(missing_ok=True)
+    settings = {"folder": str(folder), "log": str(log), "at": 0, "signal": "", **settings}
+    start = [sys.executable, __file__, json.dumps(settings)]
+    done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
+    return done, n_operations(log)
+
+
+def n_operations(log: Path) -> int:
+    """Operations that a log tells of."""
+    return log.stat().st_size // LINE if log.exists() else 0
 
 
 def default_signals() -> None:
@@ -41,13 +62,23 @@ def count(settings: dict[str, Any]) -> None:
         path = _changed(event, args)
         if path is None or not os.path.realpath(path).startswith(folder):
             return
-        line = f"{event} {os.path.relpath(path, folder)}"[:255]
-        os.write(log, f"{line:<255}\n".encode())  # of one length: the size of the file is the count
-        if 0 < settings["at"] <= os.fstat(log).st_size // 256 and _is_first(settings["log"]):
-            send = os.killpg if settings["signal"] in TO_ALL else os.kill
-            send(settings["pid"], getattr(signal, settings["signal"]))
+        line = f"{event} {os.path.relpath(path, folder)}".encode()[: LINE - 1]
+        os.write(log, line.ljust(LINE - 1) + b"\n")
+        if 0 < settings["at"] <= os.fstat(log).st_size // LINE and _is_first(settings["log"]):
+            _send(settings)
 
     sys.addaudithook(hook)
+
+
+def _send(settings: dict[str, Any]) -> None:
+    """Send the signal."""
+    number = getattr(signal, settings["signal"])
+    if settings.get("workers"):
+        os.kill(os.getpid(), number)
+    elif settings["signal"] in TO_ALL:
+        os.killpg(settings["pid"], number)
+    else:
+        os.kill(settings["pid"], number)
 
 
 def _is_first(log: str) -> bool:
@@ -73,7 +104,8 @@ def begin(settings: dict[str, Any]) -> None:
     default_signals()
     given = {**settings, "pid": os.getpid()}
     os.environ[VARIABLE] = json.dumps(given)
-    count(given)
+    if not settings.get("workers"):
+        count(given)
 
 
 def begin_worker() -> None:
