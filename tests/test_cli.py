@@ -16,7 +16,7 @@ from llm2nifti import cli, study
 from llm2nifti.cli import program
 
 COMMANDS = ["run", "scan", "glm", "networks", "null", "report", "where", "models", "stimuli"]
-COMMANDS += ["lesion", "steer", "monitor", "detect", "prune", "target", "train"]
+COMMANDS += ["lesion", "steer", "monitor", "detect", "prune", "target", "train", "check"]
 README = Path(__file__).parents[1] / "README.md"
 
 

@@ -152,15 +152,14 @@ def _run(handler: Handler, args: argparse.Namespace) -> None:
 
     These read the environment when they are imported, which the handler does.
     """
-    before = dict(os.environ)
-    if args.quiet:
-        os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    switches = {"TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"} - os.environ.keys()
+    added = dict.fromkeys(switches if args.quiet else (), "1")
+    os.environ.update(added)
     try:
         handler(args)
     finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def add_dataset(parser: Any) -> None:
