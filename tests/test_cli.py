@@ -149,10 +149,18 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, dataset, tmp_path,
     assert not (tmp_path / "empty").exists()
 
 
-def test_unknown_command_is_exit_code_2(capsys):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(["dance"], "'dance'"), (["glm", "ds", "--alpha", "x"], "'x'"), (["glm"], "dataset")],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(args, message, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        cli.main(["dance"])
+        cli.main(args)
+    err = capsys.readouterr().err
     assert exit_info.value.code == 2
+    assert message in err
+    assert err.endswith("--help\n")
+    assert len(err.splitlines()) == 1
 
 
 def test_broken_dataset_is_a_failure_in_one_line(dataset, tmp_path, capsys):
