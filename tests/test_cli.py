@@ -158,8 +158,16 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, dataset, tmp_path,
     assert not (tmp_path / "empty").exists()
 
 
-def test_unknown_command_is_exit_code_2(capsys):
-    assert cli.main(["dance"]) == 2
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(["dance"], "'dance'"), (["glm", "ds", "--alpha", "x"], "'x'"), (["glm"], "dataset")],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(args, message, capsys):
+    assert cli.main(args) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.endswith("--help\n")
+    assert len(err.splitlines()) == 1
 
 
 def test_broken_dataset_is_one_line(dataset, tmp_path, capsys):

@@ -61,7 +61,7 @@ def test_run_writes_a_valid_dataset_with_report_and_summary(uninterrupted, valid
 
 @pytest.mark.parametrize(
     ("stage", "signal"),
-    enumerate(["SIGINT", "SIGKILL", "SIGTERM", "SIGKILL", "SIGHUP", "SIGKILL"]),
+    list(enumerate(["SIGINT", "SIGKILL", "SIGTERM", "SIGKILL", "SIGHUP", "SIGKILL"])),
 )
 def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
     stage, signal, tiny_folders, uninterrupted, tmp_path

@@ -136,7 +136,7 @@ def test_every_session_and_the_whole_are_reported(whole):
         assert row["model"] in page.read_text("utf-8")
 
 
-@pytest.mark.parametrize(("stage", "signal"), enumerate(["SIGINT", "SIGKILL"]))
+@pytest.mark.parametrize(("stage", "signal"), list(enumerate(["SIGINT", "SIGKILL"])))
 def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
     stage, signal, whole, tiny_folders, tmp_path
 ):
