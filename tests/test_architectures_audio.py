@@ -141,7 +141,7 @@ def test_generating_from_sounds_equals_the_naive_recorder(tiny_folders, tiny_mod
 
 def test_sounds_of_different_lengths_are_generated_from_alone(heard, design):
     model = heard("moonshine")[1]
-    with pytest.raises(scanner.ScanError, match=r"of different shapes .* use --batch-size 1"):
+    with pytest.raises(scanner.ScanError, match=r"of different shapes .* use batch_size=1"):
         scan(model, design)
     result = scan(model, design, batch_size=1)
     inputs, _ = alone(model, result, 0)

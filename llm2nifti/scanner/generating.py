@@ -130,7 +130,7 @@ class Generator:
         if len(batches) > 1:
             raise ScanError(
                 f"{self.model.name} makes inputs of different shapes of these files, so they "
-                "cannot be recorded together; use --batch-size 1"
+                "cannot be recorded together; use batch_size=1"
             )
         inputs = batches[0][1]
         if not self.model.has_decoder:
