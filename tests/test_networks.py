@@ -6,6 +6,7 @@ import planted
 import pytest
 from planted import some_maps, templates, trial_sets
 from scipy import stats
+from sklearn.feature_extraction.text import TfidfVectorizer
 from statsmodels.stats.multitest import multipletests
 from tests_support import count_calls
 
@@ -363,6 +364,39 @@ def test_prompts_alone_name_trials_of_disjoint_vocabularies():
     swap = {"x": "y", "y": "x", "z": "z"}  # what is learnt from the other run is wrong for x and y
     swapped = [replace(s, task=swap[s.task]) if s.run == 2 else s for s in sets]
     assert networks.name_prompts(swapped).accuracy == 1 / 3
+
+
+def test_prompts_are_named_by_the_nearest_centroid_of_their_characters():
+    rng = np.random.default_rng(14)
+    sets = trial_sets(rng, strength=0)
+    sets = [
+        replace(s, prompts=["".join(rng.choice(list("abc "), 12)) for _ in s.prompts]) for s in sets
+    ]
+    expected = []
+    for run in sorted({s.run for s in sets}):
+        texts = {
+            task: [
+                prompt
+                for s in sets
+                if s.task == task and s.run != run
+                for prompt, shown in zip(s.prompts, s.is_task, strict=True)
+                if shown
+            ]
+            for task in "xyz"
+        }
+        model = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
+        model.fit([prompt for some in texts.values() for prompt in some])
+        centroids = [model.transform(some).toarray().mean(axis=0) for some in texts.values()]
+        for task in "xyz":
+            for s in sets:
+                for prompt, shown in zip(s.prompts, s.is_task, strict=True):
+                    if s.task == task and s.run == run and shown:
+                        row = model.transform([prompt]).toarray()[0]
+                        cosines = [row @ c / np.linalg.norm(c) for c in centroids]
+                        expected.append(("xyz".index(task), int(np.argmax(cosines)), run))
+    named = networks.name_prompts(sets)
+    assert list(zip(named.truth, named.named, named.fold, strict=True)) == expected
+    assert len({name for _, name, _ in expected}) == 3
 
 
 def test_p_value_equals_exact_enumeration():
