@@ -296,6 +296,15 @@ def _forget() -> None:
     _own.cache_clear()
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Do one task at a time."""
+    with _ONE_AT_A_TIME:
+        # By default the bars of all processes share one, which a killed worker would leave behind.
+        tqdm.set_lock(threading.RLock())
+        yield
+
+
 def _machine() -> tuple[str, int]:
     """Name of this machine and cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -304,7 +313,7 @@ def _machine() -> tuple[str, int]:
 
 def _check(plan: Plan, designs: list[Paradigm], token: str) -> None:
     """Raise unless the model has the sites and every prompt fits it."""
-    with _ONE_AT_A_TIME:
+    with _alone():
         check_model(plan, designs, _own(token).load(plan.model, untrained=False))
 
 
@@ -315,7 +324,7 @@ def _record(root: Path, job: Job, permit: Path, threads: int, _after: object) ->
         if not permit.exists():
             raise ClusterError(f"recording {job.name} was stopped")
 
-    with _ONE_AT_A_TIME, torch_threads(threads):
+    with _alone(), torch_threads(threads):
         stop_if_asked(0)
         if not job.is_done(root):
             token = permit.name.removeprefix("permit-")
@@ -326,5 +335,5 @@ def _record(root: Path, job: Job, permit: Path, threads: int, _after: object) ->
 
 def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     """Do one part of the analysis."""
-    with _ONE_AT_A_TIME:
+    with _alone():
         return function(item)
