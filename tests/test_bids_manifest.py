@@ -26,7 +26,8 @@ def dataset(tmp_path):
 
 def rows(root):
     """The manifest, as any reader of tables sees it."""
-    return pd.read_csv(root / manifest.MANIFEST, sep="\t").set_index("path")
+    table = pd.read_csv(root / manifest.MANIFEST, sep="\t").set_index("path")
+    return table.drop(manifest.MANIFEST.as_posix(), errors="ignore")
 
 
 def left_after_removal(root, *, warns=True):
@@ -46,7 +47,7 @@ def test_every_file_is_listed_once_with_size_and_hash(dataset):
     del there[manifest.MANIFEST.as_posix()]
     assert list(listed.index) == sorted(there)
     for name, data in there.items():
-        assert listed.loc[name, "size"] == len(data)
+        assert int(listed.loc[name, "size"]) == len(data)
         assert listed.loc[name, "sha256"] == hashlib.sha256(data).hexdigest()
 
 
@@ -139,7 +140,7 @@ def test_a_manifest_that_was_edited_leads_nowhere_else(dataset, name):
     digest = hashlib.sha256(b"mine").hexdigest()
     name = str(outside) if name.startswith("/") else name
     with (dataset / manifest.MANIFEST).open("a") as file:
-        file.write(f"{name}\t4\t{digest}\n")
+        file.write(f"{name}\t4\t{digest}\tpending\n{name}\t4\t{digest}\n")
     bids.remove_dataset(dataset)
     assert outside.read_text() == "mine"
 
@@ -208,3 +209,23 @@ def test_a_journal_may_grow(dataset):
     manifest.settle(dataset)
     left, _ = left_after_removal(dataset, warns=False)
     assert left == set()
+
+
+def test_every_damage_of_the_manifest_itself_is_seen(dataset):
+    path = dataset / manifest.MANIFEST
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    damaged = [
+        b"",
+        b"[]",
+        whole[1:],
+        whole.replace(b"a", b"b", 1),
+        *(whole[:n] for n in (400, 900)),
+    ]
+    damaged += [b"".join(lines[:n]) for n in (2, 5, len(lines) - 1)]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(manifest.ManifestError, match="is damaged"):
+            bids.remove_dataset(dataset)
+    path.write_bytes(whole)
+    manifest.check(dataset)

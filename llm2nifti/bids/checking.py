@@ -113,10 +113,9 @@ def expected(root: Path) -> dict[str, Content | None]:
 def is_intact(paths: RunPaths) -> bool:
     """Whether a run is complete: its files and its anatomy pass a quick look."""
     root = paths.root
-    ours = manifest.written(root)
-    stems = [path.relative_to(root).as_posix() for path in (paths.raw(""), paths.derivative(""))]
-    names = [name for name in ours if name.startswith(tuple(stems)) and part_of(name) == "run"]
-    files = {*paths.needed, *paths.anatomy, *map(root.joinpath, names)}
+    events = paths.derivative("desc-trial_events.tsv")  # where trials last differently
+    extra = [events] if events.relative_to(root).as_posix() in manifest.written(root) else []
+    files = [*paths.needed, *paths.anatomy, *extra]
     # The file that is written last is the first that a run without files lacks.
     ordered = sorted(files, key=lambda path: path != paths.needed[-1])
     return are_intact(root, ordered)

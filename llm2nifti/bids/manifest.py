@@ -2,8 +2,9 @@
 
 The manifest is a table in the dataset: path, size and SHA-256 of each file. A line is appended
 before a file gets its name and another one after it, so that whatever moment a process is killed
-at, no file of ours is unknown; `settle` then keeps one line a file, sorted. `root` is the dataset
-and `path` a file in it. A dataset that was begun without a manifest gets none.
+at, no file of ours is unknown; `settle` then keeps one line a file, sorted, and a last one with the
+hash of the lines above, by which damage of the manifest itself is seen. `root` is the dataset and
+`path` a file in it. A dataset that was begun without a manifest gets none.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _GROWING = "n/a"  # instead of size and hash
 
 class ForeignFileWarning(UserWarning):
     """A file is not as llm2nifti wrote it, so it was kept."""
+
+
+class ManifestError(ValueError):
+    """The manifest is not as llm2nifti wrote it."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,35 @@ class _Log:
         if stat is None:
             return self
         self._inode = stat.st_ino
-        if stat.st_size > self._offset:
+        if stat.st_size > self._offset or not self._offset:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
-                lines = file.read().rpartition(b"\n")[0]  # a line cut off by a kill is dropped
-            self._offset += len(lines) + 1
-            for line in lines.decode("utf-8", "replace").split("\n"):
+                text = file.read()
+            begin = 0 if self._offset else self._take_settled(text)
+            end = max(begin, text.rfind(b"\n") + 1)  # a line cut off by a kill is dropped
+            for line in text[begin:end].decode("utf-8", "replace").splitlines():
                 self._add(line.split("\t"))
+            self._offset += end
         return self
 
+    def _take_settled(self, text: bytes) -> int:
+        """Take in the settled part that a manifest begins with; return its length."""
+        header, own = _HEADER.encode(), f"\n{MANIFEST.as_posix()}\t{_GROWING}\t".encode()
+        if not text.startswith(header):
+            raise self._damaged()
+        above, mark, rest = text.partition(own)
+        if not mark:
+            return len(header)
+        digest = rest.partition(b"\n")[0]
+        if hashlib.sha256(above + b"\n").hexdigest().encode() != digest:
+            raise self._damaged()
+        for line in above[len(header) :].decode("utf-8").splitlines():
+            name, size, sha256 = line.split("\t")
+            self.files[name] = Content(-1 if size == _GROWING else int(size), sha256)
+        return len(above) + len(mark) + len(digest) + 1
+
     def _add(self, cells: list[str]) -> None:
-        """Take in one line; one that is damaged is passed over."""
+        """Take in one line of what was appended; one that a full disk cut off is passed over."""
         name, size, digest, *state = [*cells, "", ""][: max(3, len(cells))]
         if not _is_inside(name) or not (size.isdecimal() or size == _GROWING):
             return
@@ -94,10 +117,20 @@ class _Log:
         if state == [_PENDING]:
             self.pending[name] = content
             return
-        self.pending.pop(name, None)
+        announced = self.pending.pop(name, None)
+        if digest != _DELETED and content.size >= 0 and announced != content:
+            raise self._damaged()  # a settled part whose last line is lost
         self.files.pop(name, None)
         if digest != _DELETED:
             self.files[name] = content
+
+    def _damaged(self) -> ManifestError:
+        """Error that says what can be done."""
+        self._offset = 0
+        return ManifestError(
+            f"{self.path} is damaged: restore it, or delete it, after which nothing tells changed "
+            "files from others and the dataset cannot be overwritten"
+        )
 
 
 def _is_inside(name: str) -> bool:
@@ -132,6 +165,11 @@ def begin(root: Path) -> None:
 def has_manifest(root: Path) -> bool:
     """Whether the dataset knows which files are its own."""
     return (root / MANIFEST).exists()
+
+
+def check(root: Path) -> None:
+    """Raise ManifestError if the manifest is damaged."""
+    _log(root)
 
 
 def written(root: Path) -> Mapping[str, Content]:
@@ -271,6 +309,8 @@ def settle(root: Path) -> None:
     files = dict(log.files)
     files |= {name: c for name, c in log.pending.items() if c.is_in(root / name)}
     text = _HEADER + "".join(files[name].line(name) for name in sorted(files))
+    own = Content(-1, hashlib.sha256(text.encode()).hexdigest())
+    text += own.line(MANIFEST.as_posix())
     path = root / MANIFEST
     if path.read_bytes() == text.encode():
         return

@@ -224,10 +224,19 @@ def runs(root: Path | str) -> pd.DataFrame:
             "make some with: llm2nifti scan " + str(root)
         )
     table = pd.DataFrame(rows, columns=_COLUMNS).astype({"run": int})
-    people = read_tsv(root / "participants.tsv", {"participant_id": str, "untrained": str})
-    people = people.set_index("participant_id")["untrained"]
-    table.insert(2, "untrained", [people.get(f"sub-{s}") == "yes" for s in table["subject"]])
+    table.insert(2, "untrained", _are_untrained(root, table["subject"]))
     return table.sort_values(["untrained", *_COLUMNS], ignore_index=True)
+
+
+def _are_untrained(root: Path, subjects: pd.Series) -> list[bool]:
+    """Whether models have random weights, which participants.tsv tells."""
+    path = root / "participants.tsv"
+    people = read_tsv(path, {"participant_id": str, "untrained": str})
+    untrained = dict(zip(people["participant_id"], people["untrained"] == "yes", strict=True))
+    lost = sorted({f"sub-{subject}" for subject in subjects} - set(untrained))
+    if lost:
+        raise DamagedFileError(path, f"{lost[0]} has runs and no row")
+    return [untrained[f"sub-{subject}"] for subject in subjects]
 
 
 def read(

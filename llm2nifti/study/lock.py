@@ -39,9 +39,12 @@ def locked(root: Path) -> Iterator[None]:
         reason = error.strerror or error
         raise StudyError(f"cannot write to {root} ({reason}); choose another folder") from None
     try:
+        manifest.check(root)
         yield
     finally:
-        with suppress(OSError):  # a full disk: the manifest is longer than it need be
+        with suppress(
+            OSError, manifest.ManifestError
+        ):  # a full disk: the manifest is longer than it need be
             manifest.settle(root)
         # While it is held: who opened it before finds it gone and begins again, so that no two
         # processes hold files of the same name.
