@@ -155,7 +155,7 @@ def test_a_mask_from_elsewhere_can_be_pruned(scanned, runs, tmp_path, capsys):
     [
         (["--network", "botany"], "no task 'botany'"),
         (["--network", "pathology", "--share", "5"], "argument --share: '5' is not allowed"),
-        ([], "name either a task, whose network is pruned, or a mask"),
+        ([], "one of the arguments --network --mask is required"),
         (["--network", "pathology", "--n-pairs", "1"], "it must be 0, or 2 or more"),
     ],
 )

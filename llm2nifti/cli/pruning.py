@@ -27,8 +27,9 @@ def add_commands(commands: Any) -> None:
     parser = add_command(commands, "prune", _prune, text, example)
     add_dataset(parser)
     add = parser.add_argument
-    add("--network", type=words, metavar="TASK", help="prune the network of this task")
-    add("--mask", type=image, metavar="IMAGE", help="prune the units of any NIfTI image, instead")
+    add_what = parser.add_mutually_exclusive_group(required=True).add_argument
+    add_what("--network", type=words, metavar="TASK", help="prune the network of this task")
+    add_what("--mask", type=image, metavar="IMAGE", help="or the units of any NIfTI image")
     add("--out", type=path, required=True, help="new folder for the pruned model")
     add("--share", type=LEVEL, help="only this share of the units: those with the largest |t|")
     add("--keep", action="store_true", help="keep these units and prune all others")

@@ -13,6 +13,9 @@ import nibabel as nib
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.io import wavfile
+
+import tiny
 
 RAN = "code-ran"  # a file that hostile code would write
 SHOWN = "broken"  # part of the name of everything that is made
@@ -23,6 +26,9 @@ NOISE = random.Random(0).randbytes(4000)
 
 def spoil(path: Path, how: str) -> None:
     """Damage one file."""
+    if how == "gone":
+        path.unlink()
+        return
     content = path.read_bytes()
     path.write_bytes(
         {
@@ -67,6 +73,38 @@ def _save_mask(path: Path, how: str, names: dict[str, str]) -> None:
     elif how == "two-volumes":
         data = np.stack([data, data], axis=-1)
     nib.save(nib.Nifti1Image(data, affine), path)
+
+
+def make_media(how: str, folder: Path, names: dict[str, str], model: str) -> Path:
+    """Folder of stimuli, with a damaged file; the model's folder is named as ``{model}``."""
+    names["model"] = str(tiny.save(folder / model, model))
+    path = folder / "stimuli"
+    what, _, damage = how.partition("-")
+    if what in ("texts", "images", "sounds"):
+        return _MEDIA[what](path)
+    file = _MEDIA[f"{what}s"](path) / ("tone-000.wav" if what == "sound" else "disc-000.png")
+    if damage in ("stereo", "nan", "without-samples"):
+        rate, samples = wavfile.read(file)
+        made = {
+            "stereo": np.stack([samples, samples], axis=1),
+            "nan": np.full(len(samples), np.nan, np.float32),
+            "without-samples": samples[:0],
+        }
+        wavfile.write(file, rate, made[damage])
+    else:
+        spoil(file, damage)
+    return path
+
+
+def _write_texts(path: Path) -> Path:
+    """Stimuli that are nothing but text."""
+    path.mkdir()
+    rows = [f"{task}\tWhat is {i}, {task}?\n" for task in ("birds", "control") for i in range(60)]
+    (path / "stimuli.tsv").write_text("".join(["task\tprompt\n", *rows]), "utf-8")
+    return path
+
+
+_MEDIA = {"texts": _write_texts, "images": tiny.draw_images, "sounds": tiny.play_sounds}
 
 
 class Hostile:

@@ -7,7 +7,9 @@ The inputs are data, in inputs.toml; what has to be made by a program is in dama
 in this process, one after the other, each on a fresh copy of a small dataset.
 
 A damaged dataset may also do no harm: then the command prints and writes what it does on the sound
-one. Files that it does not read are not counted; the interpreter's audit events say which it reads.
+one. Or it is mended: one line says which file is not as it was written and where it is kept, and
+everything else is as the command leaves the sound dataset. Files that a command does not read are
+not counted; the interpreter's audit events say which it reads.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ SIZES = {
     "sizes_of_ds": "--model {model} --n-runs 2 --n-blocks 2 --trials-per-block 12 --n-frames 2"
     " --task pathology --task randomstrings --sites attn,mlp,heads,mlp_hidden --n-null 3",
 }
+REPLACED = "ds/.llm2nifti/replaced/"  # where a damaged file is kept that is written anew
 HANGS = 900  # seconds; a command takes one or two, on a slow machine ten times as long
 
 
@@ -62,7 +66,7 @@ class Case:
     says: str
     prepare: Callable[[Path, dict[str, str]], Path | None] = lambda folder, names: None
     codes: tuple[int, ...] = (2,)
-    harmless: str = ""  # a file of the dataset whose damage may do no harm
+    damaged: str = ""  # a file of the dataset
 
 
 @dataclass
@@ -142,8 +146,9 @@ class Campaign:
         names_of_all = sorted(before.keys() | after.keys())
         changed = [name for name in names_of_all if before.get(name) != after.get(name)]
         short = [f"{len(changed)} files changed, such as {changed[0]}"] if changed else []
-        if case.harmless and ended.code == 0 and not ended.err:
-            short = self._harm(case, ended, after, folder)
+        if ended.code == 0 and 0 in case.codes:
+            ended.out, ended.err = (t.replace(f"{folder}/", "") for t in (ended.out, ended.err))
+            short = self._harm(case, ended, before.get(case.damaged), after)
         else:
             short += judge(ended, case, names)
         if (folder / damage.RAN).exists():
@@ -151,18 +156,30 @@ class Campaign:
         shutil.rmtree(folder)
         return [what.replace(str(folder), "") for what in short]
 
-    def _harm(self, case: Case, ended: Ended, after: dict[str, bytes], at: Path) -> list[str]:
-        """What is other than on the sound dataset."""
+    def _harm(
+        self, case: Case, ended: Ended, content: bytes | None, after: dict[str, bytes]
+    ) -> list[str]:
+        """What is other than on the sound dataset; `content` is that of the damaged file."""
         if case.words not in self._expected:
             folder, names = self.fresh()
-            out = self.run(case.words, folder, names).out.replace(str(folder), "")
+            out = self.run(case.words, folder, names).out.replace(f"{folder}/", "")
             self._expected[case.words] = out, contents(folder)
             shutil.rmtree(folder)
         out, made = self._expected[case.words]
-        names_of_all = sorted((made.keys() | after.keys()) - {case.harmless})
+        kept = {name: content for name, content in after.items() if name.startswith(REPLACED)}
+        place = REPLACED + case.damaged.removeprefix("ds/")
+        line = f"{case.damaged} is not as llm2nifti wrote it; it is kept as {place}\n"
+        short = []
+        if ended.err:  # mended
+            short += [f"stderr: {ended.err}"] * (ended.err.partition(": ")[2] != line)
+            short += ["the damaged file is not kept"] * (kept != {place: content})
+        elif content is None:  # it was missing, and need not be any more
+            content = made[case.damaged] if case.damaged in after else None
+        made = made if ended.err else {**made, case.damaged: content}
+        names_of_all = sorted((made.keys() | after.keys()) - (kept.keys() if ended.err else set()))
         other = [name for name in names_of_all if made.get(name) != after.get(name)]
-        short = [f"exit 0, {len(other)} other files, such as {other[0]}"] if other else []
-        return short if ended.out.replace(str(at), "") == out else [*short, "exit 0, other numbers"]
+        short += [f"exit 0, {len(other)} other files, such as {other[0]}"] if other else []
+        return short if ended.out == out else [*short, f"exit 0, other numbers: {ended.out[-300:]}"]
 
     def fresh(self) -> tuple[Path, dict[str, str]]:
         """Copy of the sound folder, and the names of what is in it."""
@@ -170,7 +187,7 @@ class Campaign:
         folder = self.base / f"case-{self._number}"
         shutil.copytree(self.sound, folder)
         mask = next((folder / "ds").rglob("*label-randomstrings_desc-network_mask.nii.gz"), "")
-        names = {"ds": folder / "ds", "empty": folder / "empty", "new": folder / "new"}
+        names = {"file": "", "ds": folder / "ds", "empty": folder / "empty", "new": folder / "new"}
         return folder, {k: str(v) for k, v in {**names, "model": self.model, "mask": mask}.items()}
 
     def run(self, words: str, folder: Path, names: dict[str, str]) -> Ended:
@@ -215,10 +232,10 @@ def judge(ended: Ended, case: Case, names: dict[str, str]) -> list[str]:
         short.append(f"{len(err.splitlines())} lines on stderr")
     if "Traceback" in err:
         short.append("a traceback")
-    if ended.out:
+    if ended.out and case.kind != "check":
         short.append("something on stdout")
     says = fill(case.says, names).split(" | ")
-    if not any(text in err for text in says):
+    if not any(text in err + ended.out for text in says):
         short.append(f"does not name {' or '.join(map(repr, says))}")
     return [*short, f"stderr: {err[-400:]}"] if short else []
 
@@ -231,6 +248,9 @@ def cases(todo: Campaign, *, is_long: bool) -> Iterator[Case]:
         ("study", _of_text),
         ("mask", _of_made),
         ("model", _of_made),
+        ("media", _of_media),
+        ("medium", _of_media),
+        ("check", partial(_of_check, todo)),
     ):
         table = TABLE[kind]
         for row in table["rows"] if is_long else table["rows"][: table["short"]]:
@@ -274,6 +294,29 @@ def _of_made(kind: str, row: str, commands: list[str], is_long: bool) -> Iterato
         yield Case(kind, f"{row}: {command.split()[0]}", command, "broken", prepare, (1, 2))
 
 
+def _of_media(kind: str, row: list[str], commands: list[str], _is_long: bool) -> Iterator[Case]:
+    """Cases of images and sounds."""
+    how, model, says = row
+
+    def prepare(folder: Path, names: dict[str, str]) -> Path:
+        return damage.make_media(how, folder, names, model)
+
+    for command in commands:
+        yield Case(kind, f"{how}, {model}: {command.split()[0]}", command, says, prepare)
+
+
+def _of_check(
+    todo: Campaign, kind: str, row: list[Any], commands: list[str], _is_long: bool
+) -> Iterator[Case]:
+    """Cases of the command that looks for damage."""
+    pattern, ways, codes = row
+    name = next(path.relative_to(todo.sound).as_posix() for path in todo.sound.glob(pattern))
+    for how in ways:
+        for command, code in zip(commands, codes, strict=True):
+            says = f"{Path(name).name} | --model"
+            yield _damaged(name, how, command, kind=kind, says=says, codes=(code,))
+
+
 def _of_datasets(todo: Campaign) -> Iterator[Case]:
     """Cases of damaged datasets: one file of each kind that a command reads."""
     table = TABLE["dataset"]
@@ -300,14 +343,15 @@ def _kind(name: str) -> str:
     return re.sub(f"(?:{labels})[^_]*_", "", name)
 
 
-def _damaged(name: str, how: str, command: str) -> Case:
+def _damaged(name: str, how: str, command: str, **changes: Any) -> Case:
     """Case of one file of a dataset, damaged."""
 
     def prepare(folder: Path, _names: dict[str, str]) -> None:
         damage.spoil(folder / name, how)
 
     label = f"{how}: {command.split(maxsplit=1)[0]}: {name}"
-    return Case("dataset", label, command, Path(name).name, prepare, (1, 2), harmless=name)
+    settings = {"kind": "dataset", "says": Path(name).name, "codes": (0, 1, 2), **changes}
+    return Case(name=label, words=command, prepare=prepare, damaged=name, **settings)
 
 
 def main() -> int:
@@ -315,6 +359,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--long", action="store_true", help="all inputs")
     parser.add_argument("--only", default="", help="only this kind of input")
+    parser.add_argument("--part", default="1/1", help="2/3 is the second of three parts")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after these")
     args = parser.parse_args()
     signal.signal(signal.SIGALRM, _hangs)
@@ -324,6 +369,8 @@ def main() -> int:
         todo = Campaign(base)
         every = [c for c in cases(todo, is_long=args.long) if args.only in ("", c.kind)]
         random.Random(0).shuffle(every)  # what there is time for is a sample of all
+        part, n_parts = map(int, args.part.split("/"))
+        every = every[part - 1 :: n_parts]
         print(f"{len(every)} inputs", flush=True)
         for case in every:
             if time.monotonic() - began > 60 * args.minutes:
