@@ -73,7 +73,7 @@ def test_large_files_are_hashed_by_a_thorough_look_alone(dataset):
     flip(path)
     assert checking.problems(dataset, thorough=False) == []
     (problem,) = checking.problems(dataset)
-    assert (problem.path, problem.text) == (path, "is not what was written")
+    assert (problem.path, problem.text) == (path, "not what was written")
 
 
 def test_a_header_that_promises_more_is_seen_without_hashing(dataset):
@@ -86,7 +86,7 @@ def test_a_header_that_promises_more_is_seen_without_hashing(dataset):
     path.write_bytes(bytes(data))
     assert "its header says" in checking.problem_of(path, None)
     path.write_bytes(b"text" * 200)
-    assert "no NIfTI" in checking.problem_of(path, None)
+    assert "not a NIfTI" in checking.problem_of(path, None)
 
 
 def test_files_that_people_edit_only_have_to_be_there(dataset):

@@ -32,6 +32,11 @@ def dataset(sound, tmp_path):
     return Path(shutil.copytree(sound, tmp_path / "ds"))
 
 
+def forget_what_was_written(root):
+    """As in a dataset that was begun without a manifest: only what is read can show damage."""
+    (root / bids.manifest.MANIFEST).unlink()
+
+
 def path_of(root, name):
     """The first file whose name ends so."""
     return next(path for path in sorted(root.rglob("*")) if path.name.endswith(name))
@@ -133,6 +138,7 @@ def test_cell_that_is_no_number_is_named_with_its_line(dataset, value, kind):
 
 
 def test_column_that_is_missing_is_named(dataset):
+    forget_what_was_written(dataset)
     change_cell(path_of(dataset, EVENTS), "trial_type", None)
     run = bids.read(dataset, task="pathology")
     with pytest.raises(bids.DamagedFileError, match=r"events.tsv: the column trial_type is"):
@@ -175,6 +181,7 @@ def test_analyses_name_a_damaged_file_of_a_run(dataset, capsys, command, name):
 
 
 def test_events_and_image_of_different_length_are_both_named(dataset, capsys):
+    forget_what_was_written(dataset)
     path = path_of(dataset, EVENTS)
     path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
     text = message(capsys, "glm", dataset)
@@ -202,6 +209,7 @@ def test_result_that_lacks_a_key_is_named(dataset, capsys):
 def test_packed_image_that_was_cut_or_changed_is_named(tmp_path):
     root = tmp_path / "ds"
     bids.write(make_recording(), root, compress=True)
+    forget_what_was_written(root)
     path = path_of(root, IMAGE + ".gz")
     sound = path.read_bytes()
     path.write_bytes(sound[:-3])

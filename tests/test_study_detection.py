@@ -155,6 +155,21 @@ def test_command_table_and_report(tmp_path, capsys):
     assert "--share: '2' is not allowed" in capsys.readouterr().err
 
 
+def test_what_did_not_change_is_not_measured_again_but_on_demand(tmp_path):
+    root = tests_support.make_dataset(tmp_path / "ds")
+    path = root / bids.DERIVATIVES / "detection.json"
+    first = detection.detect(root, n_boot=10, quiet=True)
+    times = [path.stat().st_mtime_ns]
+    for n_boot in (10, 11):
+        content = detection.detect(root, n_boot=n_boot, quiet=True)
+        times.append(path.stat().st_mtime_ns)
+        assert (content == first) == (n_boot == 10)
+    detection.forget(root)
+    assert detection.detect(root, n_boot=11, quiet=True) == content
+    times.append(path.stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2] < times[3]
+
+
 def test_the_untrained_copy_is_evaluated_too(tmp_path):
     root = tests_support.make_dataset(tmp_path / "ds", name="tiny")
     for run in (1, 2):

@@ -124,6 +124,18 @@ def test_another_rule_has_another_file_and_every_row_says_its_rule(dataset, caps
     assert "fdr 0.05, two-sided" in printed
 
 
+def test_what_was_changed_on_purpose_can_be_accepted(dataset, capsys):
+    events = bids.read(dataset, task="pathology").paths.raw("events.tsv")
+    events.write_text(events.read_text().replace("What", "Which", 1))
+    code, _, err = call(capsys, "networks", dataset, "--quiet")
+    assert code == 2
+    assert f"{events}: " in err
+    assert "check" in err
+    assert call(capsys, "check", dataset, "--accept")[0] == 0
+    assert call(capsys, "networks", dataset, "--quiet")[0] == 0
+    assert "Which" in events.read_text()
+
+
 def test_what_cannot_be_repaired_says_so(tmp_path, tiny_folders, capsys):
     root = make_dataset(tmp_path / "ds")
     paths = bids.read(root, task="pathology").paths

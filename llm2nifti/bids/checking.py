@@ -112,13 +112,19 @@ def expected(root: Path) -> dict[str, Content | None]:
 
 def is_intact(paths: RunPaths) -> bool:
     """Whether a run is complete: its files and its anatomy pass a quick look."""
-    root = paths.root
+    return next(problems_of(paths), None) is None
+
+
+def problems_of(paths: RunPaths) -> Iterator[Problem]:
+    """What is wrong with the files of a run and its anatomy, at a quick look."""
+    root, ours = paths.root, manifest.written(paths.root)
     events = paths.derivative("desc-trial_events.tsv")  # where trials last differently
-    extra = [events] if events.relative_to(root).as_posix() in manifest.written(root) else []
-    files = [*paths.needed, *paths.anatomy, *extra]
-    # The file that is written last is the first that a run without files lacks.
-    ordered = sorted(files, key=lambda path: path != paths.needed[-1])
-    return are_intact(root, ordered)
+    extra = [events] if events.relative_to(root).as_posix() in ours else []
+    for path in (*paths.needed, *paths.anatomy, *extra):
+        name = path.relative_to(root).as_posix()
+        text = problem_of(path, ours.get(name))
+        if text:
+            yield Problem(path, text, part_of(name))
 
 
 def are_intact(root: Path, files: Iterable[Path]) -> bool:
@@ -211,12 +217,12 @@ def problem_of(path: Path, content: Content | None, *, thorough: bool = False) -
         Hash it however large it is.
     """
     if not path.is_file():
-        return "is missing"
+        return "missing"
     size = path.stat().st_size
     if content is not None and 0 <= content.size != size:
-        return f"has {size} bytes, {content.size} were written"
+        return f"{size} bytes, {content.size} were written"
     if content is not None and content.size >= 0 and (thorough or size <= _SMALL):
-        return None if content.is_in(path) else "is not what was written"
+        return None if content.is_in(path) else "not what was written"
     return _unreadable(path, size)
 
 
@@ -228,13 +234,13 @@ def _unreadable(path: Path, size: int) -> str | None:
             n_bytes = int(np.prod(img.shape)) * img.get_data_dtype().itemsize
             whole = n_bytes + img.dataobj.offset
             if path.suffix == ".nii" and size != whole:
-                return f"has {size} bytes, its header says {whole}"
+                return f"{size} bytes, its header says {whole}"
         elif path.suffix == ".json":
             json.loads(path.read_text("utf-8"))
         elif path.suffix == ".tsv" and not path.read_text("utf-8").strip():
-            return "is empty"
+            return "empty"
     except (ImageFileError, HeaderDataError) as error:
-        return f"is no NIfTI image ({error})"
+        return f"not a NIfTI image ({error})"
     except ValueError as error:
-        return f"cannot be read ({error})"
+        return f"not readable ({error})"
     return None

@@ -129,8 +129,10 @@ def check_folder(root: Path) -> None:
         raise ExistsError(f"{root} is a file; choose a new folder")
     foreign = root.exists() and any(p.name != WORK for p in root.iterdir())
     if foreign and not _is_ours(root):
+        why = f": {DESCRIPTION} names it nowhere under GeneratedBy"
         raise ExistsError(
-            f"{root} is not empty and is not an llm2nifti dataset; choose a new folder"
+            f"{root} is not empty and is not an llm2nifti dataset"
+            f"{why if (root / DESCRIPTION).exists() else ''}; choose a new folder"
         )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llm2nifti import geometry
+from llm2nifti.bids import checking
 from llm2nifti.bids.files import as_root, label
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
 from llm2nifti.bids.readers import TEXT, DamagedFileError, read_img, read_json, read_tsv
@@ -359,4 +360,7 @@ def _open(root: Path, row: pd.Series) -> Run:
     paths = RunPaths(root=root, run=int(row["run"]), **labels)
     packed = replace(paths, suffix=".nii.gz")
     is_packed = packed.trial_bold.exists() and not paths.trial_bold.exists()
-    return Run(packed if is_packed else paths)
+    run = Run(packed if is_packed else paths)
+    for problem in checking.problems_of(run.paths):
+        raise DamagedFileError(problem.path, problem.text)
+    return run

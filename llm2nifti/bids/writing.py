@@ -91,8 +91,6 @@ def write(
         _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
-    if not (root / WORK / "lock").exists():  # nothing else writes
-        settle(root)
     return paths
 
 
@@ -349,7 +347,7 @@ def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
 
 
 def clear_work(root: Path, *, recordings: bool = False) -> None:
-    """Delete temporary files from the dataset's work folder.
+    """Delete temporary files from the dataset's work folder, and tidy its manifest.
 
     Parameters
     ----------
@@ -366,5 +364,6 @@ def clear_work(root: Path, *, recordings: bool = False) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         elif path.name != "lock":  # ours, while we hold it
             path.unlink(missing_ok=True)
+    settle(root)
     with suppress(OSError):
         (root / WORK).rmdir()

@@ -15,6 +15,7 @@ def add_commands(commands: Any) -> None:
     add_dataset(parser)
     add = parser.add_argument
     add("--repair", action="store_true", help="scan damaged runs again, analyse again")
+    add("--accept", action="store_true", help="take files that you changed on purpose as they are")
     add("--model", type=words, help="where the model is, if it is a folder or file: to scan again")
     add("--stimuli", type=words, help="where your own stimuli are: to scan again")
 
@@ -24,7 +25,7 @@ def _check(args: argparse.Namespace) -> None:
     from llm2nifti.study import repairing
 
     root = args.dataset
-    problems = repairing.check(root)
+    problems = repairing.accept(root) if args.accept else repairing.check(root)
     if args.repair and problems:
         where = {"model": args.model, "stimuli": args.stimuli}
         problems = repairing.repair(root, **where, quiet=args.quiet)
@@ -38,4 +39,6 @@ def _check(args: argparse.Namespace) -> None:
     show(args, {"n_files": n_files, "problems": rows, "others": others}, "\n".join(lines))
     if problems:
         what = repairing.advice(root, problems)
-        raise repairing.DamageError(f"{len(rows)} files of {root} are damaged: {what}")
+        raise repairing.DamageError(
+            f"files of {root} that are missing or damaged: {len(rows)}; {what}"
+        )

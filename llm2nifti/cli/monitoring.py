@@ -120,17 +120,22 @@ def _add_detect(commands: Any) -> None:
     parser.add_argument("--share", type=SHARE, default=0.01, help="share of units in a network")
     parser.add_argument("--threshold", type=LEVEL, default=RATE, help="false-positive rate")
     parser.add_argument("--n-boot", type=COUNT, default=1000, help="bootstrap draws of intervals")
+    parser.add_argument(
+        "--redo", action="store_true", help="measure also what did not change since it was measured"
+    )
 
 
 def _detect(args: argparse.Namespace) -> None:
     from llm2nifti import study
     from llm2nifti.study import detection
 
+    who = {"subject": args.subject, "session": args.session}
     with study.locked(args.dataset):
+        if args.redo:
+            detection.forget(args.dataset, **who)
         content = detection.detect(
             args.dataset,
-            subject=args.subject,
-            session=args.session,
+            **who,
             share=args.share,
             rate=args.threshold,
             n_boot=args.n_boot,

@@ -120,14 +120,15 @@ def from_img(brain: ModelBrain, img: nib.Nifti1Image) -> NDArray:
 
 def check_space(brain: ModelBrain, img: nib.Nifti1Image) -> None:
     """Raise SpaceError, naming both spaces, unless the image lives in the brain's volume."""
+    name = img.get_filename() or "image"
     if tuple(img.shape[:3]) != brain.shape:
         raise SpaceError(
-            f"image has shape {tuple(img.shape[:3])}, space {brain.space} has {brain.shape}; "
+            f"{name} has shape {tuple(img.shape[:3])}, space {brain.space} has {brain.shape}; "
             "use an image made from the same model and sites"
         )
     if not np.allclose(img.affine, brain.affine, atol=1e-4):
         raise SpaceError(
-            f"image has affine {img.affine.tolist()}, space {brain.space} has "
+            f"{name} has affine {img.affine.tolist()}, space {brain.space} has "
             f"{brain.affine.tolist()}; resampling would mix units, so it is not done"
         )
 

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llm2nifti import bids
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, manifest
 from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
 from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
 from llm2nifti.study.comparisons import Areas, Trials
 from llm2nifti.study.readouts import Evidence, gather, project
-from llm2nifti.study.sessions import untrained_runs
+from llm2nifti.study.sessions import made_from, untrained_runs
+from llm2nifti.study.summary import versions
 
 DETECTION = "detection.json"
 N_SHUFFLES = 20
@@ -67,18 +68,41 @@ def detect(
     ------
     DetectionError
         If there are fewer than 2 runs of each task, or trials differ in length.
+
+    Notes
+    -----
+    What was measured of the same runs, with the same options and versions, is not measured again;
+    see `forget`.
     """
     if n_boot < 1:
         raise DetectionError(f"n_boot is {n_boot}; it must be at least 1, better 1000")
     runs = bids.read_all(root, subject=subject, session=session)
     who = (runs[0].subject, runs[0].session)
-    content = evaluate(runs, share=share, rate=rate, n_boot=n_boot, quiet=quiet)
+    path = bids.analysis_folder(root, *who) / DETECTION
+    options = {"share": share, "rate": rate, "n_boot": n_boot}
+    source = {"runs": made_from(Path(root), who), **options, "versions": versions()}
+    if path.exists():
+        kept = bids.read_json(path)
+        if source["runs"] and kept.get("made_from") == source:
+            return kept
+    content = {"made_from": source}
+    content |= evaluate(runs, share=share, rate=rate, n_boot=n_boot, quiet=quiet)
     other = untrained_runs(root, runs)
     if other:
         found = evaluate(other, share=share, rate=rate, n_boot=n_boot, n_shuffles=0, quiet=quiet)
         content["untrained"] = {"subject": other[0].subject, "auc": found["auc"]}
-    bids.write_json(bids.analysis_folder(root, *who) / DETECTION, Path(root), content)
+    bids.write_json(path, Path(root), content)
     return content
+
+
+def forget(root: Path | str, *, subject: str | None = None, session: str | None = None) -> None:
+    """Have the next `detect` measure again what did not change since it was measured.
+
+    See `detect` for `root`, `subject` and `session`.
+    """
+    run = bids.read_all(root, subject=subject, session=session)[0]
+    folder = bids.analysis_folder(root, run.subject, run.session)
+    manifest.remove(Path(root), [folder / DETECTION])
 
 
 def evaluate(

@@ -59,7 +59,23 @@ def advice(root: Path, problems: Sequence[Problem]) -> str:
     scan = f"llm2nifti check {root} --repair scans again"
     parts = dict.fromkeys(problem.part for problem in problems)
     texts = [_ADVICE.get(part, scan).format(root=root) for part in parts]
-    return "; ".join(dict.fromkeys(texts))
+    accept = (
+        f"llm2nifti check {root} --accept takes them as they are, if they were changed on purpose"
+    )
+    return "; ".join([*dict.fromkeys(texts), accept])
+
+
+def accept(root: Path) -> list[Problem]:
+    """Take files that were changed on purpose as they are; return what is still wrong.
+
+    A session that was analysed is analysed again by the next `llm2nifti.study.run`.
+    """
+    with locked(root):
+        for problem in check(root):
+            if problem.path.is_file():
+                content = manifest.announce(root, problem.path, problem.path)
+                manifest.confirm(root, problem.path, content)
+    return check(root)
 
 
 def repair(

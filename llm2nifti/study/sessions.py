@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llm2nifti import bids, glm
-from llm2nifti.bids import Run, checking
+from llm2nifti.bids import Run, checking, manifest
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.study.analysis import (
@@ -181,7 +181,7 @@ def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:
     made_by = summary.get("versions", {})
     return (
         summary.get("options") == {"n_null": n_null}
-        and summary.get("made_from") == made_from(root, who)
+        and summary.get("made_from", "") == made_from(root, who)
         and all(made_by.get(name) == number for name, number in versions().items())
         and checking.are_intact(root, checking.analysis_files(root, bids.folder_of(*who)))
     )
@@ -199,8 +199,13 @@ def is_reported(root: Path, who: Who, *, n_null: int) -> bool:
     )
 
 
-def made_from(root: Path, who: Who) -> str:
-    """What tells whether the runs of a session, or of its untrained copy, have changed."""
+def made_from(root: Path, who: Who) -> str | None:
+    """What tells whether the runs of a session, or of its untrained copy, have changed.
+
+    None where there is no manifest to tell.
+    """
+    if not manifest.has_manifest(root):
+        return None
     subject, session = who
     subjects = (subject, bids.label(f"{subject}-untrained"))
     folders = [bids.folder_of(name, session) for name in subjects]

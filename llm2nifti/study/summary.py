@@ -99,13 +99,15 @@ def table(summary: dict[str, Any]) -> str:
     """Short table for the terminal: one row a task, then the nulls."""
     similarity, tasks = summary.get("similarity", {}), summary.get("tasks", {})
     named = summary.get("identification", {}).get("trials", {})
+    rules = dict.fromkeys(numbers["threshold"] for numbers in tasks.values())
     rows = []
     for task, numbers in tasks.items():
         row = {
             "task": task,
             "active units": f"{numbers['n_active']} ({numbers['share_active']:.1%})",
-            "active by": numbers["threshold"],
         }
+        if len(rules) > 1:
+            row["active by"] = numbers["threshold"]
         row["p < .05"] = f"{numbers['share_below_05']:.1%}"
         if similarity:
             j = similarity["tasks"].index(task)
@@ -115,6 +117,7 @@ def table(summary: dict[str, Any]) -> str:
             row["trials named right"] = f"{named['confusion'][i][i]:.0%}"
         rows.append(row)
     lines = [pd.DataFrame(rows).to_string(index=False)] if rows else []
+    lines += [f"active: {rule}, all runs together" for rule in rules if len(rules) == 1]
     return "\n".join([*lines, *_sentences(summary)])
 
 
