@@ -76,6 +76,16 @@ def test_check_names_what_is_damaged_and_repair_mends_it(
     assert call(capsys, "check", dataset)[0] == 0
 
 
+def test_nothing_is_moved_where_the_model_is_not_given(dataset, capsys):
+    path = bids.read(dataset, task="pathology").paths.bold
+    os.truncate(path, path.stat().st_size - 5)
+    before = contents(dataset)
+    code, _, err = call(capsys, "check", dataset, "--repair", "--quiet")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "say where it is with --model" in err
+    assert contents(dataset) == before
+
+
 def test_the_same_command_mends_a_damaged_run(dataset, analysed, tiny_folders, capsys):
     paths = bids.read(dataset, task="pathology", run=2).paths
     os.truncate(paths.bold, 1000)

@@ -296,8 +296,11 @@ def test_killed_before_the_journal_is_gone_it_is_finished(dataset, deep, monkeyp
     other = training.replace(setup, n_seeds=2)
     with pytest.raises(bids.ExistsError, match="has results"):
         training.train(runs, TASK, setup=other, **how)
-    assert training.train(runs, TASK, setup=setup, **how) == written
-    assert not list(folder.glob("training-*"))
+    for _ in range(2):  # killed at the very end, or finished: the same command says it again
+        assert training.train(runs, TASK, setup=setup, **how) == written
+        assert not list(folder.glob("training-*"))
+    with pytest.raises(KeyboardInterrupt):  # trained again, which is asked for
+        training.train(runs, TASK, setup=setup, overwrite=True, **how)
 
 
 @pytest.mark.parametrize(

@@ -105,27 +105,58 @@ def repair(
     ------
     StudyError
         If the dataset has no plan, or the plan asks for a model or stimuli that are not given.
+    llm2nifti.models.ModelError
+        If the model can't be loaded. Nothing is changed then.
     """
     problems = check(root)
     names = manifest.written(root)
     was_analysed = any(Path(name).name == bids.SUMMARY.name for name in names)
     n_null = _n_null(root)
     scans = any(problem.part in _SCANNED for problem in problems)
-    plans = _plans(root, model=model, stimuli=stimuli) if scans else []
-    with locked(root):
-        for problem in problems:
-            if problem.part != "results":
-                manifest.set_aside(root, problem.path)
     if scans:
-        from llm2nifti import study
-
-        study.scan(root, plans, quiet=quiet, threads=_threads(root))
+        plans = _plans(root, model=model, stimuli=stimuli)
+        _scan_again(root, plans, problems, is_told=model is not None, quiet=quiet)
+    else:
+        with locked(root):
+            _set_aside(root, problems)
     if was_analysed:
         if any(problem.part == "analysis" for problem in problems):
             forget(root)
         with locked(root):
             analyse_all(root, n_null=n_null, quiet=quiet)
     return check(root)
+
+
+def _scan_again(
+    root: Path, plans: list[Plan], problems: list[Problem], *, is_told: bool, quiet: bool
+) -> None:
+    """Record damaged runs anew; `is_told` is whether somebody said where the model is."""
+    from llm2nifti import models
+    from llm2nifti.study import scanning
+
+    crew = scanning.ThisProcess()
+    touched = {part for problem in problems for part in problem.path.parts}
+    todo = [
+        plan
+        for plan in plans
+        if touched & {f"sub-{plan.model.label(untrained=copy)}" for copy in (False, True)}
+    ]
+    with locked(root), scanning.torch_threads(_threads(root)):
+        try:  # before anything is moved: a model that is not there changes nothing
+            crew.check(todo, scanning.check(root, plans))
+        except models.ModelError as error:
+            hint = "" if is_told else "; say where it is with model=..."
+            raise models.ModelError(f"{error}{hint}") from error
+        _set_aside(root, problems)
+        scanning.scan(root, plans, quiet=quiet, crew=crew)
+        bids.clear_work(root, recordings=True)
+
+
+def _set_aside(root: Path, problems: list[Problem]) -> None:
+    """Keep damaged files elsewhere; results of interventions stay."""
+    for problem in problems:
+        if problem.part != "results":
+            manifest.set_aside(root, problem.path)
 
 
 def _threads(root: Path) -> int | None:

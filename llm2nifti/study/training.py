@@ -93,7 +93,8 @@ def train(
     -------
     dict
         What `llm2nifti.study.training_results.summarise` makes; it is also written to
-        ``training.json``, under the task's name.
+        ``training.json``, under the task's name. Results of the very same training are returned
+        as they are there.
 
     Raises
     ------
@@ -101,22 +102,21 @@ def train(
         If there is no such task, no unit of its network owns weights, or the stimuli have no
         development split.
     llm2nifti.bids.ExistsError
-        If the task has results already.
+        If the task has results of another training already.
     """
     label, first = bids.label(task), runs[0]
     path = bids.analysis_folder(first.paths.root, first.subject, first.session) / RESULTS
     setup = setup or Setup()
     setup.check()
     done = _read(path).get(label)
-    if done and not overwrite and not _journals(path, label):
-        raise bids.ExistsError(f"{path} has results of {label!r}; replace them with overwrite=True")
     loaded = _loaded(first, model)
     experiment = Experiment(tuple(runs), loaded, label, setup)
     experiment.check()
     with locked(first.paths.root):
         journal = _Journal(path, experiment)
-        if done and len(journal.kept) and done.get("made_from") == journal.made_from:
-            journal.kept.finish()  # it was stopped at the very end
+        is_same = bool(done) and done.get("made_from") == journal.made_from
+        if done and is_same and (len(journal.kept) or not overwrite):
+            journal.kept.finish()  # it was stopped at the very end, or nothing changed since
             return done
         if done and not overwrite:
             raise bids.ExistsError(
@@ -139,11 +139,6 @@ def _loaded(run: Run, model: str | LoadedModel | None) -> LoadedModel:
 def _read(path: Path) -> dict[str, Any]:
     """Results by task; empty where there are none."""
     return bids.read_json(path) if path.exists() else {}
-
-
-def _journals(path: Path, task: str) -> list[Path]:
-    """Journals of unfinished trainings of a task."""
-    return list(path.parent.glob(f"{path.stem}-{task}-*_evaluations.jsonl"))
 
 
 def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tuple[dict, dict]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.io import wavfile
-
-import tiny
 
 RAN = "code-ran"  # a file that hostile code would write
 SHOWN = "broken"  # part of the name of everything that is made
