@@ -168,3 +168,14 @@ def test_overwrite_spares_a_subject_of_others(tmp_path, tiny_folders):
     assert foreign.read_text() == "mine"
     assert set(bids.runs(root)["task"]) == {"archeology"}
     assert checking.problems(root) == []
+
+
+def test_a_summary_that_was_changed_is_refused_by_name(dataset, capsys):
+    path = dataset / bids.SUMMARY
+    path.write_text('{"other": 1}')
+    before = contents(dataset)
+    with pytest.raises(bids.DamagedFileError, match=r"summary\.json: not what was written"):
+        study.read_summary(dataset)
+    code, _, err = call(capsys, "report", dataset, "--quiet")
+    assert (code, err.count("\n")) == (2, 1)
+    assert contents(dataset) == before

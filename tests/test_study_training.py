@@ -100,8 +100,9 @@ def test_the_experiment_writes_its_results_and_learns(dataset, deep):
     weights = {name: numbers["n_weights"] for name, numbers in content["conditions"].items()}
     assert weights["network"] == weights["random"] < weights["all"]
     assert "network - random" in training_table(content)
+    other = training.replace(SETUP, n_seeds=SETUP.n_seeds + 1)
     with pytest.raises(bids.ExistsError, match="overwrite=True"):
-        training.train(runs, TASK, setup=SETUP, model=deep, quiet=True)
+        training.train(runs, TASK, setup=other, model=deep, quiet=True)
 
 
 def test_interrupted_it_goes_on_where_it_was(dataset, tmp_path, deep, monkeypatch):

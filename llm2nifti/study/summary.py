@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from llm2nifti import __version__, bids
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, manifest
 
 Who = tuple[str, str]  # labels of a model and of its session, the latter empty if it has none
 
@@ -20,8 +20,14 @@ _FIRST_FILES = 4
 
 def read_summary(root: Path, who: Who | None = None) -> dict[str, Any]:
     """Content of a dataset's, or of one session's, summary.json; empty if there is none."""
-    path = _folder(Path(root), who) / bids.SUMMARY.name
-    return bids.read_json(path) if path.exists() else {}
+    root = Path(root)
+    path = _folder(root, who) / bids.SUMMARY.name
+    if not path.exists():
+        return {}
+    is_ours = path.relative_to(root).as_posix() in manifest.written(root)
+    if is_ours and not manifest.is_as_written(root, path):
+        raise bids.DamagedFileError(path, "not what was written")
+    return bids.read_json(path)
 
 
 def update_summary(root: Path, who: Who | None = None, **parts: Any) -> dict[str, Any]:
