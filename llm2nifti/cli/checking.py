@@ -26,7 +26,7 @@ def _check(args: argparse.Namespace) -> None:
 
     root = args.dataset
     problems = repairing.accept(root) if args.accept else repairing.check(root)
-    if args.repair and problems:
+    if args.repair and (problems or repairing.is_unfinished(root)):
         where = {"model": args.model, "stimuli": args.stimuli}
         problems = repairing.repair(root, **where, quiet=args.quiet)
     rows = [{"file": str(p.path), "problem": p.text, "part": p.part} for p in problems]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm2nifti import bids
 from llm2nifti.bids import checking, manifest
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # scanning needs torch, which a mere check does not load
     from llm2nifti.study.plans import Plan
 
 _SCANNED = {"run", "anatomy", "stimuli", "dataset"}
+_INTENT = Path("code") / "llm2nifti_repair.json"  # of a repair that has begun
 _OF_RESULTS = "measure it again with the command that wrote it, and --overwrite"
 _ADVICE = {
     "analysis": "llm2nifti check {root} --repair analyses again",
@@ -109,26 +110,56 @@ def repair(
         If the model can't be loaded. Nothing is changed then.
     """
     problems = check(root)
-    names = manifest.written(root)
-    was_analysed = any(Path(name).name == bids.SUMMARY.name for name in names)
-    n_null = _n_null(root)
-    scans = any(problem.part in _SCANNED for problem in problems)
+    todo = _intent(root, problems)
+    scans = todo["scans"]
     if scans:
         plans = _plans(root, model=model, stimuli=stimuli)
-        _scan_again(root, plans, problems, is_told=model is not None, quiet=quiet)
+        _scan_again(root, plans, problems, todo, is_told=model is not None, quiet=quiet)
     else:
         with locked(root):
-            _set_aside(root, problems)
-    if was_analysed:
-        if any(problem.part == "analysis" for problem in problems):
+            _set_aside(root, problems, todo)
+    if todo["n_null"] is not None:
+        if todo["forgets"]:
             forget(root)
         with locked(root):
-            analyse_all(root, n_null=n_null, quiet=quiet)
-    return check(root)
+            analyse_all(root, n_null=todo["n_null"], quiet=quiet)
+    (root / _INTENT).unlink(missing_ok=True)
+    with locked(root):  # tidies up
+        return check(root)
+
+
+def is_unfinished(root: Path) -> bool:
+    """Whether a repair was ended before it had finished."""
+    return (root / _INTENT).exists()
+
+
+def _intent(root: Path, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What there is to do; once begun, also what the repair that was ended had to do.
+
+    A scan deletes what was made from its run before: nobody could tell any more.
+    """
+    parts = {problem.part for problem in problems}
+    names = manifest.written(root)
+    was_analysed = any(Path(name).name == bids.SUMMARY.name for name in names)
+    todo: dict[str, Any] = {
+        "scans": bool(parts & _SCANNED),
+        "forgets": "analysis" in parts,
+        "n_null": _n_null(root) if was_analysed else None,
+    }
+    if is_unfinished(root):
+        before = bids.read_json(root / _INTENT, {"scans": bool, "forgets": bool})
+        todo = {**before, "scans": before["scans"] or todo["scans"]}
+    return todo
 
 
 def _scan_again(
-    root: Path, plans: list[Plan], problems: list[Problem], *, is_told: bool, quiet: bool
+    root: Path,
+    plans: list[Plan],
+    problems: list[Problem],
+    todo: dict[str, Any],
+    *,
+    is_told: bool,
+    quiet: bool,
 ) -> None:
     """Record damaged runs anew; `is_told` is whether somebody said where the model is."""
     from llm2nifti import models
@@ -136,24 +167,27 @@ def _scan_again(
 
     crew = scanning.ThisProcess()
     touched = {part for problem in problems for part in problem.path.parts}
-    todo = [
+    hit = [
         plan
         for plan in plans
         if touched & {f"sub-{plan.model.label(untrained=copy)}" for copy in (False, True)}
     ]
     with locked(root), scanning.torch_threads(_threads(root)):
         try:  # before anything is moved: a model that is not there changes nothing
-            crew.check(todo, scanning.check(root, plans))
+            crew.check(hit, scanning.check(root, plans))
         except models.ModelError as error:
             hint = "" if is_told else "; say where it is with model=..."
             raise models.ModelError(f"{error}{hint}") from error
-        _set_aside(root, problems)
+        _set_aside(root, problems, todo)
         scanning.scan(root, plans, quiet=quiet, crew=crew)
         bids.clear_work(root, recordings=True)
 
 
-def _set_aside(root: Path, problems: list[Problem]) -> None:
+def _set_aside(root: Path, problems: list[Problem], todo: dict[str, Any]) -> None:
     """Keep damaged files elsewhere; results of interventions stay."""
+    temporary = root / manifest.WORK / _INTENT.name
+    temporary.write_text(json.dumps(todo), "utf-8")
+    temporary.replace(root / _INTENT)
     for problem in problems:
         if problem.part != "results":
             manifest.set_aside(root, problem.path)

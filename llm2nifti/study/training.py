@@ -114,7 +114,7 @@ def train(
     experiment.check()
     with locked(first.paths.root):
         journal = _Journal(path, experiment)
-        is_same = bool(done) and done.get("made_from") == journal.made_from
+        is_same = done is not None and done.get("made_from") == journal.made_from
         if done and is_same and (len(journal.kept) or not overwrite):
             journal.kept.finish()  # it was stopped at the very end, or nothing changed since
             return done
