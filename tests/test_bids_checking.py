@@ -89,6 +89,17 @@ def test_a_header_that_promises_more_is_seen_without_hashing(dataset):
     assert "not a NIfTI" in checking.problem_of(path, None)
 
 
+def test_a_kill_before_the_last_line_makes_no_sound_file_damaged(dataset):
+    paths = bids.read(dataset, task="pathology").paths
+    events = paths.raw("events.tsv")
+    new = dataset / "new"
+    new.write_text(events.read_text() + "\n")
+    manifest.announce(dataset, events, new)
+    new.replace(events)  # and the process is killed
+    assert checking.is_intact(paths)
+    assert checking.problems(dataset) == []
+
+
 def test_files_that_people_edit_only_have_to_be_there(dataset):
     for name in ("README.md", "participants.tsv", "participants.json"):
         path = dataset / name

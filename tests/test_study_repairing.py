@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -11,6 +12,7 @@ from tests_support import contents, make_dataset
 
 from llm2nifti import bids, cli, study
 from llm2nifti.bids import checking, manifest
+from llm2nifti.study.plans import plans_of
 
 # The command line prints it; elsewhere a warning that nobody expects is an error.
 pytestmark = pytest.mark.filterwarnings("always::llm2nifti.bids.ForeignFileWarning")
@@ -84,6 +86,20 @@ def test_nothing_is_moved_where_the_model_is_not_given(dataset, capsys):
     assert (code, err.count("\n")) == (2, 1)
     assert "say where it is with --model" in err
     assert contents(dataset) == before
+
+
+def test_a_repair_that_was_ended_after_its_scan_analyses_too(
+    dataset, analysed, tiny_folders, capsys
+):
+    os.truncate(bids.read(dataset, task="pathology").paths.bold, 1000)
+    todo = {"scans": True, "forgets": False, "n_null": 200}
+    (dataset / "code" / "llm2nifti_repair.json").write_text(json.dumps(todo))
+    plans = plans_of(dataset, model=str(tiny_folders["llama"]))
+    study.scan(dataset, plans, quiet=True)  # deletes what was made of the run before
+    assert not (dataset / bids.SUMMARY).exists()
+    options = ["--model", tiny_folders["llama"], "--quiet"]
+    assert call(capsys, "check", dataset, "--repair", *options)[0] == 0
+    assert same_but_what_was_kept(dataset, analysed)
 
 
 def test_the_same_command_mends_a_damaged_run(dataset, analysed, tiny_folders, capsys):

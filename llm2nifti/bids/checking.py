@@ -92,7 +92,7 @@ def problems(root: Path, *, thorough: bool = True) -> list[Problem]:
     out = []
     for name, content in sorted(expected(root).items()):
         text = problem_of(root / name, content, thorough=thorough)
-        if text:
+        if text and not manifest.is_as_written(root, root / name):
             out.append(Problem(root / name, text, part_of(name)))
     return out
 
@@ -123,7 +123,8 @@ def problems_of(paths: RunPaths) -> Iterator[Problem]:
     for path in (*paths.needed, *paths.anatomy, *extra):
         name = path.relative_to(root).as_posix()
         text = problem_of(path, ours.get(name))
-        if text:
+        # A process that was killed may have renamed the file and not said so yet.
+        if text and not manifest.is_as_written(root, path):
             yield Problem(path, text, part_of(name))
 
 

@@ -118,13 +118,14 @@ def run(
     Path
         The report; with several models or sessions, the page that compares them.
     """
-    from llm2nifti.study import scanning
+    from llm2nifti.study import repairing, scanning
 
     glm.check_count(n_null)
     scanning.check(root, plans)
     with locked(root), _crew(dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, quiet=quiet, crew=crew)
         path = analyse_all(root, n_null=n_null, quiet=quiet, mapper=crew.map)
+        repairing.finish(root)
         bids.clear_work(root, recordings=True)
     return path
 

@@ -123,9 +123,14 @@ def repair(
             forget(root)
         with locked(root):
             analyse_all(root, n_null=todo["n_null"], quiet=quiet)
-    (root / _INTENT).unlink(missing_ok=True)
+    finish(root)
     with locked(root):  # tidies up
         return check(root)
+
+
+def finish(root: Path) -> None:
+    """Forget a repair: it is done, or a whole run has done more."""
+    (root / _INTENT).unlink(missing_ok=True)
 
 
 def is_unfinished(root: Path) -> bool:
