@@ -141,8 +141,13 @@ def test_a_manifest_that_was_edited_leads_nowhere_else(dataset, name):
     name = str(outside) if name.startswith("/") else name
     with (dataset / manifest.MANIFEST).open("a") as file:
         file.write(f"{name}\t4\t{digest}\tpending\n{name}\t4\t{digest}\n")
-    bids.remove_dataset(dataset)
-    assert outside.read_text() == "mine"
+    for _ in range(2):  # as lines that were appended, and in a part with the right hash
+        manifest.settle(dataset)
+        bids.remove_dataset(dataset)
+        assert outside.read_text() == "mine"
+        text = f"path\tsize\tsha256\n{name}\t4\t{digest}\n"
+        own = hashlib.sha256(text.encode()).hexdigest()
+        (dataset / manifest.MANIFEST).write_text(f"{text}{manifest.MANIFEST}\tn/a\t{own}\n")
 
 
 def test_a_dataset_without_manifest_is_not_emptied(dataset):
@@ -198,6 +203,19 @@ def test_a_line_cut_off_by_a_full_disk_costs_nothing_else(dataset):
     manifest.settle(dataset)
     assert "sub-x/y.txt" in rows(dataset).index
     assert "sub-x/cut" not in rows(dataset).index
+
+
+def test_two_processes_may_write_one_file_at_the_same_time(dataset):
+    path = dataset / "x.txt"
+    contents_of = []
+    for text in ("one", "two"):
+        new = dataset / text
+        new.write_text(text)
+        contents_of.append(manifest.announce(dataset, path, new))
+    for content, text in zip(contents_of, ("one", "two"), strict=True):
+        (dataset / text).replace(path)
+        manifest.confirm(dataset, path, content)
+        assert manifest.is_as_written(dataset, path)
 
 
 def test_a_journal_may_grow(dataset):

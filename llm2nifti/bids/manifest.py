@@ -69,7 +69,7 @@ class _Log:
 
     path: Path
     files: dict[str, Content] = field(default_factory=dict)
-    pending: dict[str, Content] = field(default_factory=dict)
+    pending: dict[str, list[Content]] = field(default_factory=dict)
     _inode: int = 0
     _offset: int = 0
 
@@ -105,7 +105,8 @@ class _Log:
             raise self._damaged()
         for line in above[len(header) :].decode("utf-8").splitlines():
             name, size, sha256 = line.split("\t")
-            self.files[name] = Content(-1 if size == _GROWING else int(size), sha256)
+            if _is_inside(name):
+                self.files[name] = Content(-1 if size == _GROWING else int(size), sha256)
         return len(above) + len(mark) + len(digest) + 1
 
     def _add(self, cells: list[str]) -> None:
@@ -115,14 +116,17 @@ class _Log:
             return
         content = Content(-1 if size == _GROWING else int(size), digest)
         if state == [_PENDING]:
-            self.pending[name] = content
+            self.pending.setdefault(name, []).append(content)
             return
-        announced = self.pending.pop(name, None)
-        if digest != _DELETED and content.size >= 0 and announced != content:
-            raise self._damaged()  # a settled part whose last line is lost
         self.files.pop(name, None)
-        if digest != _DELETED:
-            self.files[name] = content
+        if digest == _DELETED:
+            self.pending.pop(name, None)
+            return
+        if content.size >= 0 and content not in self.pending.get(name, []):
+            raise self._damaged()  # a settled part whose last line is lost
+        if content.size >= 0:
+            self.pending[name].remove(content)
+        self.files[name] = content
 
     def _damaged(self) -> ManifestError:
         """Error that says what can be done."""
@@ -234,8 +238,8 @@ def _name(root: Path, path: Path) -> str:
 def is_as_written(root: Path, path: Path) -> bool:
     """Whether a file has the content that llm2nifti gave it."""
     log, name = _log(root), _name(root, path)
-    contents = (log.files.get(name), log.pending.get(name))
-    return any(content is not None and content.is_in(path) for content in contents)
+    known = [log.files[name]] if name in log.files else []
+    return any(content.is_in(path) for content in (*known, *log.pending.get(name, [])))
 
 
 def set_aside(root: Path, path: Path) -> None:
@@ -307,7 +311,8 @@ def settle(root: Path) -> None:
         return
     log = _log(root)
     files = dict(log.files)
-    files |= {name: c for name, c in log.pending.items() if c.is_in(root / name)}
+    announced = ((name, content) for name, contents in log.pending.items() for content in contents)
+    files |= {name: content for name, content in announced if content.is_in(root / name)}
     text = _HEADER + "".join(files[name].line(name) for name in sorted(files))
     own = Content(-1, hashlib.sha256(text.encode()).hexdigest())
     text += own.line(MANIFEST.as_posix())

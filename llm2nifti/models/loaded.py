@@ -186,7 +186,7 @@ class LoadedModel:
             (o for o in (self.processor, self.tokenizer) if getattr(o, "chat_template", None)), None
         )
         if template == "chat" and owner is None:
-            raise ModelError(f"model {self.name!r} has no chat template; use --template none")
+            raise ModelError(f"model {self.name!r} has no chat template; use template='none'")
         if template == "none" or owner is None:
             token = getattr(self.processor, "image_token", "<image>")
             is_placed = has_image and self.kind == "imagetext"
@@ -207,7 +207,7 @@ class LoadedModel:
         where = f" in {self.folder}" if self.folder and self.folder.exists() else ""
         return (
             f"the chat template of model {self.name!r}{where} {what}; mend it, or show bare "
-            "prompts with --template none"
+            "prompts with template='none'"
         )
 
     def _turn(self, prompt: str, has_image: bool) -> list[dict[str, Any]]:

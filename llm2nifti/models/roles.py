@@ -64,7 +64,7 @@ def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
     if not probe.values[name].isfinite().all():
         problem = (
             f"block {name!r} puts out NaN or infinity: its weights are damaged, or too large for "
-            "this --dtype"
+            "this dtype"
         )
         return Block(name, problem=problem)
     candidates = _candidates(model, name, probe)

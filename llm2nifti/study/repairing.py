@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # scanning needs torch, which a mere check does not load
 
 _SCANNED = {"run", "anatomy", "stimuli", "dataset"}
 _INTENT = Path("code") / "llm2nifti_repair.json"  # of a repair that has begun
-_OF_RESULTS = "measure it again with the command that wrote it, and --overwrite"
+_OF_RESULTS = "measure it again with the command that wrote it, and overwrite=True"
 _ADVICE = {
     "analysis": "llm2nifti check {root} --repair analyses again",
     "results": _OF_RESULTS,
