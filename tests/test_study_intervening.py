@@ -13,7 +13,7 @@ import torch
 
 from llm2nifti import bids, cli, geometry, glm, models, report
 from llm2nifti.models import ModelError
-from llm2nifti.study import StudyError, analyse
+from llm2nifti.study import StudyError, analyse, repairing
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import Condition, Sizes
 from llm2nifti.study.effect_table import table
@@ -344,6 +344,7 @@ def test_evaluations_of_other_texts_are_not_taken_for_these(root, folder, tmp_pa
     events = bids.read_all(whole)[0].paths.raw("events.tsv")
     shown = events.read_text("utf-8")
     events.write_text(shown.replace("What", "Which", 1), "utf-8")
+    repairing.accept(whole)
     with pytest.raises(StudyError, match=r"other settings .*texts"):
         intervene(whole, condition, untrained=False, **how)
     kept = next((whole / bids.DERIVATIVES).glob("sub-*llama_lesion_evaluations.jsonl"))

@@ -212,6 +212,7 @@ def test_a_dataset_of_one_model_from_before_is_resumed(tiny_folders, tmp_path):
     (scan,) = kept.pop("scans").values()
     del scan["model"]["revision"], scan["settings"]["mode"], scan["settings"]["frames"]
     path.write_text(json.dumps({**kept, **scan}))
+    (tmp_path / "ds" / bids.manifest.MANIFEST).unlink()  # there was none
     study.scan(tmp_path / "ds", plan, quiet=True)
     assert list(json.loads(path.read_text())["scans"]) == ["sub-tinyllama"]
 
