@@ -184,7 +184,7 @@ def test_both_towers_read_what_is_shown(tiny_models, image_table, has_text, fram
             row = rows[-1] if frames == "last" else rows.mean(dim=0)
             expected[trial, result.brain.slice_of(site)] = row
     assert_equal_by_site(result, result.values, expected)
-    with pytest.raises(scanner.ScanError, match="generates nothing; use --mode read"):
+    with pytest.raises(scanner.ScanError, match="generates nothing; use mode='read'"):
         scan(model, design, mode="generate")
 
 

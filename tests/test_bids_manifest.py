@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -247,3 +248,20 @@ def test_every_damage_of_the_manifest_itself_is_seen(dataset):
             bids.remove_dataset(dataset)
     path.write_bytes(whole)
     manifest.check(dataset)
+
+
+def test_a_new_manifest_is_seen_with_its_header_or_not_at_all(tmp_path, monkeypatch):
+    """Another process that looks while it is written must not take it for a damaged one."""
+
+    def interrupted(source, target):
+        assert manifest.has_manifest(tmp_path) is False
+        raise KeyboardInterrupt
+
+    with bids.shared(tmp_path):
+        monkeypatch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            manifest.begin(tmp_path)
+        monkeypatch.undo()
+        assert not manifest.has_manifest(tmp_path)
+        manifest.begin(tmp_path)
+    manifest.check(tmp_path)

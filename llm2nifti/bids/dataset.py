@@ -91,7 +91,7 @@ IGNORED = [
 
 
 def write_dataset_files(root: Path) -> None:
-    """Write the files that do not depend on a run, unless they are there.
+    """Write the files that do not depend on a run, unless they are there; under `shared`.
 
     Raises
     ------

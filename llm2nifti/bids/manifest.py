@@ -161,9 +161,17 @@ def hash_of(path: Path) -> str:
 
 
 def begin(root: Path) -> None:
-    """Start the manifest of a new dataset."""
-    if not (root / MANIFEST).exists():
-        _append(root, _HEADER)
+    """Start the manifest of a new dataset, which other processes see with its header or not at all.
+
+    The caller has the lock of shared files.
+    """
+    path = root / MANIFEST
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = root / WORK / path.name
+    temporary.write_text(_HEADER, "utf-8")
+    temporary.replace(path)
 
 
 def has_manifest(root: Path) -> bool:

@@ -134,7 +134,8 @@ def scan(
     crew.check(list(weights.values()), designs)
     if overwrite:
         bids.remove_dataset(root)
-    bids.write_dataset_files(root)
+    with bids.shared(root):
+        bids.write_dataset_files(root)
     keep_plans(root, plans)
     for design in designs:
         restore_shown(root, design.trials)
