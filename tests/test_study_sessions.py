@@ -113,6 +113,19 @@ def test_overview_page_links_to_the_reports_and_escapes_names(dataset):
     assert f'<td class="n">{share}</td>' in text
 
 
+def test_overview_says_one_rule_once_and_several_row_by_row(changeable, capsys):
+    page = changeable / bids.DERIVATIVES / "report.html"
+    assert page.read_text("utf-8").count("false discovery rate 0.05, two-sided") == 1
+    assert "Active by" not in page.read_text("utf-8")
+    one = ("--subject", "two", "--quiet")
+    assert call(capsys, "glm", changeable, "--height-control", "bonferroni", *one)[0] == 0
+    assert call(capsys, "report", changeable, "--quiet")[0] == 0
+    text = page.read_text("utf-8")
+    assert text.count("Active by") == 1
+    assert text.count('<td class="whole">false discovery rate 0.05, two-sided</td>') == 2
+    assert text.count('<td class="whole">family-wise error rate (Bonferroni) 0.05') == 1
+
+
 @needs_browser
 def test_overview_page_does_not_scroll_sideways(dataset, tmp_path):
     check_page(dataset / bids.DERIVATIVES / "report.html", tmp_path, width=400)

@@ -37,10 +37,13 @@ def write_overview(root: Path | str) -> Path:
     folder = root / bids.DERIVATIVES
     summary = read_summary(folder, root, needed=_NEEDED)
     tasks = list(dict.fromkeys(task for row in summary["sessions"] for task in row["active"]))
+    rows = [_row(session, tasks) for session in summary["sessions"]]
+    rules = {row["rules"] for row in rows}
     text = render(
         "overview.html.j2",
         tasks=tasks,
-        rows=[_row(session, tasks) for session in summary["sessions"]],
+        rows=rows,
+        rule=rules.pop() if len(rules) == 1 else "",
         pairs=[_pair(pair) for pair in summary.get("between_sessions", [])],
         versions=summary["versions"],
     )
