@@ -250,18 +250,23 @@ def test_every_damage_of_the_manifest_itself_is_seen(dataset):
     manifest.check(dataset)
 
 
-def test_a_new_manifest_is_seen_with_its_header_or_not_at_all(tmp_path, monkeypatch):
-    """Another process that looks while it is written must not take it for a damaged one."""
+@pytest.mark.parametrize("has_folder", [False, True])
+def test_a_new_dataset_is_ours_at_every_moment(tmp_path, monkeypatch, has_folder):
+    """Another process that looks while it is begun must not take it for damaged or foreign."""
+    if has_folder:
+        (tmp_path / "code").mkdir()
 
     def interrupted(source, target):
-        assert manifest.has_manifest(tmp_path) is False
+        assert not manifest.has_manifest(tmp_path)
+        assert (tmp_path / "code").exists() is has_folder
         raise KeyboardInterrupt
 
     with bids.shared(tmp_path):
-        monkeypatch.setattr(Path, "replace", interrupted)
+        monkeypatch.setattr(Path, "replace" if has_folder else "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
             manifest.begin(tmp_path)
         monkeypatch.undo()
-        assert not manifest.has_manifest(tmp_path)
         manifest.begin(tmp_path)
     manifest.check(tmp_path)
+    assert manifest.has_manifest(tmp_path)
+    assert not (tmp_path / manifest.WORK / "code").exists()

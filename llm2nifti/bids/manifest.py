@@ -161,17 +161,22 @@ def hash_of(path: Path) -> str:
 
 
 def begin(root: Path) -> None:
-    """Start the manifest of a new dataset, which other processes see with its header or not at all.
+    """Start the manifest of a new dataset; the caller has the lock of shared files.
 
-    The caller has the lock of shared files.
+    Its folder gets its name with the header inside: a folder without a manifest, which other
+    processes might see, is not known as ours.
     """
     path = root / MANIFEST
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = root / WORK / path.name
+    temporary = root / WORK / path.relative_to(root)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(_HEADER, "utf-8")
-    temporary.replace(path)
+    if path.parent.exists():
+        temporary.replace(path)
+        temporary.parent.rmdir()
+    else:
+        temporary.parent.rename(path.parent)
 
 
 def has_manifest(root: Path) -> bool:
