@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -94,15 +95,15 @@ def measure_glm():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(GLM_VOLUMES, GLM_UNITS)).astype(np.float32)
     types = np.where(np.arange(GLM_VOLUMES) % 2, "task", "control")
-    design = glm.design_matrix(pd.DataFrame({"trial_type": types}))
+    events = pd.DataFrame({"trial_type": types})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.nii"
         geometry.to_img(side, values, t_r=1.0).to_filename(path)
         import nibabel as nib
 
+        run = SimpleNamespace(img=nib.load(path), events=events, brain=side, frames="token")
         start = time.perf_counter()
-        fitted = glm.slabs.fit_slabs([nib.load(path)], [design], brain=side, quiet=True)
-        fitted.contrast("task - control")
+        glm.fit(run, quiet=True).contrast("task - control")
         return GLM_VOLUMES * GLM_UNITS / (time.perf_counter() - start)
 
 
@@ -180,7 +181,7 @@ many units in a Llama.
 | ~8B | `--device cuda` | half an hour and more on two CPU cores |
 | ~8B | `--dtype bfloat16` | half the weights' memory; values are rounded to 3 digits |
 | ~8B | `--frames trial` | trial means are summed on the device, tokens are never stored: an eighth of the disk at 8 frames, one file for both levels |
-| 50 million values a run | nothing: `glm.fit` goes through slabs by itself | peak memory stays flat |
+| large runs | nothing: `glm.fit` goes through slabs by itself | peak memory stays flat |
 | more than one GPU's memory | `--device auto` | accelerate spreads the weights over GPUs, memory and disk |
 | many runs, several machines | `--dask SCHEDULER` | one task a run; every worker holds the model |
 

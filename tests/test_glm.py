@@ -11,6 +11,7 @@ from planted import dummy_design, lstsq_contrast, lstsq_t, noise
 from scipy import stats
 
 from llm2nifti import geometry, glm
+from llm2nifti.glm import nulls, relabelling
 from llm2nifti.paradigm import Paradigm
 
 CONTRAST = "pain - control"
@@ -142,7 +143,7 @@ def test_constant_units_are_masked_and_reported():
     assert np.flatnonzero(geometry.from_img(maps.brain, maps.mask_img) == 0).tolist() == constant
     assert np.delete(maps.t(), constant).all()
     assert "21 units" in repr(maps)
-    assert glm.constant_units([runs[0].img], maps.brain).sum() == 2
+    assert glm.fit(runs).of_run(0).n_constant == 2
 
 
 @pytest.mark.parametrize("definition", ["pathology - control", "pain -", "pain - pain"])
@@ -223,20 +224,61 @@ def test_token_level_fit_has_a_row_a_frame_and_a_note():
     assert glm.fit(run).contrast(CONTRAST).note == ""
 
 
-def test_t_of_labels_equals_lstsq():
+def lstsq_t_of(label, confounds, Y):
+    """T of one label by lstsq."""
+    X = np.column_stack([label, np.ones(len(Y)), confounds]).astype(float)
+    effect, variance, df = lstsq_contrast(X, np.eye(X.shape[1])[0], Y)
+    return effect / np.sqrt(variance), df
+
+
+@pytest.mark.parametrize("mean", [0, 1e5])
+def test_t_of_labels_equals_lstsq(mean):
+    """Labels of all trials, and of subsets with confounds of their own, in one call."""
     rng = np.random.default_rng(3)
     table = planted.trials(levels=("a", "b", "c"))
-    Y = noise(table)[:, 0]
+    Y = noise(table, n_units=2 * relabelling._TOGETHER + 3)[:, 0] + mean * rng.normal()
     base = (table["trial_type"] == "pain").to_numpy()
-    labels = np.stack([rng.permutation(base) for _ in range(5)], axis=1)
-    nuisance = glm.nuisance(table).to_numpy()
-    for confounds in (None, nuisance[:, :0], nuisance):
-        got = glm.t_of_labels(Y, labels, confounds)
-        for label, t in zip(labels.T, got, strict=True):
-            parts = [label, np.ones(len(Y))] + ([] if confounds is None else [confounds])
-            X = np.column_stack(parts).astype(float)
-            effect, variance, _ = lstsq_contrast(X, np.eye(X.shape[1])[0], Y)
-            np.testing.assert_allclose(t, effect / np.sqrt(variance), atol=1e-8)
+    is_on = np.stack([rng.permutation(base) for _ in range(5)])
+    confounds = glm.nuisance(table).to_numpy()
+    some = [glm.Labels(is_on, confounds), glm.Labels(is_on[:2], confounds[:, :0])]
+    for n in (15, 20):
+        rows = rng.permutation(len(table))[:n]
+        some.append(glm.Labels(base[rows][None], glm.nuisance(table.iloc[rows]).to_numpy(), rows))
+    t = iter(glm.t_of_labels(Y, some))
+    for labels in some:
+        rows = slice(None) if labels.kept is None else labels.kept
+        for label in labels.is_on:
+            expected, df = lstsq_t_of(label, labels.confounds, Y[rows])
+            np.testing.assert_allclose(next(t), expected, rtol=1e-6, atol=1e-6)
+            assert labels.df == df
+    assert next(t, None) is None
+
+
+def test_labels_that_cannot_be_tested_raise():
+    table = planted.trials(n_on=6, n_off=8, levels=tuple("abcdefgh"))
+    is_on = (table["trial_type"] == "pain").to_numpy()
+    Y, none = noise(table)[:, 0], np.empty((14, 0))
+    with pytest.raises(glm.DesignError, match="14 trials are too few for 13"):
+        glm.t_of_labels(Y, [glm.Labels(is_on[None], np.eye(14)[:, 1:])])
+    for label in (np.ones(14, bool), is_on):
+        labels = glm.Labels(label[None], is_on[:, None].astype(float))
+        with pytest.raises(glm.DesignError, match="mixed up"):
+            glm.t_of_labels(Y, [labels])
+        assert len(labels.testable().is_on) == 0
+    assert len(glm.Labels(is_on[None], none).testable().is_on) == 1
+
+
+def test_shuffles_that_equal_a_question_frame_are_drawn_again():
+    table = planted.trials(n_blocks=1, n_on=2, n_off=3, levels=("a",))
+    table["question_frame"] = ["a", "b", "b", "b", "a"]
+    labels = glm.shuffled(planted.run(table, noise(table)), n=30)
+    is_a = (table["question_frame"] == "a").to_numpy()
+    assert len(labels.is_on) == 30
+    assert not (labels.is_on == is_a).all(axis=1).any()
+
+
+def shuffled_maps(run, seed=0):
+    return glm.t_of_labels(run.values(), [glm.shuffled(run, n=400, seed=seed)])
 
 
 def test_shuffled_maps_are_centred_on_zero():
@@ -245,13 +287,13 @@ def test_shuffled_maps_are_centred_on_zero():
     values[(table["trial_type"] == "pain").to_numpy()] += 2 * values.std(axis=0)
     run = planted.run(table, values)
     assert (lstsq_t(table, values) > 3).all()
-    maps = glm.shuffled_maps(run, n=400)
+    maps = shuffled_maps(run)
     assert maps.shape == (400, 40)
     assert np.abs(maps.mean(axis=0)).max() < 4.5 / np.sqrt(400)
     assert 0.9 < maps.std() < 1.15
-    assert not np.array_equal(maps[:5], glm.shuffled_maps(run, n=5, seed=1))
+    assert not np.array_equal(maps, shuffled_maps(run, seed=1))
     shifted = planted.run(table, values + 9 * (table[["question_frame"]] == "a").to_numpy())
-    np.testing.assert_allclose(glm.shuffled_maps(shifted, n=400), maps, atol=1e-8)
+    np.testing.assert_allclose(shuffled_maps(shifted), maps, atol=1e-8)
 
 
 @pytest.mark.parametrize(("n_blocks", "n_on", "n_off"), [(4, 24, 32), (3, 12, 18), (4, 21, 30)])
@@ -268,11 +310,11 @@ def test_every_block_and_every_control_trial_is_left_out_once(n_blocks, n_on, n_
         assert abs((keep & ~is_on).sum() - expected) < 1
 
 
-def test_delete_block_maps_equal_lstsq_without_the_block():
+def test_maps_without_a_block_equal_lstsq_without_the_block():
     table = planted.trials(n_blocks=3, n_on=12, n_off=18, levels=("a", "b"))
     run = planted.run(table, noise(table))
     controls = np.flatnonzero(table["trial_type"] == "control").reshape(3, 6)
-    maps = glm.delete_block_maps(run)
+    maps = glm.t_of_labels(run.values(), glm.without_blocks(table))
     for block, control, t in zip((2, 4, 6), controls, maps, strict=True):
         keep = (table["block"] != block).to_numpy() & ~np.isin(np.arange(30), control)
         np.testing.assert_allclose(t, lstsq_t(table[keep], run.values()[keep]), atol=1e-8)
@@ -308,6 +350,21 @@ def test_relabelled_independent_noise_holds_its_level():
     assert 0.04 < summary["below_05"] < 0.06
     assert 0.0005 < summary["below_001"] < 0.002
     assert summary["any_fdr"] < 0.12
+
+
+def test_rates_equal_those_of_all_p_values():
+    rng = np.random.default_rng(9)
+    found = set()
+    for effect in (0, 3, 5):
+        t = rng.standard_t(30, size=3000)
+        t[:300] = 0
+        t[300:330] += effect
+        p = 2 * stats.t.sf(np.abs(t[300:]), 30)
+        expected = (p < 0.05).mean(), (p < 0.001).mean()
+        any_fdr = bool((stats.false_discovery_control(p) < 0.05).any())
+        assert nulls._rates(t, 30) == pytest.approx((*expected, any_fdr))
+        found.add(any_fdr)
+    assert found == {True, False}
 
 
 def test_pseudo_tasks_see_coherent_topics_and_relabelling_within_runs_does_not():
@@ -354,10 +411,14 @@ def test_units_that_never_change_have_no_t_in_any_resampling():
     events = pd.DataFrame({"trial_type": ["control", "pathology"] * 12})
     values = np.random.default_rng(3).normal(size=(24, 400)).astype(np.float32)
     values[:, 200:] = np.linspace(0.1, 9, 200)
-    is_on = (events["trial_type"] != "control").to_numpy()[:, None]
+    is_on = (events["trial_type"] != "control").to_numpy()
     t = glm.t_map([glm.run_contrast(values, events, "pathology - control")])
     assert (t[200:] == 0).all()
-    assert (glm.t_of_labels(values, is_on)[0, 200:] == 0).all()
+    labels = glm.Labels(is_on[None], np.empty((24, 0)))
+    assert (glm.t_of_labels(values, [labels])[0, 200:] == 0).all()
+    values[:12, 200:] += 1  # constant in the trials that are labelled, not in all of them
+    labels = glm.Labels(is_on[None, :12], np.empty((12, 0)), np.arange(12))
+    assert (glm.t_of_labels(values, [labels])[0, 200:] == 0).all()
     assert (t[:200] != 0).all()
 
 

@@ -5,38 +5,72 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import tracemalloc
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import planted
 import pytest
+from nilearn.glm.first_level import FirstLevelModel
 from planted import dummy_design, lstsq_contrast, noise
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from llm2nifti import geometry, glm
-from llm2nifti.glm import fitting, slabs
+from llm2nifti.glm import slabs
 
 CONTRAST = "pain - control"
 
 
 @pytest.fixture
 def fit_large(monkeypatch):
-    """`glm.fit` that takes any run for a large one, in slabs of a few voxels."""
+    """`glm.fit` in slabs of a few voxels."""
     monkeypatch.setattr(slabs, "MIN_VOXELS", 5)
     monkeypatch.setattr(slabs, "SLAB_VALUES", 5)
 
     def fit(runs, **options):
-        with monkeypatch.context() as patch:
-            patch.setattr(fitting, "LARGE_RUN", 0)
-            fitted = glm.fit(runs, quiet=True, **options)
-        assert isinstance(fitted, glm.FittedSlabs)
-        assert len(fitted.fits) > 1
+        fitted = glm.fit(runs, quiet=True, **options)
+        assert len(fitted.parts) > 1
         return fitted
 
     return fit
+
+
+def with_image(run, img):
+    """What `glm.fit` needs of a run, with another image."""
+    return SimpleNamespace(img=img, brain=run.brain, events=run.events, frames=run.frames)
+
+
+def first_level_maps(runs, frames="trial", definition=CONTRAST):
+    """The same contrast by nilearn's FirstLevelModel, of whole runs in memory."""
+    is_token = frames == "token"
+    imgs = [run.frames_img if is_token else run.img for run in runs]
+    counts = [run.volume_counts if is_token else 1 for run in runs]
+    designs = [glm.design_matrix(r.events, n_frames=n) for r, n in zip(runs, counts, strict=True)]
+    brain = runs[0].brain
+    values = [np.nan_to_num(geometry.from_img(brain, i), posinf=0, neginf=0) for i in imgs]
+    varies = np.all([np.ptp(v, axis=0) > 0 for v in values], axis=0)
+    model = FirstLevelModel(
+        t_r=1,
+        hrf_model=None,
+        drift_model=None,
+        signal_scaling=False,
+        noise_model="ar1" if is_token else "ols",
+        mask_img=geometry.to_img(brain, varies),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(imgs, design_matrices=designs)
+        vectors = [glm.contrast_vector(design, definition) for design in designs]
+        maps = model.compute_contrast(vectors, stat_type="t", output_type="all")
+    names = ("stat", "z_score", "effect_size")
+    t, z, effects = (geometry.from_img(brain, maps[name]) for name in names)
+    df = sum(len(d) - np.linalg.matrix_rank(d.to_numpy()) for d in designs)
+    note = glm.fitting.TOKEN_NOTE if is_token else ""
+    return glm.StatMaps(definition, brain, varies, t, z, effects, float(df), note)
 
 
 def some_run(root: Path, number: int = 1, *, n_frames: int = 2, compress: bool = False):
@@ -65,14 +99,16 @@ def assert_same(maps: glm.StatMaps, expected: glm.StatMaps, rtol: float = 1e-7) 
 @pytest.mark.parametrize("n_runs", [1, 3])
 def test_slabs_equal_first_level_model(tmp_path, fit_large, n_runs, frames, compress):
     runs = [some_run(tmp_path, i + 1, n_frames=4, compress=compress) for i in range(n_runs)]
-    plain = glm.fit(runs, frames=frames)
-    assert isinstance(plain, glm.FittedRuns)
     fitted = fit_large(runs, frames=frames)
-    assert_same(fitted.contrast(CONTRAST), plain.contrast(CONTRAST))
+    assert_same(fitted.contrast(CONTRAST), first_level_maps(runs, frames))
     assert fitted.n_constant == n_runs + 1
     assert ("not independent" in fitted.note) == (frames == "token")
-    other = "control + pain"
-    np.testing.assert_allclose(fitted.contrast(other).t(), plain.contrast(other).t(), rtol=1e-7)
+    other = first_level_maps(runs, frames, "control + pain")
+    np.testing.assert_allclose(fitted.contrast(other.name).t(), other.t(), rtol=1e-7)
+    for i, run in enumerate(runs):
+        alone = fitted.of_run(i).contrast(CONTRAST)
+        assert_same(alone, first_level_maps([run], frames))
+        assert alone.n_constant == 2
 
 
 @pytest.mark.parametrize("mean", [0, 1e3, 1e6])
@@ -100,7 +136,7 @@ def test_any_slab_size_gives_the_same_maps(tmp_path, fit_large, monkeypatch, fra
         monkeypatch.setattr(slabs, "SLAB_VALUES", slab_values)
         fitted = fit_large(runs, frames=frames)
         assert_same(fitted.contrast(CONTRAST), expected)
-        n_slabs.append(len(fitted.fits))
+        n_slabs.append(len(fitted.parts))
     assert n_slabs[0] == 2 * 31
     assert len(set(n_slabs)) == 4
 
@@ -120,19 +156,6 @@ def test_slabs_hold_every_unit_once_and_few_voxels():
         at = x + sparse.shape[0] * (y + sparse.shape[1] * z)
         np.testing.assert_array_equal(slab.voxels, at)
         assert (np.diff(slab.voxels) > 0).all()
-
-
-def test_runs_of_more_values_than_the_threshold_are_fitted_in_slabs(tmp_path, monkeypatch):
-    run = some_run(tmp_path, n_frames=3)
-    size = run.brain.n_units * len(run.events)
-    for threshold, frames, kind in (
-        (size, "trial", glm.FittedRuns),
-        (size - 1, "trial", glm.FittedSlabs),
-        (3 * size, "token", glm.FittedRuns),
-        (3 * size - 1, "token", glm.FittedSlabs),
-    ):
-        monkeypatch.setattr(fitting, "LARGE_RUN", threshold)
-        assert type(glm.fit(run, frames=frames)) is kind
 
 
 def test_other_processes_can_fit_the_slabs_and_answer_in_any_order(tmp_path, fit_large):
@@ -175,12 +198,12 @@ def test_a_large_run_is_never_loaded(tmp_path, fit_large, monkeypatch, compress)
     run = planted.dataset_run(tmp_path, table, noise(table, n_units=6000), compress=compress)
     size = 4 * np.prod(run.img.shape)
     peaks = []
-    for fit in (glm.fit, fit_large):
-        monkeypatch.setattr(slabs, "SLAB_VALUES", size // 200)
-        fit(run).contrast(CONTRAST)  # what is loaded once does not count
+    for slab_values in (np.prod(run.img.shape), size // 200):
+        monkeypatch.setattr(slabs, "SLAB_VALUES", slab_values)
+        glm.fit(run).contrast(CONTRAST)  # what is loaded once does not count
         tracemalloc.start()
         try:
-            fit(run).contrast(CONTRAST)
+            glm.fit(run).contrast(CONTRAST)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -215,9 +238,9 @@ def test_values_that_are_not_finite_count_as_zero_as_in_nilearn(tmp_path, fit_la
         data[(*run.brain.voxels[unit], frame + 2)] = value
     nib.Nifti1Image(data, run.img.affine, run.img.header).to_filename(path)
     run = replace(run)
-    plain = glm.fit(run).contrast(CONTRAST)
-    assert np.isfinite(plain.t()).all()
-    assert_same(fit_large(run).contrast(CONTRAST), plain)
+    maps = fit_large(run).contrast(CONTRAST)
+    assert np.isfinite(maps.t()).all()
+    assert_same(maps, first_level_maps([run]))
 
 
 def test_images_in_memory_are_not_rounded_by_their_header(fit_large):
@@ -225,10 +248,10 @@ def test_images_in_memory_are_not_rounded_by_their_header(fit_large):
     run = planted.run(table, noise(table, n_frames=3))
     rounding = run.img
     rounding.set_data_dtype(np.int16)
-    designs = [glm.design_matrix(run.events)]
-    fitted = glm.fit_slabs([rounding], designs, brain=run.brain, quiet=True)
-    expected = glm.fit(run).contrast(CONTRAST)
-    assert_same(fitted.contrast(CONTRAST), expected)
+    expected = first_level_maps([run])
+    run = SimpleNamespace(
+        img=rounding, **{n: getattr(run, n) for n in ("brain", "events", "frames")}
+    )
     assert_same(fit_large(run).contrast(CONTRAST), expected)
 
 
@@ -256,9 +279,7 @@ def test_only_packed_runs_are_unpacked_and_nothing_temporary_stays(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("threshold", [0, fitting.LARGE_RUN])
-def test_unfit_runs_raise_on_both_paths(monkeypatch, threshold):
-    monkeypatch.setattr(fitting, "LARGE_RUN", threshold)
+def test_unfit_runs_raise():
     table = planted.trials()
     run = planted.run(table, noise(table))
     with pytest.raises(glm.DesignError, match="all of 24 units are constant"):
@@ -268,6 +289,6 @@ def test_unfit_runs_raise_on_both_paths(monkeypatch, threshold):
     short = replace(run, table=table.iloc[:-1])
     with pytest.raises(glm.DesignError, match="27 volumes"):
         glm.fit(short)
-    other = planted.brain(30)
-    with pytest.raises(geometry.SpaceError, match=f"space {other.space} has"):
-        glm.fit_slabs([run.img], [glm.design_matrix(run.events)], brain=other)
+    other = planted.run(table, noise(table, n_units=30))
+    with pytest.raises(geometry.SpaceError, match=f"space {other.brain.space} has"):
+        glm.fit(with_image(other, run.img))

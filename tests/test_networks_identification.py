@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from llm2nifti import networks
-from llm2nifti.networks.identification import SHRINKAGE, _Noise
+from llm2nifti.networks.identification import SHRINKAGE, match
 
 
 def test_trials_are_named_right_where_tasks_differ_and_by_chance_where_not():
@@ -54,13 +54,16 @@ def test_names_equal_dense_whitening_and_a_loop_over_correlations(n_units):
     for run in (1, 2):
         training = [s for s in sets if s.run != run]
         means, whitener = planted.dense_whitening(training, SHRINKAGE)
-        for s in (s for s in sets if s.run == run):
-            rows = s.values[s.is_task]
-            np.testing.assert_allclose(_Noise(training).whiten(rows), rows @ whitener, atol=1e-8)
-            for v, f in zip(rows, s.frames[s.is_task], strict=True):
+        held_out = [s for s in sets if s.run == run]
+        correlations = []
+        for s in held_out:
+            for v, f in zip(s.values[s.is_task], s.frames[s.is_task], strict=True):
                 white = (v - means[f]) @ whitener
                 r = [stats.pearsonr(white, effects[run][t] @ whitener).statistic for t in "xyz"]
-                expected.append(int(np.argmax(r)))
+                correlations.append(r)
+        got = match(training, held_out, np.stack([effects[run][t] for t in "xyz"]))
+        np.testing.assert_allclose(got, correlations, atol=1e-8)
+        expected += np.argmax(correlations, axis=1).tolist()
     named = networks.name_trials(sets, effects)
     assert named.named.tolist() == expected
     assert set(expected) == {0, 1, 2}

@@ -15,7 +15,6 @@ from distributed import Client, LocalCluster
 from tests_support import assert_same, contents, make_dataset
 
 from llm2nifti import bids, cli, study
-from llm2nifti.glm import fitting
 from llm2nifti.study import StudyError, cluster
 from llm2nifti.study.plans import Design, ModelChoice, Plan
 
@@ -225,12 +224,11 @@ def test_without_distributed_the_extra_is_named(monkeypatch, tiny_folders, tmp_p
     assert not (tmp_path / "ds").exists()
 
 
-def test_slabs_of_large_runs_are_fitted_by_the_workers(two_workers, tmp_path, monkeypatch):
+def test_slabs_of_large_runs_are_fitted_by_the_workers(two_workers, tmp_path):
     root = make_dataset(tmp_path / "ds")
     runs = bids.read_all(root)
     whole = study.analyse_maps(runs, quiet=True)
     running, client = two_workers
-    monkeypatch.setattr(fitting, "LARGE_RUN", 0)
     with study.mapped(running.scheduler_address) as mapper:
         spread = study.analyse_maps(runs, quiet=True, mapper=mapper)
     assert spread.keys() == whole.keys()

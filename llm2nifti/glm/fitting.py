@@ -1,29 +1,34 @@
-"""Which units respond? nilearn's FirstLevelModel with settings that are right for activations."""
+"""Which units respond? nilearn's GLM, slab by slab, with the settings that suit activations."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any, Literal, Protocol
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 from nilearn.glm.contrasts import Contrast, compute_contrast
-from nilearn.glm.first_level import FirstLevelModel, run_glm
+from nilearn.glm.first_level import run_glm
+from nilearn.glm.regression import SimpleRegressionResults
 from numpy.typing import NDArray
 from scipy import stats
+from threadpoolctl import ThreadpoolController
+from tqdm import tqdm
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.designs import CONTROL, DesignError, contrast_vector, design_matrix
 from llm2nifti.glm.maps import StatMaps
-from llm2nifti.glm.slabs import FittedSlabs, Mapper, check_varying, fit_slabs
+from llm2nifti.glm.slabs import NoiseModel, Slab, cut, plain_files, read_slab
 
 Frames = Literal["trial", "token"]
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
-LARGE_RUN = 50_000_000  # units x volumes: FirstLevelModel takes 20 bytes each, 1 GB
 TOKEN_NOTE = (
     "Token-level inference: tokens of a prompt are not independent, p values are too small "
     "(see llm2nifti null)"
@@ -38,10 +43,6 @@ class RunLike(Protocol):
     @property
     def events(self) -> pd.DataFrame: ...  # noqa: D102
     @property
-    def t_r(self) -> float: ...  # noqa: D102
-    @property
-    def n_frames(self) -> int: ...  # noqa: D102
-    @property
     def volume_counts(self) -> NDArray[np.int64]: ...  # noqa: D102
     @property
     def frames(self) -> str: ...  # noqa: D102
@@ -50,36 +51,71 @@ class RunLike(Protocol):
     @property
     def frames_img(self) -> nib.Nifti1Image: ...  # noqa: D102
     @property
-    def mask_img(self) -> nib.Nifti1Image: ...  # noqa: D102
-    @property
     def brain(self) -> ModelBrain: ...  # noqa: D102
     def values(self) -> NDArray[np.float32]: ...  # noqa: D102
     def frame_values(self) -> NDArray[np.float32]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
-class FittedRuns:
-    """A fitted model; ask it for contrasts.
+class Part:
+    """A fitted slab of one run.
 
     Attributes
     ----------
-    model : nilearn.glm.first_level.FirstLevelModel
-        nilearn's own, fitted.
+    run : int
+        Position of the run among those that are fitted together.
+    units : (n,) int array
+        Units that vary in this run; the others are not fitted.
+    labels : (n,) array
+        Noise model of each unit, a key of `results`.
+    results : dict
+        nilearn's `SimpleRegressionResults` of each noise model: coefficients and residual variance.
+    """
+
+    run: int
+    units: NDArray[np.int64]
+    labels: NDArray
+    results: dict[Any, SimpleRegressionResults]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Fitted runs; ask them for contrasts.
+
+    Attributes
+    ----------
+    parts : list of Part
+        Every slab of every run.
     designs : list of DataFrame
         Design matrix of each run.
     brain : ModelBrain
         Geometry.
-    n_constant : int
-        Units left out because they never change.
     note : str
         What a reader has to know about the inference.
     """
 
-    model: FirstLevelModel
+    parts: list[Part] = field(repr=False)
     designs: list[pd.DataFrame] = field(repr=False)
     brain: ModelBrain
-    n_constant: int
     note: str = ""
+
+    @cached_property
+    def analysed(self) -> NDArray[np.bool_]:
+        """(n_units,) units that vary in every run."""
+        n_varying = np.zeros(self.brain.n_units, int)
+        for part in self.parts:
+            n_varying[part.units] += 1
+        return n_varying == len(self.designs)
+
+    @property
+    def n_constant(self) -> int:
+        """Units left out because they never change."""
+        return int((~self.analysed).sum())
+
+    def of_run(self, number: int) -> Fit:
+        """The fit of one run alone, by its position."""
+        parts = [Part(0, p.units, p.labels, p.results) for p in self.parts if p.run == number]
+        return Fit(parts, [self.designs[number]], self.brain, self.note)
 
     def contrast(self, definition: str) -> StatMaps:
         """Compute a contrast of conditions; several runs combine by nilearn's fixed effects.
@@ -98,22 +134,36 @@ class FittedRuns:
         DesignError
             If the contrast names no column or cannot be estimated.
         """
+        contrasts = self.contrasts(definition)
+        # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
+        total = sum(contrasts[1:], contrasts[0]) * (1 / len(contrasts))
+        kept = self.analysed
+        total = Contrast(np.ravel(total.effect)[kept], total.variance[kept], dof=total.dof)
+        t, z, effects = np.zeros((3, self.brain.n_units))
+        t[kept], z[kept], effects[kept] = total.stat(), total.z_score(), total.effect_size()
+        df = float(total.dof)
+        return StatMaps(definition, self.brain, kept, t, z, effects, df, self.note)
+
+    def contrasts(self, definition: str) -> list[Contrast]:
+        """Nilearn's contrast of each run, in all units.
+
+        Effect and variance of units that do not vary are 0: they add nothing to a sum.
+        """
         vectors = [contrast_vector(design, definition) for design in self.designs]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            maps = self.model.compute_contrast(vectors, stat_type="t", output_type="all")
-        df = sum(len(d) - np.linalg.matrix_rank(d.to_numpy()) for d in self.designs)
-        return StatMaps(
-            name=definition,
-            t_img=maps["stat"],
-            z_img=maps["z_score"],
-            effect_img=maps["effect_size"],
-            mask_img=self.model.mask_img,
-            brain=self.brain,
-            df=float(df),
-            n_constant=self.n_constant,
-            note=self.note,
-        )
+        return [
+            _contrast((p for p in self.parts if p.run == run), vector, self.brain.n_units)
+            for run, vector in enumerate(vectors)
+        ]
+
+
+def _contrast(parts: Iterable[Part], vector: NDArray[np.float64], n_units: int) -> Contrast:
+    """Contrast of the parts of one run, in all units."""
+    effect, variance = np.zeros((2, n_units))
+    dof = 0.0
+    for part in (part for part in parts if len(part.units)):
+        one = compute_contrast(part.labels, part.results, vector, stat_type="t")
+        effect[part.units], variance[part.units], dof = one.effect, one.variance, one.dof
+    return Contrast(effect, variance, dof=dof)
 
 
 def fit(
@@ -122,7 +172,7 @@ def fit(
     frames: Frames = "trial",
     mapper: Mapper = map,
     quiet: bool = False,
-) -> FittedRuns | FittedSlabs:
+) -> Fit:
     """Fit nilearn's GLM to one or several runs.
 
     Parameters
@@ -134,16 +184,17 @@ def fit(
         generated token with AR(1) prewhitening, as a token-level analysis does it; tokens of one
         prompt are not independent, so its p values are too small.
     mapper : callable, default=map
-        What computes the slabs of a large run; see `llm2nifti.glm.fit_slabs`.
+        Called as ``mapper(fit_slab, slabs)``; yields the results in any order. The ``map`` of an
+        executor computes slabs in other processes, or on machines that see the same files; for a
+        ``.nii.gz``, which is unpacked first, that includes the temporary folder (``TMPDIR``).
     quiet : bool, default=False
-        Show no progress bar for a large run.
+        Show no progress bar.
 
     Returns
     -------
-    FittedRuns or FittedSlabs
-        The same numbers and the same ``contrast``. `FittedRuns` holds nilearn's fitted
-        FirstLevelModel; where a run has more than `LARGE_RUN` values, nilearn's `run_glm` goes over
-        it in slabs, several times faster and in a fraction of the memory.
+    Fit
+        The same numbers as nilearn's FirstLevelModel with no HRF, drift, scaling or smoothing, in
+        a fraction of the memory: nilearn's `run_glm` goes over each run in slabs.
 
     Raises
     ------
@@ -165,6 +216,26 @@ def fit(
     if frames not in ("trial", "token"):
         raise DesignError(f"frames is {frames!r}; use trial or token")
     runs = list(runs) if isinstance(runs, Sequence) else [runs]
+    is_token = frames == "token"
+    _check_runs(runs, is_token=is_token)
+    brain = runs[0].brain
+    imgs = [run.frames_img if is_token else run.img for run in runs]
+    designs = [design_matrix(r.events, n_frames=r.volume_counts if is_token else 1) for r in runs]
+    _check_images(imgs, designs, brain)
+    with plain_files(imgs) as paths, _one_thread():
+        noise_model: NoiseModel = "ar1" if is_token else "ols"
+        slabs = [
+            slab
+            for run, (path, design) in enumerate(zip(paths, designs, strict=True))
+            for slab in cut(brain, path, design, run=run, noise_model=noise_model)
+        ]
+        done, n = mapper(fit_slab, slabs), len(slabs)
+        parts = list(tqdm(done, "glm", n, leave=False, unit="slab", disable=quiet or None))
+    return _checked(Fit(parts, designs, brain, TOKEN_NOTE if is_token else ""))
+
+
+def _check_runs(runs: Sequence[RunLike], *, is_token: bool) -> None:
+    """Raise DesignError unless there are runs of one space, with tokens if these are asked for."""
     if not runs:
         raise DesignError("no run to fit")
     brain = runs[0].brain
@@ -173,44 +244,17 @@ def fit(
         raise DesignError(
             f"runs live in different spaces ({brain.space}, {other.brain.space}); fit them apart"
         )
-    is_token = frames == "token"
     reduced = next((run.frames for run in runs if run.frames in ("trial", "last")), "")
     if is_token and reduced:
         raise DesignError(f"the run has one volume a trial (frames={reduced!r}) and no tokens")
-    imgs = [run.frames_img if is_token else run.img for run in runs]
-    designs = [design_matrix(r.events, n_frames=r.volume_counts if is_token else 1) for r in runs]
-    _check_volumes(imgs, designs)
-    note = TOKEN_NOTE if is_token else ""
-    if brain.n_units * max(map(len, designs)) > LARGE_RUN:
-        return fit_slabs(
-            imgs,
-            designs,
-            brain=brain,
-            noise_model="ar1" if is_token else "ols",
-            note=note,
-            mapper=mapper,
-            quiet=quiet,
-        )
-    constant = constant_units(imgs, brain)
-    check_varying(~constant)
-    model = FirstLevelModel(
-        t_r=runs[0].t_r / (runs[0].n_frames if is_token else 1),
-        hrf_model=None,
-        drift_model=None,
-        signal_scaling=False,
-        smoothing_fwhm=None,
-        noise_model="ar1" if is_token else "ols",
-        mask_img=geometry.to_img(brain, ~constant),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nilearn warns of every argument that design_matrices void
-        model.fit(imgs, design_matrices=designs)
-    return FittedRuns(model, designs, brain, int(constant.sum()), note)
 
 
-def _check_volumes(imgs: Sequence[nib.Nifti1Image], designs: Sequence[pd.DataFrame]) -> None:
-    """Raise DesignError unless every run has a volume a row of its design."""
+def _check_images(
+    imgs: Sequence[nib.Nifti1Image], designs: Sequence[pd.DataFrame], brain: ModelBrain
+) -> None:
+    """Raise unless every image is in the brain's space and has a volume a row of its design."""
     for i, (img, design) in enumerate(zip(imgs, designs, strict=True), start=1):
+        geometry.check_space(brain, img)
         if img.shape[3:] != (len(design),):
             raise DesignError(
                 f"image {i} has shape {img.shape}, its events ask for {len(design)} volumes; "
@@ -218,33 +262,76 @@ def _check_volumes(imgs: Sequence[nib.Nifti1Image], designs: Sequence[pd.DataFra
             )
 
 
-def constant_units(imgs: Sequence[nib.Nifti1Image], brain: ModelBrain) -> NDArray[np.bool_]:
-    """(n_units,) units that never change within some run: their t values would be garbage."""
-    constant = np.zeros(brain.n_units, bool)
-    for img in imgs:
-        values = geometry.from_img(brain, img)
-        constant |= np.ptp(values, axis=0) == 0
-    return constant
+def _checked(fitted: Fit) -> Fit:
+    """The fit; raise DesignError unless some unit varies."""
+    if not fitted.analysed.any():
+        n_units = fitted.brain.n_units
+        raise DesignError(f"all of {n_units} units are constant within a run; record it again")
+    return fitted
+
+
+def fit_slab(slab: Slab) -> Part:
+    """Fit one slab."""
+    values = read_slab(slab.path, slab.voxels)
+    with _one_thread():  # again, because this may be another process than that of `fit`
+        return fit_values(values, slab.design, slab.noise_model, run=slab.run, units=slab.units)
+
+
+def fit_values(
+    values: NDArray,
+    design: NDArray[np.float64],
+    noise_model: NoiseModel = "ols",
+    *,
+    run: int = 0,
+    units: NDArray[np.int64] | None = None,
+) -> Part:
+    """Fit an array by nilearn's `run_glm`.
+
+    Parameters
+    ----------
+    values : (n_volumes, n) array
+        Activations.
+    design : (n_volumes, n_columns) array
+        Design matrix.
+    noise_model : {"ols", "ar1"}
+        See nilearn.
+    run, units
+        See `Part`; by default the first run, and all units.
+
+    Returns
+    -------
+    Part
+    """
+    units = np.arange(values.shape[1]) if units is None else units
+    varies = (values != values[0]).any(axis=0)
+    if not varies.any():
+        return Part(run, units[varies], np.empty(0), {})
+    if not varies.all():
+        values = values[:, varies]
+    labels, results = run_glm(values, design, noise_model=noise_model)
+    kept = {label: SimpleRegressionResults(result) for label, result in results.items()}
+    return Part(run, units[varies], labels, kept)
+
+
+def _one_thread() -> AbstractContextManager:
+    """Linear algebra in one thread: for products of matrices as flat as these, more are slower."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Libraries of this process that have threads; to look for them takes a few milliseconds."""
+    return ThreadpoolController()
 
 
 def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Contrast:
-    """Contrast of one run from its (n_trials, n_units) array, by nilearn's `run_glm`.
+    """Nilearn's contrast of one run from its (n_trials, n_units) array; see `Fit.contrasts`.
 
-    The same numbers as `fit`, without images: for resampling. Contrasts of several runs add up
-    (``a + b``) as nilearn's fixed effects do; ``.stat()`` gives t. A unit that is constant in this
-    run adds nothing to the sum, where `fit` leaves it out of all runs.
+    Contrasts of several runs add up (``a + b``) as nilearn's fixed effects do; ``.stat()`` gives t.
     """
     design = design_matrix(events)
     vector = contrast_vector(design, definition)
-    labels, results = run_glm(without_constants(values), design.to_numpy(), noise_model="ols")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return compute_contrast(labels, results, vector, stat_type="t")
-
-
-def without_constants(values: NDArray) -> NDArray:
-    """Set units that never change to 0: rounding would give them any t, and 0 gives none."""
-    constant = np.ptp(values, axis=0) == 0
-    return np.where(constant, 0, values) if constant.any() else values
+    return _contrast([fit_values(values, design.to_numpy())], vector, values.shape[1])
 
 
 def t_map(contrasts: Sequence[Contrast]) -> NDArray[np.float64]:
@@ -252,37 +339,6 @@ def t_map(contrasts: Sequence[Contrast]) -> NDArray[np.float64]:
     total = sum(contrasts[1:], contrasts[0])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(np.ravel(total.stat()), posinf=0, neginf=0)
-
-
-def delete_block_maps(run: RunLike) -> NDArray[np.float64]:
-    """T maps of a run with one block left out at a time, for the jackknife.
-
-    Every on-block goes with an equal share of the control trials, so that their ratio stays.
-
-    Returns
-    -------
-    (n_on_blocks, n_units) array
-    """
-    values, events = run.values(), run.events
-    return np.stack(
-        [
-            t_map([run_contrast(values[keep], events[keep], f"{run.task} - {CONTROL}")])
-            for keep in delete_block_masks(events)
-        ]
-    )
-
-
-def delete_block_masks(events: pd.DataFrame) -> list[NDArray[np.bool_]]:
-    """Trials to keep when each on-block, with its share of the control, is left out."""
-    is_control = (events["trial_type"] == CONTROL).to_numpy()
-    on_blocks = list(dict.fromkeys(events.loc[~is_control, "block"]))
-    shares = np.array_split(np.flatnonzero(is_control), len(on_blocks))
-    masks = []
-    for block, share in zip(on_blocks, shares, strict=True):
-        keep = ~((events["block"] == block).to_numpy() & ~is_control)
-        keep[share] = False
-        masks.append(keep)
-    return masks
 
 
 def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float = 0.05) -> float:
@@ -306,6 +362,5 @@ def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant units have no p value
         result: Any = stats.ttest_ind(np.concatenate(on), np.concatenate(off), equal_var=False)
-    analysed = geometry.from_img(maps.brain, maps.mask_img) > 0
     differs = (np.nan_to_num(result.pvalue, nan=1.0) < alpha) != (maps.p() < alpha)
-    return float(differs[analysed].mean())
+    return float(differs[maps.analysed].mean())

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from nilearn.glm.contrasts import compute_contrast
-from nilearn.glm.first_level import run_glm
-from nilearn.mass_univariate import permuted_ols
 from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.glm.designs import CONTROL, DesignError, nuisance
-from llm2nifti.glm.fitting import RunLike, without_constants
+from llm2nifti.glm.fitting import RunLike, fit_values
+from llm2nifti.glm.relabelling import Labels, t_of_labels
 
-_BATCH = 20  # relabellings tested together; bounds memory at 20 x units
+_TOKEN_UNITS = 2000  # units that the token-level rate is measured on, evenly spread
+_BATCH = 50  # pseudo-tasks tested together; bounds memory at 50 x units
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,41 +59,6 @@ def check_count(n: int, seed: int = 0) -> None:
         raise DesignError(f"{n} relabellings asked for; use at least 1, better 200")
 
 
-def t_of_labels(
-    values: NDArray, labels: NDArray, confounds: NDArray | None = None
-) -> NDArray[np.float64]:
-    """T of many labellings of the same trials, by nilearn's `permuted_ols`.
-
-    Parameters
-    ----------
-    values : (n_trials, n_units) array
-        Activations.
-    labels : (n_trials, n_labellings) array
-        Regressors, each tested alone.
-    confounds : (n_trials, n_confounds) array, optional
-        Nuisance columns; a constant is always included.
-
-    Returns
-    -------
-    (n_labellings, n_units) array
-        0 for constant units.
-    """
-    has_confounds = confounds is not None and confounds.size
-    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of units that are 0 throughout
-        result = permuted_ols(
-            np.asarray(labels, float),
-            np.asarray(without_constants(values), float),
-            confounding_vars=confounds if has_confounds else None,
-            model_intercept=True,
-            n_perm=0,
-            two_sided_test=True,
-            output_type="dict",
-            verbose=0,
-        )
-    return np.nan_to_num(result["t"], posinf=0, neginf=0)
-
-
 def relabelled(
     runs: Sequence[RunLike], *, n: int = N_RELABELLINGS, seed: int = 0, quiet: bool = False
 ) -> NullRates:
@@ -123,15 +87,13 @@ def relabelled(
     with tqdm(total=n, desc="null: relabelled controls", disable=quiet or None) as bar:
         for run, n_here in zip(runs, shares, strict=True):
             values, events = _controls(run)
-            confounds = nuisance(events).to_numpy()
             n_on = round(len(values) / 2.5)  # 1.5 control trials a task trial, as designs allow
             base = np.arange(len(values)) < n_on
-            labels = np.stack([rng.permutation(base) for _ in range(n_here)] or [base], axis=1)
-            df = _residual_df(len(values), confounds)
-            for start in range(0, n_here, _BATCH):
-                t = t_of_labels(values, labels[:, start : min(start + _BATCH, n_here)], confounds)
-                rates += [_rates(row, df) for row in t]
-                bar.update(len(t))
+            is_on = np.stack([rng.permutation(base) for _ in range(n_here)] or [base])
+            labels = Labels(is_on, nuisance(events).to_numpy()).testable()
+            t = t_of_labels(values, [labels])[:n_here]
+            rates += [_rates(row, labels.df) for row in t]
+            bar.update(n_here)
     return _collect("control trials relabelled within runs", rates)
 
 
@@ -176,28 +138,35 @@ def pseudo_tasks(
     values = np.concatenate([v for v, _ in pooled])
     _, topics = np.unique(events["topic"].to_numpy(object), return_inverse=True)
     rng = np.random.default_rng(seed)
-    rates = []
-    for _ in tqdm(range(n), desc="null: pseudo-tasks", disable=quiet or None):
+    labels = []
+    for _ in range(n):
         on, off = _draw_topics(topics, n_on, n_off, rng)
         rows = np.r_[on, off]
-        confounds = nuisance(events.iloc[rows]).to_numpy()
-        labels = (np.arange(len(rows)) < len(on))[:, None]
-        t = t_of_labels(values[rows], labels, confounds)
-        rates.append(_rates(t[0], _residual_df(len(rows), confounds)))
+        is_on = np.arange(len(rows)) < len(on)
+        labels.append(Labels(is_on[None], nuisance(events.iloc[rows]).to_numpy(), rows).testable())
+    labels = [one for one in labels if len(one.is_on)]
+    rates = []
+    with tqdm(total=len(labels), desc="null: pseudo-tasks", disable=quiet or None) as bar:
+        for start in range(0, len(labels), _BATCH):
+            some = labels[start : start + _BATCH]
+            t = t_of_labels(values, some)
+            rates += [_rates(row, one.df) for row, one in zip(t, some, strict=True)]
+            bar.update(len(some))
     return _collect("whole control topics as pseudo-tasks", rates)
 
 
 def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     """Relabel control trials of one run and test its tokens with AR(1) prewhitening.
 
-    Shows how far token-level p values are from nominal.
+    Shows how far token-level p values are from nominal. Prewhitening takes long, so the rates are
+    those of `_TOKEN_UNITS` units, evenly spread over the brain.
 
     Parameters
     ----------
     run : Run
         Its token-level volumes are read.
     n : int, default=5
-        Relabellings; each takes seconds.
+        Relabellings.
     seed : int, default=0
         Seed of the relabellings.
     """
@@ -206,31 +175,20 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     if run.frames in ("trial", "last"):
         raise DesignError(f"the run has one volume a trial (frames={run.frames!r}) and no tokens")
     counts = run.volume_counts
-    values = without_constants(run.frame_values()[np.repeat(is_control, counts)])
+    n_units = run.brain.n_units
+    units = np.linspace(0, n_units - 1, min(n_units, _TOKEN_UNITS)).astype(int)
+    values = run.frame_values()[:, units][np.repeat(is_control, counts)]
     confounds = nuisance(run.events[is_control]).to_numpy()
-    _residual_df(is_control.sum(), confounds)
     base = np.arange(is_control.sum()) < round(is_control.sum() / 2.5)
+    Labels(base[None], confounds).check()
     rates = []
     for _ in range(n):
         X = np.column_stack([rng.permutation(base), confounds, np.ones(len(base))])
         X = np.repeat(X, counts[is_control], axis=0).astype(float)
-        labels, results = run_glm(values, X, noise_model="ar1")
-        contrast = compute_contrast(labels, results, np.eye(X.shape[1])[0], stat_type="t")
+        part = fit_values(values, X, "ar1")
+        contrast = compute_contrast(part.labels, part.results, np.eye(X.shape[1])[0], stat_type="t")
         rates.append(_rates(np.nan_to_num(np.ravel(contrast.stat())), len(X) - X.shape[1]))
     return _collect("control tokens relabelled by prompt, AR(1)", rates)
-
-
-def shuffled_maps(run: RunLike, *, n: int, seed: int = 0) -> NDArray[np.float64]:
-    """T maps of a run with its trial types shuffled.
-
-    Returns
-    -------
-    (n, n_units) array
-    """
-    rng = np.random.default_rng([seed, *run.task.encode()])
-    is_on = (run.events["trial_type"] != CONTROL).to_numpy()
-    labels = np.stack([rng.permutation(is_on) for _ in range(n)], axis=1)
-    return t_of_labels(run.values(), labels, nuisance(run.events).to_numpy())
 
 
 def _controls(run: RunLike) -> tuple[NDArray, pd.DataFrame]:
@@ -239,17 +197,6 @@ def _controls(run: RunLike) -> tuple[NDArray, pd.DataFrame]:
     if keep.sum() < 4:
         raise DesignError(f"run of task {run.task!r} has {keep.sum()} control trials, needs 4")
     return run.values()[keep], run.events[keep].reset_index(drop=True)
-
-
-def _residual_df(n_trials: int, confounds: NDArray) -> int:
-    """Residual degrees of freedom of one label, a constant and the confounds."""
-    df = n_trials - 2 - confounds.shape[1]
-    if df < 1:
-        raise DesignError(
-            f"{n_trials} trials are too few for {confounds.shape[1]} question-frame columns; scan "
-            "more trials_per_block"
-        )
-    return df
 
 
 def _draw_topics(
@@ -274,12 +221,18 @@ def _draw_topics(
 
 def _rates(t: NDArray, df: float) -> tuple[float, float, bool]:
     """Shares of units below .05 and .001, and whether any passes FDR, of the units that vary."""
-    p = 2 * stats.t.sf(np.abs(t[t != 0]), df)
-    any_fdr = bool((stats.false_discovery_control(p) < 0.05).any()) if len(p) else False
-    return float((p < 0.05).mean()), float((p < 0.001).mean()), any_fdr
+    sizes, n_varying = np.abs(t), int((t != 0).sum())
+    if not n_varying:
+        return float("nan"), float("nan"), False
+    p = 2 * stats.t.sf(np.sort(sizes[sizes > stats.t.isf(0.025, df)])[::-1], df)
+    # Benjamini and Hochberg's: no larger p can pass.
+    any_fdr = bool((p * n_varying < 0.05 * np.arange(1, len(p) + 1)).any())
+    return len(p) / n_varying, float((p < 0.001).sum() / n_varying), any_fdr
 
 
 def _collect(name: str, rates: list[tuple[float, float, bool]]) -> NullRates:
-    """NullRates from one tuple a relabelling."""
+    """NullRates from one tuple a relabelling that could be tested."""
+    if not rates:
+        raise DesignError("no labels can be told from question frames; scan more trials_per_block")
     below_05, below_001, any_fdr = (np.array(column) for column in zip(*rates, strict=True))
     return NullRates(name, below_05, below_001, any_fdr)

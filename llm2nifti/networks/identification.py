@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from llm2nifti.networks.similarity import standardised
 
+_TOGETHER = 4096  # units
 SHRINKAGE = 0.5  # on the development split .2, .5 and .9 name trials equally well
 
 
@@ -140,16 +141,15 @@ def name_trials(
     tasks = list(dict.fromkeys(t.task for t in trials))
     truth, named, fold = [], [], []
     for run in sorted(templates):
-        noise = _Noise([t for t in trials if t.run != run])
+        training = [t for t in trials if t.run != run]
+        if not training:
+            raise IdentificationError("identification needs at least 2 runs of each task")
+        held_out = [t for t in trials if t.run == run]
         pattern = np.stack([templates[run][task] for task in tasks])
-        pattern = _standardised(noise.whiten(pattern))
-        for held_out in (t for t in trials if t.run == run):
-            rows = held_out.is_task
-            deviations = noise.deviations(held_out.values[rows], held_out.frames[rows])
-            best = (_standardised(deviations) @ pattern.T).argmax(axis=1)
-            named += best.tolist()
-            truth += [tasks.index(held_out.task)] * len(best)
-            fold += [run] * len(best)
+        best = match(training, held_out, pattern).argmax(axis=1)
+        named += best.tolist()
+        truth += [tasks.index(t.task) for t in held_out for _ in range(t.is_task.sum())]
+        fold += [run] * len(best)
     return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
 
 
@@ -202,50 +202,84 @@ def name_prompts(trials: Sequence[TrialSet]) -> Identification:
     return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
 
 
-class _Noise:
-    """What control trials of the training runs look like: mean, scale and covariance."""
+def match(
+    training: Sequence[TrialSet], held_out: Sequence[TrialSet], patterns: NDArray
+) -> NDArray[np.float64]:
+    """Correlate whitened deviations of held-out task trials with whitened patterns.
 
-    def __init__(self, training: Sequence[TrialSet]) -> None:
-        if not training:
-            raise IdentificationError("identification needs at least 2 runs of each task")
-        values = np.concatenate([t.values[~t.is_task] for t in training]).astype(np.float64)
-        frames = np.concatenate([t.frames[~t.is_task] for t in training])
-        self.overall = values.mean(axis=0)
-        self.by_frame = {f: values[frames == f].mean(axis=0) for f in np.unique(frames) if f}
-        residuals = values - self._means(frames)
-        scale = residuals.std(axis=0)
-        self.scale = np.where(scale > 0, scale, np.inf)
-        # The covariance has as many directions as trials, far fewer than units: only these are
-        # rescaled, all others keep the variance that shrinkage gives them.
-        squares, self.directions = _directions(residuals / self.scale)
-        variance = (1 - SHRINKAGE) * squares / len(residuals) + SHRINKAGE
-        self.gains = 1 / np.sqrt(variance) - 1 / np.sqrt(SHRINKAGE)
+    Parameters
+    ----------
+    training, held_out : sequence of TrialSet
+        Runs whose controls give mean and noise, and runs whose task trials are matched.
+    patterns : (n_patterns, n_units) array
+        Effects.
 
-    def _means(self, frames: NDArray) -> NDArray[np.float64]:
-        """Mean control of each trial's question frame."""
-        return np.stack([self.by_frame.get(f, self.overall) for f in frames])
+    Returns
+    -------
+    (n_trials, n_patterns) array
+        Pearson correlations; see `name_trials`.
 
-    def deviations(self, values: NDArray, frames: NDArray) -> NDArray[np.float64]:
-        """(n_trials, n_units) whitened deviations from controls of the same question frame."""
-        return self.whiten(values - self._means(frames))
-
-    def whiten(self, rows: NDArray) -> NDArray[np.float64]:
-        """Rows in SDs, times the inverse square root of the shrunk correlation matrix."""
-        rows = rows / self.scale
-        along = (rows @ self.directions.T) * self.gains
-        return rows / np.sqrt(SHRINKAGE) + along @ self.directions
-
-
-def _directions(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Squared singular values that are not 0, and right singular vectors, of a flat matrix.
-
-    From the smaller of the two Gram matrices: an order of magnitude faster than an SVD.
+    Notes
+    -----
+    Whitening rescales only the directions that the training controls vary in, far fewer than units,
+    so the products of all rows with each other are enough: no whitened row is ever made.
     """
-    is_flat = len(rows) < rows.shape[1]
-    squares, vectors = np.linalg.eigh(rows @ rows.T if is_flat else rows.T @ rows)
+    controls = np.concatenate([t.values[~t.is_task] for t in training])
+    trials = np.concatenate([t.values[t.is_task] for t in held_out])
+    of_control, of_trial = (
+        _frame_weights(
+            np.concatenate([t.frames[~t.is_task] for t in training]),
+            np.concatenate([t.frames[t.is_task == is_task] for t in some]),
+        )
+        for some, is_task in ((training, False), (held_out, True))
+    )
+    n, n_units = len(controls), controls.shape[1]
+    n_rows = n + len(trials) + len(patterns)
+    products, sums = np.zeros((n_rows, n_rows)), np.zeros(n_rows)
+    for start in range(0, n_units, _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        shown = controls[:, part].astype(np.float64)
+        residuals = shown - of_control @ shown
+        scale = residuals.std(axis=0)
+        deviations = trials[:, part] - of_trial @ shown
+        rows = np.concatenate([residuals, deviations, patterns[:, part]])
+        rows /= np.where(scale > 0, scale, np.inf)
+        products += rows @ rows.T
+        sums += rows.sum(axis=1)
+    return _whitened_correlations(products, sums, n, n_units)[: len(trials), len(trials) :]
+
+
+def _frame_weights(known: NDArray, frames: NDArray) -> NDArray[np.float64]:
+    """(n_frames, n_known) weights that give the mean of the controls of each question frame.
+
+    A frame that no control has, or none at all, gets the mean of all controls.
+    """
+    same = (frames[:, None] == known) & (frames != "")[:, None]
+    same[~same.any(axis=1)] = True
+    return same / same.sum(axis=1, keepdims=True)
+
+
+def _whitened_correlations(
+    products: NDArray[np.float64], sums: NDArray[np.float64], n: int, n_units: int
+) -> NDArray[np.float64]:
+    """Correlations of rows after whitening by the first `n` rows, from products of all rows.
+
+    A row in SDs is multiplied by the inverse square root of the correlation matrix of the first
+    `n`, shrunk to its diagonal: the variance of the directions that they span is what shrinkage
+    leaves of it, and `SHRINKAGE` in all others.
+    """
+    squares, vectors = np.linalg.eigh(products[:n, :n])
     kept = squares > 1e-12 * squares[-1]
-    squares, vectors = squares[kept], vectors[:, kept]
-    return squares, (vectors / np.sqrt(squares)).T @ rows if is_flat else vectors.T
+    directions = vectors[:, kept] / np.sqrt(squares[kept])
+    gains = 1 / np.sqrt((1 - SHRINKAGE) * squares[kept] / n + SHRINKAGE) - 1 / np.sqrt(SHRINKAGE)
+    along = products[n:, :n] @ directions
+    white = products[n:, n:] / SHRINKAGE
+    white += (along * (gains**2 + 2 * gains / np.sqrt(SHRINKAGE))) @ along.T
+    totals = sums[n:] / np.sqrt(SHRINKAGE) + (along * gains) @ (directions.T @ sums[:n])
+    covariance = white - np.outer(totals, totals) / n_units
+    norms = np.sqrt(np.maximum(np.diag(covariance), 0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(covariance / np.outer(norms, norms), posinf=0, neginf=0)
 
 
 def _standardised(rows: NDArray) -> NDArray[np.float64]:

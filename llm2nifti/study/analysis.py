@@ -80,14 +80,17 @@ def analyse_maps(
     with tqdm(total=n_fits, desc="glm", unit="fit", disable=quiet or None) as bar:
         for task, task_runs in tasks.items():
             bar.set_description(f"glm {task}")
-            single = [_fit(task, [run], threshold, how) for run in task_runs]
-            for run, (maps, network) in zip(task_runs, single, strict=True):
+            fitted = glm.fit(task_runs, **how)
+            single = []
+            for i, run in enumerate(task_runs):
+                maps, network = _contrast(fitted.of_run(i), [run], threshold)
+                single.append(maps)
                 _write_maps(run, maps, network, only_run=True, desc=desc)
                 bar.update()
-            maps, network = _fit(task, task_runs, threshold, how)
+            maps, network = _contrast(fitted, task_runs, threshold)
             _write_maps(task_runs[0], maps, network, only_run=False, desc=desc)
             bar.update()
-            numbers = _task_numbers(task_runs, maps, network, [s for s, _ in single])
+            numbers = _task_numbers(task_runs, maps, network, single)
             out[task] = {**numbers, "network": desc}
     return out
 
@@ -102,14 +105,14 @@ def _desc_of(threshold: dict[str, Any], frames: glm.Frames) -> str:
     return bids.label(f"{desc}{control}{level}{'' if threshold['two_sided'] else 'onesided'}")
 
 
-def _fit(
-    task: str, runs: list[Run], threshold: dict[str, Any], how: dict[str, Any]
+def _contrast(
+    fitted: glm.Fit, runs: Sequence[Run], threshold: dict[str, Any]
 ) -> tuple[glm.StatMaps, networks.Network]:
     """Contrast of a task against its controls, and its network."""
-    maps = glm.fit(runs, **how).contrast(f"{task} - {glm.CONTROL}")
+    maps = fitted.contrast(f"{runs[0].task} - {glm.CONTROL}")
     if threshold["height_control"] != "permutation":
         return maps, networks.threshold(maps, **threshold)
-    if how["frames"] == "token":
+    if maps.note:
         raise glm.DesignError("permutation tests prompts, not tokens: use frames='trial'")
     events = pd.concat([run.events for run in runs], ignore_index=True)
     # Trials of different runs may differ in their mean, which permutation does not know.
@@ -233,7 +236,7 @@ def _intervals(runs: Sequence[Run], maps: Maps, *, quiet: bool) -> dict[str, Any
     """Jackknife intervals of the similarity figures, or why there are none."""
     try:
         without = {
-            (run.task, run.run): glm.delete_block_maps(run)
+            (run.task, run.run): glm.t_of_labels(run.values(), glm.without_blocks(run.events))
             for run in tqdm(runs, desc="jackknife maps", disable=quiet or None)
         }
         r = networks.jackknife(maps, without)
@@ -267,7 +270,7 @@ def _none_for_nan(values: NDArray) -> list[list[float | None]]:
 def _shuffled(runs: Sequence[Run], *, quiet: bool) -> dict[str, float]:
     """Same-task r when trial types are shuffled within runs."""
     shuffles = {
-        (run.task, run.run): glm.shuffled_maps(run, n=N_SHUFFLES, seed=run.run)
+        (run.task, run.run): _shuffled_maps(run)
         for run in tqdm(runs, desc="shuffled maps", disable=quiet or None)
     }
     values = [
@@ -275,6 +278,11 @@ def _shuffled(runs: Sequence[Run], *, quiet: bool) -> dict[str, float]:
         for i in range(N_SHUFFLES)
     ]
     return {"mean": float(np.mean(values)), "largest": float(np.max(values))}
+
+
+def _shuffled_maps(run: Run) -> NDArray[np.float64]:
+    """(N_SHUFFLES, n_units) t maps of shuffled labels."""
+    return glm.t_of_labels(run.values(), [glm.shuffled(run, n=N_SHUFFLES, seed=run.run)])
 
 
 def _closest_pairs(similarity: dict[str, Any]) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def gather(
         values, key = run.values(), (run.task, run.run)
         contrasts[key] = glm.run_contrast(values, run.events, f"{run.task} - {glm.CONTROL}")
         if n_shuffles:
-            maps = glm.shuffled_maps(run, n=n_shuffles, seed=run.run)
+            maps = glm.t_of_labels(values, [glm.shuffled(run, n=n_shuffles, seed=run.run)])
             shuffled[key] = maps.astype(np.float32)
         rows = values[(run.events["trial_type"] == glm.CONTROL).to_numpy()].astype(np.float64)
         sums = (np.full(brain.n_units, len(rows)), rows.sum(axis=0), (rows**2).sum(axis=0))
