@@ -34,7 +34,7 @@ from timing import (
 
 from llm2nifti import geometry, models, stimuli
 from llm2nifti.monitor import NetworkMonitor
-from llm2nifti.networks import SHARE, Baseline, Thresholds, strongest
+from llm2nifti.networks import SHARE, Baseline, Rule, Thresholds, ranked
 
 TIME_OF_BARE = 1.03
 N_CALLS = 200  # passes in which the monitor's own calls are timed
@@ -45,7 +45,7 @@ def make_monitor(model):
     brain = geometry.layout(model.sites("attn,mlp"))
     rng = np.random.default_rng(0)
     some = [
-        strongest(task, brain, rng.normal(size=brain.n_units), share=SHARE)
+        ranked(task, brain, rng.normal(size=brain.n_units), Rule("top", share=SHARE))
         for task in stimuli.TASKS
     ]
     never = np.full((1, len(some)), np.inf)

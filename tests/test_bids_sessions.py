@@ -51,8 +51,8 @@ def test_runs_are_listed_and_read_by_session(dataset):
     expected = make_recording("archeology", 2, seed=13).trial_means()
     np.testing.assert_array_equal(run.values(), expected)
     assert repr(run) == "Run: sub-tinyModel1 ses-seed1, task archeology, run 2, 40 trials"
-    assert len(bids.read_all(dataset, subject="tinyModel1", session="seed0")) == 4
-    assert len(bids.read_all(dataset, subject="other")) == 4
+    assert len(bids.session(dataset, subject="tinyModel1", session="seed0")) == 4
+    assert len(bids.session(dataset, subject="other")) == 4
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_is_not_there_is_named(dataset, subject, session, message):
     with pytest.raises(bids.NoSuchRunError, match=message):
         bids.read(dataset, task="pathology", subject=subject, session=session)
     with pytest.raises(bids.NoSuchRunError, match=message):
-        bids.read_all(dataset, subject=subject, session=session)
+        bids.session(dataset, subject=subject, session=session)
 
 
 def test_the_only_session_need_not_be_named(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from campaign import counted
 
-from llm2nifti.study import locked
+from llm2nifti.bids import locked
 
 CAMPAIGN = Path(__file__).parent / "campaign"
 # Sends itself a signal once a module is imported for the first time.

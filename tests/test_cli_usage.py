@@ -148,7 +148,7 @@ def test_python_callers_get_a_value_error_in_pythons_words(tmp_path):
     before = contents(tmp_path)
     for wrong in ({"n": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match=r"at least 1|0 or more"):
-            study.analyse_null(bids.read_all(tmp_path), **wrong)
+            study.analyse_null(bids.session(tmp_path), **wrong)
     assert_same(tmp_path, before)
 
 

@@ -27,7 +27,7 @@ def test_both_datasets_are_valid(real_dataset, validate):
 
 def test_every_task_has_its_runs_and_no_prompt_appears_twice(real_dataset):
     root, _ = real_dataset
-    runs = bids.read_all(root)
+    runs = bids.session(root)
     assert {run.task for run in runs} == set(stimuli.TASKS)
     prompts = [prompt for run in runs for prompt in run.events["prompt"]]
     assert len(set(prompts)) == len(prompts)
@@ -37,7 +37,7 @@ def test_every_task_has_its_runs_and_no_prompt_appears_twice(real_dataset):
 def test_bundled_evaluation_split_is_what_is_shown(real_dataset):
     root, _ = real_dataset
     table = stimuli.load(split=None).set_index("stim_id")
-    shown = [stim_id for run in bids.read_all(root) for stim_id in run.events["stim_id"]]
+    shown = [stim_id for run in bids.session(root) for stim_id in run.events["stim_id"]]
     assert set(table.loc[shown, "split"]) == {"evaluation"}
 
 
@@ -60,7 +60,7 @@ def test_recorded_parts_add_up_to_the_stream(real_dataset):
 def test_networks_in_the_summary_are_those_on_disk(real_dataset):
     root, _ = real_dataset
     summary = study.read_summary(root)
-    for run in [r for r in bids.read_all(root) if r.run == 1]:
+    for run in [r for r in bids.session(root) if r.run == 1]:
         mask = nib.load(run.paths.network())
         assert (geometry.from_img(run.brain, mask) > 0).sum() == summary["tasks"][run.task][
             "n_active"
@@ -85,7 +85,7 @@ def test_plain_nilearn_gives_the_maps_of_one_run(real_dataset):
         noise_model="ols",
     )
     assert isinstance(model, FirstLevelModel)
-    assert len(imgs) == len({r.run for r in bids.read_all(root)})
+    assert len(imgs) == len({r.run for r in bids.session(root)})
     events = [
         e.loc[e["trial_type"] != "control", ["onset", "duration", "trial_type"]] for e in events
     ]

@@ -66,11 +66,17 @@ def first_level_maps(runs, frames="trial", definition=CONTRAST):
         model.fit(imgs, design_matrices=designs)
         vectors = [glm.contrast_vector(design, definition) for design in designs]
         maps = model.compute_contrast(vectors, stat_type="t", output_type="all")
-    names = ("stat", "z_score", "effect_size")
-    t, z, effects = (geometry.from_img(brain, maps[name]) for name in names)
-    df = sum(len(d) - np.linalg.matrix_rank(d.to_numpy()) for d in designs)
-    note = glm.fitting.TOKEN_NOTE if is_token else ""
-    return glm.StatMaps(definition, brain, varies, t, z, effects, float(df), note)
+    return SimpleNamespace(
+        name=definition,
+        t_img=maps["stat"],
+        z_img=maps["z_score"],
+        effect_img=maps["effect_size"],
+        mask_img=model.mask_img,
+        df=sum(len(d) - np.linalg.matrix_rank(d.to_numpy()) for d in designs),
+        n_constant=(~varies).sum(),
+        note=glm.fitting.TOKEN_NOTE if is_token else "",
+        t=lambda: geometry.from_img(brain, maps["stat"]),
+    )
 
 
 def some_run(root: Path, number: int = 1, *, n_frames: int = 2, compress: bool = False):

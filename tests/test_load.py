@@ -37,7 +37,7 @@ def make_runs(root: Path, n_tasks: int) -> list[bids.Run]:
         parts = {"responses": random.responses[:n], "rendered": random.rendered[:n]}
         tokens = random.tokens[:n].assign(trial=range(n))
         bids.write(replace(random, paradigm=design, values=values, tokens=tokens, **parts), root)
-    return bids.read_all(root)
+    return bids.session(root)
 
 
 def test_the_work_of_an_analysis_grows_with_the_number_of_tasks_and_not_faster(tmp_path):

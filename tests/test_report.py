@@ -250,7 +250,7 @@ def test_threshold_of_the_map_is_read_from_the_network(dataset: Path):
 
 
 def test_images_newer_than_the_summary_are_said_to_be(changeable: Path):
-    run = bids.read_all(changeable)[0]
+    run = bids.session(changeable)[0]
     values = np.zeros(run.brain.n_units, np.uint8)
     values[:3] = 1
     path = run.paths.network()

@@ -113,7 +113,7 @@ def test_overwrite_starts_anew(tiny_folders, tmp_path):
 def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from llm2nifti.study import locked\n"
+        "from llm2nifti.bids import locked\n"
         f"with locked(Path({str(tmp_path / 'ds')!r})):\n"
         "    print('locked', flush=True); time.sleep(60)"
     )
@@ -184,7 +184,7 @@ def test_maps_on_disk_equal_a_fit_of_the_dataset(uninterrupted):
     import nibabel as nib
 
     root, *_ = uninterrupted
-    runs = [run for run in bids.read_all(root) if run.task == "pathology"]
+    runs = [run for run in bids.session(root) if run.task == "pathology"]
     expected = glm.fit(runs).contrast("pathology - control")
     path = runs[0].paths.stat_map("t")
     np.testing.assert_allclose(
@@ -267,7 +267,7 @@ def test_comparisons_of_an_unfinished_dataset_are_refused(tmp_path):
     root = make_dataset(tmp_path / "ds")
     next(root.rglob("*task-pathology_run-2_*desc-trial_bold.json")).unlink()
     with pytest.raises(ValueError, match="same 2 or more runs of every task"):
-        study.analyse_similarity(bids.read_all(root), quiet=True)
+        study.analyse_similarity(bids.session(root), quiet=True)
 
 
 def test_no_relabelling_is_refused_before_the_scan(tiny_folders, tmp_path):

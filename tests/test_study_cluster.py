@@ -226,7 +226,7 @@ def test_without_distributed_the_extra_is_named(monkeypatch, tiny_folders, tmp_p
 
 def test_slabs_of_large_runs_are_fitted_by_the_workers(two_workers, tmp_path):
     root = make_dataset(tmp_path / "ds")
-    runs = bids.read_all(root)
+    runs = bids.session(root)
     whole = study.analyse_maps(runs, quiet=True)
     running, client = two_workers
     with study.mapped(running.scheduler_address) as mapper:

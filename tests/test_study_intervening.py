@@ -47,14 +47,14 @@ def content(root, folder):
 
 def by_hand(root, folder, content):
     """Change of pathology's text in run 1, from weights and transformers' loss alone."""
-    runs = [run for run in bids.read_all(root) if run.task == "pathology"]
+    runs = bids.session(root).of("pathology")
     contrast = glm.run_contrast(runs[1].values(), runs[1].events, "pathology - control")
     t = np.abs(np.nan_to_num(np.ravel(contrast.stat())))
     brain = runs[0].brain
     added = np.concatenate([np.full(s.n_units, s.name in ("attn", "mlp")) for s in brain.sites])
     k = round(0.01 * added.sum())
     chosen = np.argsort(-np.where(added, t, -1), kind="stable")[:k]
-    others = [run for run in bids.read_all(root) if run.run == 2]
+    others = [run for run in bids.session(root) if run.run == 2]
     control = np.concatenate(
         [r.values()[(r.events["trial_type"] == "control").to_numpy()] for r in others]
     ).mean(axis=0)
@@ -115,7 +115,7 @@ def test_the_result_has_every_cell_with_its_controls(root, content):
 
 def test_lesion_mass_is_what_was_asked_for(root, folder):
     model = models.load(folder)
-    runs = bids.read_all(root)
+    runs = bids.session(root)
     bench = Bench(model, runs, SIZES)
     condition = Condition(("attn", "mlp"), "mean", 0.05)
     made = {k: bench.network(condition, "pathology", 1, k) for k in ("lesion", "bottom", "random0")}
@@ -155,7 +155,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(root, folder, content, monkey
 
 
 def test_a_mask_drawn_by_hand_is_lesioned(root, folder, tmp_path, capsys):
-    brain = bids.read_all(root)[0].brain
+    brain = bids.session(root)[0].brain
     units = np.zeros(brain.n_units, np.float32)
     units[brain.slice_of(next(s for s in brain.sites if s.name == "mlp"))][:5] = 1
     nib.save(geometry.to_img(brain, units), tmp_path / "drawn.nii.gz")
@@ -200,7 +200,7 @@ def test_bad_requests_are_one_line(root, folder, capsys, options, message):
 
 
 def test_the_model_has_to_be_the_one_that_was_scanned(root, tiny_folders):
-    run = bids.read_all(root)[0]
+    run = bids.session(root)[0]
     with pytest.raises(StudyError, match="other weights"):
         reload(run, name=str(tiny_folders["mistral"]))
     with pytest.raises(ModelError, match="say where it is with model="):
@@ -238,10 +238,10 @@ def test_the_report_tells_of_the_lesions(root, content):
 
 
 def test_steering_adds_the_effect_of_the_other_runs(root, folder):
-    bench = Bench(models.load(folder), bids.read_all(root), SIZES)
+    bench = Bench(models.load(folder), bids.session(root), SIZES)
     condition = Condition(("attn", "mlp"), "steer", 0.05, 2.0)
     found = bench.change(condition, "pathology", 1, "lesion")["pathology"]
-    run = next(r for r in bench.runs if (r.task, r.run) == ("pathology", 2))
+    run = next(r for r in bench.session if (r.task, r.run) == ("pathology", 2))
     contrast = glm.run_contrast(run.values(), run.events, "pathology - control")
     effect = np.ravel(contrast.effect_size())
     units = bench.network(condition, "pathology", 1, "lesion").units
@@ -268,7 +268,7 @@ def test_steering_adds_the_effect_of_the_other_runs(root, folder):
 
 
 def test_random_steering_adds_the_same_values_elsewhere(root, folder):
-    bench = Bench(models.load(folder), bids.read_all(root), SIZES)
+    bench = Bench(models.load(folder), bids.session(root), SIZES)
     condition = Condition(("attn", "mlp"), "steer", 0.05)
     own, other = (
         bench._effect(condition, "pathology", 1, bench.network(condition, "pathology", 1, k), k)
@@ -302,7 +302,7 @@ def test_the_dataset_stays_valid(root, content, validate):
 
 
 def test_fewer_prompts_than_tasks_are_enough(root, folder):
-    bench = Bench(models.load(folder), bids.read_all(root), Sizes(n_random=1, n_prompts=1))
+    bench = Bench(models.load(folder), bids.session(root), Sizes(n_random=1, n_prompts=1))
     counts = {task: len(texts) for task, texts in bench.texts[1].items()}
     assert counts == {"archeology": 1, "pathology": 1, "control": 1}
     condition = Condition(("mlp",), "zero", 0.05)
@@ -320,7 +320,7 @@ def test_steering_and_lesions_and_masks_are_kept_apart(root, folder, tmp_path):
     assert again["effects"] == lesion["effects"]
     with pytest.raises(StudyError, match="measured apart"):
         intervene(whole, [*steering, Condition(("mlp",))], **sizes)
-    brain = bids.read_all(whole)[0].brain
+    brain = bids.session(whole)[0].brain
     mask = geometry.to_img(brain, (np.arange(brain.n_units) % 50 == 0).astype(np.uint8))
     for folder_name in ("a", "b"):
         (tmp_path / folder_name).mkdir()
@@ -341,7 +341,7 @@ def test_evaluations_of_other_texts_are_not_taken_for_these(root, folder, tmp_pa
     how = {"sizes": Sizes(n_random=1, n_prompts=2), "model_name": folder, "quiet": True}
     condition = [Condition(("mlp",))]
     intervene(whole, condition, untrained=False, overwrite=True, **how)
-    events = bids.read_all(whole)[0].paths.raw("events.tsv")
+    events = bids.session(whole)[0].paths.raw("events.tsv")
     shown = events.read_text("utf-8")
     events.write_text(shown.replace("What", "Which", 1), "utf-8")
     repairing.accept(whole)
@@ -358,13 +358,13 @@ def test_a_model_that_read_has_its_prompts_judged(tiny_folders, tmp_path):
     for kind in ("llama", "t5"):
         model = ["--model", str(tiny_folders[kind])]
         assert cli.main(["scan", str(tmp_path / kind), *model, *what, *how]) == 0
-    runs = bids.read_all(tmp_path / "llama")
+    runs = bids.session(tmp_path / "llama")
     texts = Bench(models.load(str(tiny_folders["llama"])), runs, SIZES).texts[1]["pathology"]
     shown = runs[0].events.query("trial_type == 'pathology'")["prompt"].tolist()
     tokenizer = models.load(str(tiny_folders["llama"])).tokenizer
     assert all(tokenizer.decode(text.ids).strip() in shown for text in texts)
     with pytest.raises(StudyError, match="only read"):
-        Bench(models.load(str(tiny_folders["t5"])), bids.read_all(tmp_path / "t5"), SIZES)
+        Bench(models.load(str(tiny_folders["t5"])), bids.session(tmp_path / "t5"), SIZES)
 
 
 def test_steered_answers_take_one_share_and_the_whole_prompt(root, folder, capsys):

@@ -58,7 +58,7 @@ def test_scores_are_those_of_the_prompts_that_were_scanned(ask, dataset):
     run = bids.read(dataset, task="pathology", run=1)
     prompts = list(run.events["prompt"][:3])
     _, lines, _ = ask("--n-tokens", "3", text="\n".join(prompts))
-    evidence = readouts.gather(bids.read_all(dataset), quiet=True)
+    evidence = readouts.gather(bids.session(dataset), quiet=True)
     readout = evidence.readout(evidence.numbers)
     frames = run.frame_values().reshape(len(run.events), 3, -1)[:3]
     expected = running_means(readout.scores(frames))[:, -1]

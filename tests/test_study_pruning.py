@@ -40,7 +40,7 @@ def loaded(scanned):
 
 @pytest.fixture(scope="module")
 def runs(scanned):
-    return bids.read_all(scanned[0])
+    return bids.session(scanned[0])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_networks_are_judged_on_runs_that_did_not_make_them(loaded, runs):
     choice = Choice(task="pathology", share=0.2, n_random=1)
     bench = bench_of(loaded, runs)
     for number in (1, 2):
-        others = [run for run in runs if run.run != number]
+        others = runs.without(number)
         removed = dict(pruning.variants(bench, number, choice, []))
         made = pruning.network_of(others, choice)
         assert removed["before"] is None
@@ -93,7 +93,7 @@ def test_perplexities_are_those_of_the_lesioned_model(scanned, runs, loaded, sma
     choice = Choice(task="pathology", share=0.2)
     before, after = [], []
     for number in (1, 2):
-        removed = pruning.network_of([run for run in runs if run.run != number], choice)
+        removed = pruning.network_of(runs.without(number), choice)
         module = transformers.AutoModelForCausalLM.from_pretrained(scanned[1])
         lesioned = transformers.AutoModelForCausalLM.from_pretrained(scanned[1])
         for site in removed.brain.sites:
@@ -237,7 +237,7 @@ def test_an_ordinary_dataset_says_what_to_scan(tiny_folders, tmp_path, capsys):
     base = ["prune", str(tmp_path / "ds"), "--model", model, "--network", "pathology"]
     assert cli.main([*base, "--out", str(tmp_path / "x")]) == 2
     assert "llm2nifti run ds-units --sites heads,mlp_hidden" in capsys.readouterr().err
-    assert surgery.owning_sites(bids.read_all(tmp_path / "ds")[0].brain) == ()
+    assert surgery.owning_sites(bids.session(tmp_path / "ds")[0].brain) == ()
 
 
 def test_what_lies_beyond_random_sets_knows_how_far_these_scatter():

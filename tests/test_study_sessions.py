@@ -79,7 +79,7 @@ def test_each_session_is_compared_with_its_own_untrained_copy(dataset):
     for i, who in enumerate(WHO[:2]):
         untrained = study.read_summary(dataset, who)["untrained"]
         assert untrained["subject"] == "oneuntrained"
-        runs = bids.read_all(dataset, subject="oneuntrained", session=f"seed{i}")
+        runs = bids.session(dataset, subject="oneuntrained", session=f"seed{i}")
         expected = study.analyse_similarity(runs, intervals=False, quiet=True)
         assert untrained["similarity"]["r"] == expected["r"]
     assert "untrained" not in study.read_summary(dataset, WHO[2])

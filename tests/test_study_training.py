@@ -45,7 +45,7 @@ def scanned(folder, tmp_path_factory):
     )
     choice = ModelChoice(name=str(folder), untrained=False)
     study.scan(root, Plan(choice, design, Settings(sites="heads,mlp_hidden")), quiet=True)
-    study.analyse_maps(bids.read_all(root), quiet=True)
+    study.analyse_maps(bids.session(root), quiet=True)
     return root
 
 
@@ -56,7 +56,7 @@ def dataset(scanned, tmp_path):
 
 def experiment_of(root, model, **changes):
     setup = training.replace(SETUP, **changes)
-    return training.Experiment(tuple(bids.read_all(root)), model, TASK, setup)
+    return training.Experiment(bids.session(root), model, TASK, setup)
 
 
 def test_held_out_prompts_made_no_network_and_share_nothing_with_training(scanned, deep):
@@ -89,7 +89,7 @@ def test_random_modules_have_as_many_weights_and_are_not_the_networks(scanned, d
 
 
 def test_the_experiment_writes_its_results_and_learns(dataset, deep):
-    runs = bids.read_all(dataset)
+    runs = bids.session(dataset)
     content = training.train(runs, TASK, setup=SETUP, model=deep, quiet=True)
     path = dataset / bids.DERIVATIVES / "training.json"
     assert json.loads(path.read_text()) == {TASK: json.loads(json.dumps(content))}
@@ -108,7 +108,7 @@ def test_the_experiment_writes_its_results_and_learns(dataset, deep):
 def test_interrupted_it_goes_on_where_it_was(dataset, tmp_path, deep, monkeypatch):
     whole = shutil.copytree(dataset, tmp_path / "whole")
     how = {"setup": SETUP, "model": deep, "quiet": True}
-    expected = training.train(bids.read_all(whole), TASK, **how)
+    expected = training.train(bids.session(whole), TASK, **how)
     done = []
     real = training.Experiment.train
 
@@ -125,26 +125,26 @@ def test_interrupted_it_goes_on_where_it_was(dataset, tmp_path, deep, monkeypatc
 
     monkeypatch.setattr(training.Experiment, "train", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
-        training.train(bids.read_all(dataset), TASK, **how)
+        training.train(bids.session(dataset), TASK, **how)
     monkeypatch.setattr(
         training.Experiment, "train", lambda *args: done.append(args[1:3]) or real(*args)
     )
     training.Experiment.train.__name__ = "train"
-    found = training.train(bids.read_all(dataset), TASK, **how)
+    found = training.train(bids.session(dataset), TASK, **how)
     assert len(done) == len(set(done)) == 6
     assert found == expected
 
 
 def test_one_line_says_what_is_wrong(scanned, deep, tmp_path):
-    with pytest.raises(StudyError, match="no task 'nothing'"):
-        training.train(bids.read_all(scanned), "nothing", model=deep)
+    with pytest.raises(bids.NoSuchRunError, match="no task 'nothing'"):
+        training.train(bids.session(scanned), "nothing", model=deep)
     with pytest.raises(StudyError, match="top is 13; of 24 modules"):
         experiment_of(scanned, deep, top=13).check()
     with pytest.raises(StudyError, match="n_seeds is 0"):
         experiment_of(scanned, deep, n_seeds=0).check()
     plain = make_dataset(tmp_path / "plain")
     with pytest.raises(SurgeryError, match="--sites heads,mlp_hidden"):
-        training.rank_modules(bids.read_all(make_masks(plain)), "pathology")
+        training.rank_modules(bids.session(make_masks(plain)), "pathology")
     mine = tmp_path / "mine.tsv"
     mine.write_text(f"task\tprompt\n{TASK}\tabc def\n{TASK}\txyz uvw\n")
     with pytest.raises(StudyError, match="column split"):
@@ -153,16 +153,16 @@ def test_one_line_says_what_is_wrong(scanned, deep, tmp_path):
 
 def make_masks(root):
     """Write a network of the first task by hand."""
-    run = bids.read_all(root)[0]
+    run = bids.session(root)[0]
     signs = (np.arange(run.brain.n_units) % 3 == 0).astype(np.int8)
-    for other in bids.read_all(root):
+    for other in bids.session(root):
         network = networks.Network(other.task, other.brain, signs)
         bids.write_img(other.paths.network(), root, network.mask_img())
     return root
 
 
 def test_networks_are_read_by_task_or_file(scanned, tmp_path):
-    runs = bids.read_all(scanned)
+    runs = bids.session(scanned)
     mask = nib.load(next(run for run in runs if run.task == TASK).paths.network())
     found = read_network(runs, TASK)
     assert (found.units == (from_img(runs[0].brain, mask) != 0)).all()
@@ -171,7 +171,7 @@ def test_networks_are_read_by_task_or_file(scanned, tmp_path):
     assert (read_network(runs, str(path)).units == found.units).all()
     with pytest.raises(StudyError, match=r"no file 'nowhere\.nii', and no task"):
         read_network(runs, "nowhere.nii")
-    fresh = bids.read_all(make_dataset(tmp_path / "fresh"))
+    fresh = bids.session(make_dataset(tmp_path / "fresh"))
     with pytest.raises(StudyError, match="llm2nifti glm"):
         read_network(fresh, "pathology")
 
@@ -187,7 +187,7 @@ def test_target_writes_what_peft_reads(scanned, folder, tmp_path, capsys):
     config = PeftConfig.from_pretrained(tmp_path / "adapter")
     assert set(config.target_modules) == set(names)
     assert len(names) == 3
-    network = read_network(bids.read_all(scanned), TASK)
+    network = read_network(bids.session(scanned), TASK)
     profile = network.profile().sort_values("n_active", ascending=False).iloc[0]
     assert printed["targets"][0]["n_units"] == profile["n_active"]
     assert len(bids.read_tsv(tmp_path / "adapter" / "targets.tsv")) == 24
@@ -271,7 +271,7 @@ def test_learning_rates_are_sought_beyond_the_ends(monkeypatch, scanned, deep, t
     loss.__name__ = "try_rate"
     monkeypatch.setattr(training.Experiment, "try_rate", loss)
     setup = training.replace(SETUP, rates=(0.01, 0.02, 0.04), n_seeds=1, n_texts=2)
-    content = training.train(bids.read_all(root), TASK, setup=setup, model=deep, quiet=True)
+    content = training.train(bids.session(root), TASK, setup=setup, model=deep, quiet=True)
     tried = {c: list(map(float, n["rates"])) for c, n in content["conditions"].items()}
     assert tried["network"] == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16])
     assert tried["random"] == pytest.approx([0.01, 0.02, 0.04])
@@ -284,7 +284,7 @@ def killed(*_):
 
 
 def test_killed_before_the_journal_is_gone_it_is_finished(dataset, deep, monkeypatch):
-    runs, how = bids.read_all(dataset), {"model": deep, "quiet": True}
+    runs, how = bids.session(dataset), {"model": deep, "quiet": True}
     setup = training.replace(SETUP, n_seeds=1, rates=(0.01,))
     monkeypatch.setattr(training.Evaluations, "finish", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -322,5 +322,5 @@ def test_numbers_that_make_no_sense_leave_nothing_behind(dataset, deep, changes)
     before = contents(dataset)
     setup = training.replace(SETUP, **changes)
     with pytest.raises((StudyError, SurgeryError), match=r" is .*; (it must be|give)"):
-        training.train(bids.read_all(dataset), TASK, setup=setup, model=deep, quiet=True)
+        training.train(bids.session(dataset), TASK, setup=setup, model=deep, quiet=True)
     assert_same(dataset, before)

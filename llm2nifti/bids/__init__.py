@@ -4,6 +4,7 @@ from llm2nifti.bids.dataset import (
     SUMMARY,
     VALIDATOR_CONFIG,
     check_folder,
+    is_begun,
     remove_dataset,
     write_dataset_files,
 )
@@ -19,6 +20,7 @@ from llm2nifti.bids.files import (
     write_text,
     write_tsv,
 )
+from llm2nifti.bids.locking import InUseError, locked
 from llm2nifti.bids.manifest import WORK, ForeignFileWarning
 from llm2nifti.bids.participants import weights_hash
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
@@ -31,9 +33,9 @@ from llm2nifti.bids.reading import (
     anatomy,
     default_subject,
     read,
-    read_all,
     runs,
 )
+from llm2nifti.bids.session import Session, session
 from llm2nifti.bids.writing import clear_work, stimulus_names, write
 
 __all__ = [
@@ -45,10 +47,12 @@ __all__ = [
     "EmptyPathError",
     "ExistsError",
     "ForeignFileWarning",
+    "InUseError",
     "LabelError",
     "NoSuchRunError",
     "Run",
     "RunPaths",
+    "Session",
     "analysed",
     "analysis_folder",
     "anatomy",
@@ -57,14 +61,16 @@ __all__ = [
     "clear_work",
     "default_subject",
     "folder_of",
+    "is_begun",
     "label",
+    "locked",
     "read",
-    "read_all",
     "read_img",
     "read_json",
     "read_tsv",
     "remove_dataset",
     "runs",
+    "session",
     "shared",
     "stimulus_names",
     "weights_hash",

@@ -99,7 +99,7 @@ def write_dataset_files(root: Path) -> None:
         If the folder holds something that is not a dataset of llm2nifti.
     """
     check_folder(root)
-    if not (root / DESCRIPTION).exists():
+    if not is_begun(root):
         manifest.begin(root)
     derivative = root / DERIVATIVES
     config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
@@ -121,6 +121,11 @@ def write_dataset_files(root: Path) -> None:
             write_text(path, root, content)
         else:
             write_json(path, root, content)
+
+
+def is_begun(root: Path) -> bool:
+    """Whether the folder holds a dataset."""
+    return (root / DESCRIPTION).exists()
 
 
 def check_folder(root: Path) -> None:

@@ -160,11 +160,11 @@ class Run:
 
     def __repr__(self) -> str:
         """Say which run it is and its size."""
-        who, n_trials = _who(self.subject, self.session), len(self.events)
-        return f"Run: {who}, task {self.task}, run {self.run}, {n_trials} trials"
+        whose, n_trials = who(self.subject, self.session), len(self.events)
+        return f"Run: {whose}, task {self.task}, run {self.run}, {n_trials} trials"
 
 
-def _who(subject: str, session: str) -> str:
+def who(subject: str, session: str) -> str:
     """Model and session as text."""
     return f"sub-{subject} ses-{session}" if session else f"sub-{subject}"
 
@@ -277,26 +277,16 @@ def read(
     >>> bids.read("ds", task="medicalimaging", run=1)  # doctest: +SKIP
     Run: sub-smollm2135m, task medicalimaging, run 1, 56 trials
     """
-    rows = _rows_of(root, subject, session)
+    rows = rows_of(root, subject, session)
     hit = rows[(rows["task"] == label(task)) & (rows["run"] == run)]
     if hit.empty:
         there = ", ".join(f"{t} run {r}" for t, r in zip(rows["task"], rows["run"], strict=True))
-        who = _who(*rows[["subject", "session"]].iloc[0])
-        raise NoSuchRunError(f"no run {run} of task {task!r} for {who}; there are: {there}")
-    return _open(Path(root), hit.iloc[0])
+        whose = who(*rows[["subject", "session"]].iloc[0])
+        raise NoSuchRunError(f"no run {run} of task {task!r} for {whose}; there are: {there}")
+    return open_run(Path(root), hit.iloc[0])
 
 
-def read_all(
-    root: Path | str, *, subject: str | None = None, session: str | None = None
-) -> list[Run]:
-    """Read all runs of one session, sorted by task and run.
-
-    See `read` for `root`, `subject` and `session`.
-    """
-    return [_open(Path(root), row) for _, row in _rows_of(root, subject, session).iterrows()]
-
-
-def _rows_of(root: Path | str, subject: str | None, session: str | None) -> pd.DataFrame:
+def rows_of(root: Path | str, subject: str | None, session: str | None) -> pd.DataFrame:
     """Rows of `runs` that belong to one session of one model; at least one."""
     table = runs(root)
     name = label(subject) if subject else default_subject(table)
@@ -354,7 +344,7 @@ def analysis_folder(root: Path | str, subject: str, session: str = "") -> Path:
     return whole if alone else whole / folder_of(subject, session)
 
 
-def _open(root: Path, row: pd.Series) -> Run:
+def open_run(root: Path, row: pd.Series) -> Run:
     """Run of one row of `runs`."""
     labels = {name: row[name] for name in ("subject", "session", "task", "space")}
     paths = RunPaths(root=root, run=int(row["run"]), **labels)

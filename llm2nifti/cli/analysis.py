@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm2nifti import defaults
 from llm2nifti.cli.command import (
@@ -17,6 +17,9 @@ from llm2nifti.cli.command import (
     words,
 )
 
+if TYPE_CHECKING:  # --help stays fast
+    from llm2nifti.bids import Session
+
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this file to the parser."""
@@ -24,17 +27,12 @@ def add_commands(commands: Any) -> None:
         add(commands)
 
 
-def _runs(args: argparse.Namespace) -> Any:
-    """Runs of one model and session, of the tasks asked for."""
+def _session(args: argparse.Namespace) -> Session:
+    """One model and session, and its tasks that are asked for."""
     from llm2nifti import bids
 
-    runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
-    wanted = {bids.label(task) for task in args.task}
-    unknown = wanted - {run.task for run in runs}
-    if unknown:
-        known = ", ".join(dict.fromkeys(run.task for run in runs))
-        raise bids.NoSuchRunError(f"no task {min(unknown)!r} in the dataset; there are: {known}")
-    return [run for run in runs if not wanted or run.task in wanted]
+    session = bids.session(args.dataset, subject=args.subject, session=args.session)
+    return session.only(args.task)
 
 
 def _add_analysis_options(parser: Any) -> None:
@@ -75,21 +73,18 @@ def _add_glm(commands: Any) -> None:
 
 
 def _glm(args: argparse.Namespace) -> None:
-    from llm2nifti import bids, glm, study
+    from llm2nifti import bids, glm, networks, study
 
-    runs = _runs(args)
-    with study.locked(args.dataset), study.mapped(args.dask) as mapper:
+    session = _session(args)
+    with bids.locked(args.dataset), study.mapped(args.dask) as mapper:
         numbers = study.analyse_maps(
-            runs,
+            session,
+            networks.Rule(args.height_control, args.alpha, args.top, not args.one_sided),
             mapper=mapper,
-            alpha=args.alpha,
-            height_control=args.height_control,
-            top=args.top,
-            two_sided=not args.one_sided,
             frames=args.frames,
             quiet=args.quiet,
         )
-        who = (runs[0].subject, runs[0].session)
+        who = (session.subject, session.session)
         summary = study.read_summary(args.dataset, who)
         if "tasks" in summary and args.frames == "trial":  # the report reads maps and numbers
             tasks = {**summary["tasks"], **numbers}  # no longer what `run` makes: no options
@@ -101,7 +96,7 @@ def _glm(args: argparse.Namespace) -> None:
             f"\nthe report is of the maps before: llm2nifti report {args.dataset} makes it again"
         )
     if args.frames == "token":
-        rate = glm.token_level(runs[0]).summary()
+        rate = glm.token_level(session.first).summary()
         numbers["token_level_null"] = rate
         text += (
             f"\ntoken level: {rate['below_05']:.1%} of units pass p < .05 where nothing is there "
@@ -119,10 +114,10 @@ def _add_networks(commands: Any) -> None:
 def _networks(args: argparse.Namespace) -> None:
     from llm2nifti import study
 
-    runs = _runs(args)
-    content = {"similarity": study.analyse_similarity(runs, quiet=args.quiet)}
-    if len({run.task for run in runs}) > 1:
-        content["identification"] = study.analyse_identification(runs)
+    session = _session(args)
+    content = {"similarity": study.analyse_similarity(session, quiet=args.quiet)}
+    if len(session.tasks) > 1:
+        content["identification"] = study.analyse_identification(session)
     show(args, content, study.networks_table(content))
 
 
@@ -137,7 +132,7 @@ def _add_null(commands: Any) -> None:
 def _null(args: argparse.Namespace) -> None:
     from llm2nifti import study
 
-    content = study.analyse_null(_runs(args), n=args.n, seed=args.seed, quiet=args.quiet)
+    content = study.analyse_null(_session(args), n=args.n, seed=args.seed, quiet=args.quiet)
     show(args, content, study.null_table(content))
 
 
@@ -152,7 +147,7 @@ def _report(args: argparse.Namespace) -> None:
     from llm2nifti import bids, report, study
 
     sessions = bids.analysed(args.dataset)  # a folder without runs stays as it is
-    with study.locked(args.dataset):
+    with bids.locked(args.dataset):
         if args.subject or args.session is not None or len(sessions) == 1:
             labels = {"subject": args.subject, "session": args.session}
             path = report.write(args.dataset, **labels, quiet=args.quiet)

@@ -129,12 +129,12 @@ def _sites(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
     """Intervene and show what that does to held-out text."""
-    from llm2nifti import bids, study
+    from llm2nifti import bids
     from llm2nifti.study import conditions as how
     from llm2nifti.study import effect_table, intervening
 
     bids.runs(args.dataset)  # a folder without runs stays as it is
-    with study.locked(args.dataset):
+    with bids.locked(args.dataset):
         content = intervening.intervene(
             args.dataset,
             conditions,
@@ -161,7 +161,7 @@ def _show_answers(args: argparse.Namespace) -> None:
     if args.spare_template or len(_shares(args)) > 1:
         raise study.StudyError("with --prompt there is one --share, and no --spare-template")
     answers = steering.steered_answers(
-        bids.read_all(args.dataset, subject=args.subject, session=args.session),
+        bids.session(args.dataset, subject=args.subject, session=args.session),
         args.networks,
         args.prompt,
         [0.0, args.strength],

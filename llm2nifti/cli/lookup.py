@@ -31,7 +31,7 @@ def _add_where(commands: Any) -> None:
 def _where(args: argparse.Namespace) -> None:
     from llm2nifti import bids, geometry
 
-    brain = bids.read_all(args.dataset, subject=args.subject, session=args.session)[0].brain
+    brain = bids.session(args.dataset, subject=args.subject, session=args.session)[0].brain
     point = [*args.point, *(args.voxel or [])]  # "--voxel X Y Z" as well as "X Y Z --voxel"
     if args.unit:
         address = geometry.find_unit(brain, args.unit)

@@ -126,11 +126,11 @@ def _add_detect(commands: Any) -> None:
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from llm2nifti import study
+    from llm2nifti import bids
     from llm2nifti.study import detection
 
     who = {"subject": args.subject, "session": args.session}
-    with study.locked(args.dataset):
+    with bids.locked(args.dataset):
         if args.redo:
             detection.forget(args.dataset, **who)
         content = detection.detect(

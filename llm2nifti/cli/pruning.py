@@ -49,7 +49,7 @@ def _prune(args: argparse.Namespace) -> None:
     from llm2nifti import bids
     from llm2nifti.study import losses, pruning
 
-    runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
+    session = bids.session(args.dataset, subject=args.subject, session=args.session)
     choice = pruning.Choice(
         task=args.network,
         mask=args.mask,
@@ -60,7 +60,7 @@ def _prune(args: argparse.Namespace) -> None:
         n_pairs=args.n_pairs,
     )
     choice.check()
-    model = load_model(args, runs[0])
+    model = load_model(args, session.first)
     how = {"overwrite": args.overwrite, "quiet": args.quiet}
-    content = pruning.prune(runs, model, choice, args.out, **how)
+    content = pruning.prune(session, model, choice, args.out, **how)
     show(args, content, f"{losses.pruning_table(content)}\n\nwritten: {args.out}")

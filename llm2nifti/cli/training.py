@@ -47,8 +47,8 @@ def _target(args: argparse.Namespace) -> None:
     from llm2nifti import bids, surgery
     from llm2nifti.study import training
 
-    runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
-    table = training.rank_modules(runs, args.network, model=load_model(args, runs[0]))
+    session = bids.session(args.dataset, subject=args.subject, session=args.session)
+    table = training.rank_modules(session, args.network, model=load_model(args, session.first))
     n = surgery.default_top(table) if args.top is None else args.top
     if not 0 < n <= len(table):
         raise surgery.SurgeryError(f"top is {n}; it must be from 1 to {len(table)} modules")
@@ -91,7 +91,7 @@ def _train(args: argparse.Namespace) -> None:
     from llm2nifti.study.training_results import training_table
     from llm2nifti.surgery import Recipe
 
-    runs = bids.read_all(args.dataset, subject=args.subject, session=args.session)
+    session = bids.session(args.dataset, subject=args.subject, session=args.session)
     setup = training.Setup(
         top=args.top,
         n_seeds=args.seeds,
@@ -102,10 +102,10 @@ def _train(args: argparse.Namespace) -> None:
     )
     with scanning.torch_threads(args.threads):
         content = training.train(
-            runs,
+            session,
             args.task,
             setup=setup,
-            model=load_model(args, runs[0]),
+            model=load_model(args, session.first),
             overwrite=args.overwrite,
             quiet=args.quiet,
         )

@@ -41,6 +41,8 @@ class RunLike(Protocol):
     @property
     def task(self) -> str: ...  # noqa: D102
     @property
+    def run(self) -> int: ...  # noqa: D102
+    @property
     def events(self) -> pd.DataFrame: ...  # noqa: D102
     @property
     def volume_counts(self) -> NDArray[np.int64]: ...  # noqa: D102
@@ -134,15 +136,7 @@ class Fit:
         DesignError
             If the contrast names no column or cannot be estimated.
         """
-        contrasts = self.contrasts(definition)
-        # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
-        total = sum(contrasts[1:], contrasts[0]) * (1 / len(contrasts))
-        kept = self.analysed
-        total = Contrast(np.ravel(total.effect)[kept], total.variance[kept], dof=total.dof)
-        t, z, effects = np.zeros((3, self.brain.n_units))
-        t[kept], z[kept], effects[kept] = total.stat(), total.z_score(), total.effect_size()
-        df = float(total.dof)
-        return StatMaps(definition, self.brain, kept, t, z, effects, df, self.note)
+        return pool(definition, self.brain, self.contrasts(definition), note=self.note)
 
     def contrasts(self, definition: str) -> list[Contrast]:
         """Nilearn's contrast of each run, in all units.
@@ -334,8 +328,43 @@ def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Cont
     return _contrast([fit_values(values, design.to_numpy())], vector, values.shape[1])
 
 
+def contrasts_of(runs: Iterable[RunLike]) -> dict[tuple[str, int], Contrast]:
+    """Nilearn's contrast of every run's task against its controls, by task and number."""
+    return {
+        (run.task, run.run): run_contrast(run.values(), run.events, f"{run.task} - {CONTROL}")
+        for run in runs
+    }
+
+
+def pool(
+    name: str, brain: ModelBrain, contrasts: Sequence[Contrast], *, note: str = ""
+) -> StatMaps:
+    """Combine the contrasts of runs by nilearn's fixed effects.
+
+    Parameters
+    ----------
+    name : str
+        What to call the maps.
+    brain : ModelBrain
+        Geometry.
+    contrasts : sequence of Contrast
+        Of each run, in all units; see `Fit.contrasts`.
+    note : str, optional
+        See `StatMaps`.
+
+    Returns
+    -------
+    StatMaps
+    """
+    analysed = np.all([contrast.variance > 0 for contrast in contrasts], axis=0)
+    # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
+    total = sum(contrasts[1:], contrasts[0]) * (1 / len(contrasts))
+    kept = Contrast(np.ravel(total.effect)[analysed], total.variance[analysed], dof=total.dof)
+    return StatMaps(name, brain, analysed, kept, note)
+
+
 def t_map(contrasts: Sequence[Contrast]) -> NDArray[np.float64]:
-    """(n_units,) t values of the fixed effect over runs; 0 where a unit is constant."""
+    """(n_units,) t values of the fixed effect over runs; 0 where a unit is constant in all."""
     total = sum(contrasts[1:], contrasts[0])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(np.ravel(total.stat()), posinf=0, neginf=0)

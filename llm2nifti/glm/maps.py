@@ -7,6 +7,7 @@ from functools import cached_property
 
 import nibabel as nib
 import numpy as np
+from nilearn.glm.contrasts import Contrast
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -26,10 +27,8 @@ class StatMaps:
         Geometry.
     analysed : (n_units,) bool array
         Units that vary in every run; the maps are 0 elsewhere.
-    t_values, z_values, effects : (n_units,) array
-        t (rank by these: z saturates at 37), z, and the effect in the activations' own units.
-    df : float
-        Residual degrees of freedom, summed over runs.
+    pooled : nilearn.glm.contrasts.Contrast
+        The contrast in these units.
     note : str
         What a reader has to know about the inference; empty if nothing.
     """
@@ -37,26 +36,39 @@ class StatMaps:
     name: str
     brain: ModelBrain
     analysed: NDArray[np.bool_] = field(repr=False)
-    t_values: NDArray[np.float64] = field(repr=False)
-    z_values: NDArray[np.float64] = field(repr=False)
-    effects: NDArray[np.float64] = field(repr=False)
-    df: float
+    pooled: Contrast = field(repr=False)
     note: str = ""
+
+    @property
+    def df(self) -> float:
+        """Residual degrees of freedom, summed over runs."""
+        return float(self.pooled.dof)
+
+    def _spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n_units,) values of the analysed units, 0 elsewhere."""
+        out = np.zeros(self.brain.n_units)
+        out[self.analysed] = np.ravel(values)
+        return out
+
+    @cached_property
+    def _t(self) -> NDArray[np.float64]:
+        """See `t`."""
+        return self._spread(self.pooled.stat())
 
     @cached_property
     def t_img(self) -> nib.Nifti1Image:
-        """Image of t."""
-        return geometry.to_img(self.brain, self.t_values)
+        """Image of t: rank by it, because z saturates at 37."""
+        return geometry.to_img(self.brain, self.t())
 
     @cached_property
     def z_img(self) -> nib.Nifti1Image:
         """Image of z."""
-        return geometry.to_img(self.brain, self.z_values)
+        return geometry.to_img(self.brain, self._spread(self.pooled.z_score()))
 
     @cached_property
     def effect_img(self) -> nib.Nifti1Image:
-        """Image of the effect."""
-        return geometry.to_img(self.brain, self.effects)
+        """Image of the effect in the activations' own units."""
+        return geometry.to_img(self.brain, self.effect())
 
     @cached_property
     def mask_img(self) -> nib.Nifti1Image:
@@ -70,11 +82,15 @@ class StatMaps:
 
     def t(self) -> NDArray[np.float64]:
         """(n_units,) t values in unit order; 0 for constant units."""
-        return self.t_values
+        return self._t
+
+    def effect(self) -> NDArray[np.float64]:
+        """(n_units,) effect, the mean over runs; 0 for constant units."""
+        return self._spread(self.pooled.effect_size())
 
     def p(self) -> NDArray[np.float64]:
         """(n_units,) two-sided p values; 1 for constant units."""
-        return 2 * stats.t.sf(np.abs(self.t_values), self.df)
+        return 2 * stats.t.sf(np.abs(self._t), self.df)
 
     def share_below(self, alpha: float = 0.05) -> float:
         """Share of the analysed units whose two-sided p is below `alpha`, uncorrected."""
@@ -84,6 +100,6 @@ class StatMaps:
         """Say contrast, size and largest |t|."""
         text = (
             f"StatMaps: {self.name}, {self.analysed.sum()} units, df {self.df:.0f}"
-            f", |t| up to {np.abs(self.t_values).max():.1f}"
+            f", |t| up to {np.abs(self._t).max():.1f}"
         )
         return f"{text}. {self.note}" if self.note else text

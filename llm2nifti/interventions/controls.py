@@ -62,7 +62,7 @@ def control_trials(runs: RunLike | Sequence[RunLike]) -> Controls:
     Parameters
     ----------
     runs : Run or sequence of Run
-        From `llm2nifti.bids.read` or `read_all`.
+        From `llm2nifti.bids.read`, or a whole `llm2nifti.bids.session`.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def control_trials(runs: RunLike | Sequence[RunLike]) -> Controls:
 
     Examples
     --------
-    >>> controls = control_trials(bids.read_all("ds"))  # doctest: +SKIP
+    >>> controls = control_trials(bids.session("ds"))  # doctest: +SKIP
     """
     some: list[RunLike] = list(runs) if isinstance(runs, Sequence) else [runs]
     spaces = sorted({run.brain.space for run in some})

@@ -22,8 +22,6 @@ from llm2nifti.networks.network import (
     chance_overlap,
     from_mask,
     largest,
-    threshold,
-    threshold_by_permutation,
 )
 from llm2nifti.networks.readout import (
     RATE,
@@ -35,9 +33,9 @@ from llm2nifti.networks.readout import (
     calibrate,
     read_out,
     running_means,
-    strongest,
     thresholds_of,
 )
+from llm2nifti.networks.select import Rule, ranked, select
 from llm2nifti.networks.similarity import (
     TOP,
     Estimate,
@@ -66,6 +64,7 @@ __all__ = [
     "Network",
     "Readout",
     "ReadoutError",
+    "Rule",
     "SimilarityError",
     "ThresholdError",
     "Thresholds",
@@ -86,14 +85,13 @@ __all__ = [
     "name_prompts",
     "name_runs",
     "name_trials",
+    "ranked",
     "read_out",
     "running_means",
     "same_and_cross",
+    "select",
     "selectivity",
-    "strongest",
     "tasks_of",
-    "threshold",
-    "threshold_by_permutation",
     "thresholds_of",
     "top_masks",
 ]

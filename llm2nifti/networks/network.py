@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nilearn.glm import threshold_stats_img
 from numpy.typing import NDArray
 from scipy import stats
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
 
-HeightControl = Literal["fdr", "bonferroni", "fpr", "top"]
-
 
 class ThresholdError(ValueError):
     """A map cannot be thresholded this way."""
-
-
-class StatMapsLike(Protocol):
-    """What `threshold` needs of a contrast; `llm2nifti.glm.StatMaps` has it."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def z_img(self) -> nib.Nifti1Image: ...  # noqa: D102
-    @property
-    def mask_img(self) -> nib.Nifti1Image: ...  # noqa: D102
-    @property
-    def brain(self) -> ModelBrain: ...  # noqa: D102
-    def t(self) -> NDArray[np.float64]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +66,7 @@ class Network:
         ThresholdError
             If a site was not recorded.
         """
-        recorded = list(dict.fromkeys(site.name for site in self.brain.sites))
-        unknown = [name for name in sites if name not in recorded]
-        if unknown:
-            raise ThresholdError(
-                f"network {self.name!r} has no site {unknown[0]!r}; its dataset was scanned with "
-                f"{', '.join(recorded)}"
-            )
-        inside = np.repeat(
-            [site.name in sites for site in self.brain.sites], np.diff(self.brain.offsets)
-        )
-        return replace(self, signs=np.where(inside, self.signs, 0).astype(np.int8))
+        return replace(self, signs=np.where(at_sites(self.brain, sites), self.signs, 0))
 
     def mask_img(self) -> nib.Nifti1Image:
         """Binary NIfTI image of the network."""
@@ -131,135 +103,22 @@ class Network:
         )
 
 
-def threshold(
-    maps: StatMapsLike,
-    *,
-    alpha: float = 0.05,
-    height_control: HeightControl = "fdr",
-    two_sided: bool = True,
-    top: float = 0.01,
-) -> Network:
-    """Keep the units that respond to a contrast.
-
-    Parameters
-    ----------
-    maps : StatMaps
-        From ``llm2nifti.glm.fit(...).contrast(...)``.
-    alpha : float, default=0.05
-        Level of ``fdr``, ``bonferroni`` (family-wise) and ``fpr`` (uncorrected).
-    height_control : {"fdr", "bonferroni", "fpr", "top"}
-        The first three are nilearn's `threshold_stats_img`, on z because it assumes z; ``top``
-        keeps the units with the largest t, because z saturates. For permutation see
-        `threshold_by_permutation`, which needs the trials.
-    two_sided : bool, default=True
-        Also keep units that respond less.
-    top : float, default=0.01
-        Share of all units that ``top`` keeps.
-
-    Returns
-    -------
-    Network
+def at_sites(brain: ModelBrain, sites: Sequence[str]) -> NDArray[np.bool_]:
+    """(n_units,) whether each unit is at a site of these names; everywhere if none is given.
 
     Raises
     ------
     ThresholdError
-        If a level or method is not allowed.
-
-    Examples
-    --------
-    >>> networks.threshold(stats, alpha=0.05, height_control="fdr")  # doctest: +SKIP
+        If a site was not recorded.
     """
-    for name, value in (("alpha", alpha), ("top", top)):
-        if not 0 < value < 1:
-            raise ThresholdError(f"{name} is {value}; it must lie between 0 and 1")
-    t = maps.t()
-    side = "two-sided" if two_sided else "one-sided"
-    if height_control == "top":
-        keep = largest(np.abs(t) if two_sided else t, top)
-        how = f"top {top:.1%} by t, {side}"
-    elif height_control in ("fdr", "bonferroni", "fpr"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "no voxel survives" is a result, not a warning
-            img, _ = threshold_stats_img(
-                maps.z_img,
-                mask_img=maps.mask_img,
-                alpha=alpha,
-                height_control=height_control,
-                two_sided=two_sided,
-            )
-        keep = geometry.from_img(maps.brain, img) != 0
-        how = f"{height_control} {alpha:g}, {side}"
-    else:
+    recorded = list(dict.fromkeys(site.name for site in brain.sites))
+    unknown = [name for name in sites if name not in recorded]
+    if unknown:
         raise ThresholdError(
-            f"height_control is {height_control!r}; use fdr, bonferroni, fpr, top, or "
-            "threshold_by_permutation"
+            f"there is no site {unknown[0]!r}; the dataset was scanned with {', '.join(recorded)}"
         )
-    return Network(maps.name, maps.brain, (np.sign(t) * keep).astype(np.int8), how)
-
-
-def threshold_by_permutation(
-    brain: ModelBrain,
-    values: NDArray,
-    is_task: NDArray[np.bool_],
-    confounds: NDArray | None = None,
-    *,
-    alpha: float = 0.05,
-    two_sided: bool = True,
-    n_perm: int = 1000,
-) -> Network:
-    """Keep the units whose |t| exceeds the largest |t| under permutation (family-wise error).
-
-    nilearn's `permuted_ols`. It permutes all trials alike and knows no runs: pass run
-    and question-frame columns as `confounds`.
-
-    Parameters
-    ----------
-    brain : ModelBrain
-        Geometry.
-    values : (n_trials, n_units) array
-        Prompt-level activations.
-    is_task : (n_trials,) bool array
-        The condition of each trial.
-    confounds : (n_trials, n_confounds) array, optional
-        Nuisance columns, without a constant.
-    alpha : float, default=0.05
-        Family-wise error rate.
-    two_sided : bool, default=True
-        Also keep units that respond less.
-    n_perm : int, default=1000
-        Permutations; the smallest p is ``1 / (n_perm + 1)``.
-
-    Returns
-    -------
-    Network
-
-    Notes
-    -----
-    Freedman and Lane's scheme with the maximum statistic, as implemented in nilearn.
-    """
-    from nilearn.mass_univariate import permuted_ols
-
-    if not 0 < alpha < 1:
-        raise ThresholdError(f"alpha is {alpha}; it must lie between 0 and 1")
-    if n_perm + 1 < 1 / alpha:
-        raise ThresholdError(f"n_perm is {n_perm}; alpha {alpha:g} needs at least {1 / alpha:.0f}")
-    varies = np.ptp(values, axis=0) > 0
-    result = permuted_ols(
-        np.asarray(is_task, float)[:, None],
-        np.asarray(values, float)[:, varies],
-        confounding_vars=confounds if confounds is not None and confounds.size else None,
-        n_perm=n_perm,
-        two_sided_test=two_sided,
-        random_state=0,
-        output_type="dict",
-        verbose=0,
-    )
-    signs = np.zeros(brain.n_units, np.int8)
-    passes = result["logp_max_t"][0] >= -np.log10(alpha) - 1e-9  # p = alpha passes
-    signs[varies] = np.sign(result["t"][0]) * passes
-    side = "two-sided" if two_sided else "one-sided"
-    how = f"permutation max-T {alpha:g}, {side}, {n_perm} draws"
-    return Network("task - control", brain, signs, how)
+    is_inside = [not sites or site.name in sites for site in brain.sites]
+    return np.repeat(is_inside, np.diff(brain.offsets))
 
 
 def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") -> Network:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.networks.network import Network, largest
+from llm2nifti.networks.network import Network
 
 RATE = 0.05  # of control trials that a threshold lets pass
 SHARE = 0.01  # of the units of the chosen sites that make a task's network
@@ -129,55 +129,6 @@ def _check(some: Sequence[Network], baseline: BaselineLike) -> None:
                 f"network {network.name!r} is in space {network.brain.space}, the control trials "
                 f"are in {baseline.brain.space}; use a dataset of the same model and sites"
             )
-
-
-def strongest(
-    name: str,
-    brain: ModelBrain,
-    t: NDArray[np.floating],
-    *,
-    share: float = SHARE,
-    sites: Sequence[str] = (),
-    least: bool = False,
-) -> Network:
-    """Make a network of the units with the largest absolute t at some sites.
-
-    Parameters
-    ----------
-    name : str
-        What to call it.
-    brain : ModelBrain
-        Geometry.
-    t : (n_units,) array
-        Map of a task against control.
-    share : float, default=0.01
-        Share of the units at these sites.
-    sites : sequence of str, optional
-        Names such as ``attn``; by default all.
-    least : bool, default=False
-        Take those with the smallest instead.
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    ReadoutError
-        If the share is not between 0 and 1.
-    ThresholdError
-        If a site was not recorded.
-    """
-    if not 0 < share <= 1:
-        raise ReadoutError(f"share is {share}; it must lie between 0 and 1")
-    signs = np.where(t < 0, -1, t > 0 if not least else 1)
-    where = Network(name, brain, np.ones(brain.n_units, np.int8))
-    inside = np.flatnonzero((where.at(*sites) if sites else where).units)
-    keep = np.zeros(brain.n_units, bool)
-    keep[inside[largest((1 - 2 * least) * np.abs(t[inside]), share)]] = True
-    at = f" of {', '.join(sites)}" if sites else ""
-    end = "bottom" if least else "top"
-    return Network(name, brain, np.where(keep, signs, 0).astype(np.int8), f"{end} {share:.2%}{at}")
 
 
 @dataclass(frozen=True, eq=False)

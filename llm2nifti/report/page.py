@@ -155,7 +155,7 @@ def _shown(events: pd.DataFrame) -> list[str]:
 
 def _question_frames(source: Source) -> int:
     """Number of question frames of the experiment."""
-    frames = pd.concat([run.events["question_frame"] for run in source.runs])
+    frames = pd.concat([run.events["question_frame"] for run in source.session])
     return int(frames[frames != ""].nunique())
 
 

@@ -32,7 +32,7 @@ class Source:
         Where the numbers are, and the report goes; see `llm2nifti.bids.analysis_folder`.
     summary : dict
         Content of ``summary.json``.
-    runs : list of Run
+    session : Session
         Runs of the summary's session.
     bg_img : Nifti1Image
         Anatomical image of the model.
@@ -41,13 +41,13 @@ class Source:
     root: Path
     folder: Path
     summary: dict[str, Any]
-    runs: list[bids.Run]
+    session: bids.Session
     bg_img: nib.Nifti1Image
 
     @property
     def brain(self) -> geometry.ModelBrain:
         """Geometry of the model."""
-        return self.runs[0].brain
+        return self.session.brain
 
     @property
     def tasks(self) -> list[str]:
@@ -63,7 +63,7 @@ class Source:
 
     def first_run(self, task: str) -> bids.Run:
         """First run of a task."""
-        return next(run for run in self.runs if run.task == task)
+        return self.session.of(task).first
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,17 +116,17 @@ def read_source(
         If there is no summary, or it has no numbers to report.
     """
     root = Path(root)
-    runs = bids.read_all(root, subject=subject, session=session)
-    who = (runs[0].subject, runs[0].session)
+    recording = bids.session(root, subject=subject, session=session)
+    who = (recording.subject, recording.session)
     folder = bids.analysis_folder(root, *who)
     summary = read_summary(folder, root, needed=_NEEDED)
-    runs = [run for run in runs if run.task in set(summary["tasks"])]
-    lost = sorted(set(summary["tasks"]) - {run.task for run in runs})
+    lost = sorted(set(summary["tasks"]) - set(recording.tasks))
     if lost:
         raise ReportError(
             f"the summary has task {lost[0]!r}, the dataset has no run of it; {_advice(root)}"
         )
-    return Source(root, folder, summary, runs, bids.anatomy(root, *who))
+    recording = recording.only(summary["tasks"])
+    return Source(root, folder, summary, recording, bids.anatomy(root, *who))
 
 
 def read_summary(folder: Path, root: Path, *, needed: Sequence[str]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from llm2nifti.study.analysis import (
     analyse_maps,
     analyse_null,
     analyse_similarity,
-    by_task,
 )
-from llm2nifti.study.lock import StudyError, locked
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.overview import compare_sessions
 from llm2nifti.study.sessions import analyse, analyse_all, forget
 from llm2nifti.study.summary import (
@@ -41,11 +40,9 @@ __all__ = [
     "analyse_maps",
     "analyse_null",
     "analyse_similarity",
-    "by_task",
     "compare_sessions",
     "describe_dataset",
     "forget",
-    "locked",
     "mapped",
     "networks_table",
     "null_table",
@@ -89,7 +86,7 @@ def scan(
     from llm2nifti.study import scanning
 
     scanning.check(root, plans)
-    with locked(root), _crew(dask, threads) as crew:
+    with bids.locked(root), _crew(dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, quiet=quiet, crew=crew)
         bids.clear_work(root, recordings=True)
 
@@ -122,7 +119,7 @@ def run(
 
     glm.check_count(n_null)
     scanning.check(root, plans)
-    with locked(root), _crew(dask, threads) as crew:
+    with bids.locked(root), _crew(dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, quiet=quiet, crew=crew)
         path = analyse_all(root, n_null=n_null, quiet=quiet, mapper=crew.map)
         repairing.finish(root)

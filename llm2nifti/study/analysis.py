@@ -6,36 +6,26 @@ Each function reads the dataset alone, writes its files, and returns numbers for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llm2nifti import bids, glm, networks
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, Session
+from llm2nifti.networks import Rule
 
-THRESHOLD = {"alpha": 0.05, "height_control": "fdr", "top": 0.01, "two_sided": True}
 N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
 
 Maps = dict[tuple[str, int], NDArray[np.float64]]
 
 
-def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of each task, in order."""
-    out: dict[str, list[Run]] = {}
-    for run in runs:
-        out.setdefault(run.task, []).append(run)
-    return out
-
-
-def check_repeated(runs: Sequence[Run]) -> None:
+def check_repeated(session: Session) -> None:
     """Raise SimilarityError unless every task has the same runs, at least two."""
-    numbers = {task: [run.run for run in some] for task, some in by_task(runs).items()}
-    if len({tuple(n) for n in numbers.values()}) > 1 or min(map(len, numbers.values())) < 2:
+    numbers = {task: [run.run for run in session.of(task)] for task in session.tasks}
+    if len({tuple(n) for n in numbers.values()}) > 1 or len(session.folds) < 2:
         raise networks.SimilarityError(
             f"comparisons between runs need the same 2 or more runs of every task; there are "
             f"{', '.join(f'{task}: {n}' for task, n in numbers.items())}. Finish the scan first"
@@ -43,28 +33,27 @@ def check_repeated(runs: Sequence[Run]) -> None:
 
 
 def analyse_maps(
-    runs: Sequence[Run],
+    session: Session,
+    rule: Rule | None = None,
     *,
     frames: glm.Frames = "trial",
     quiet: bool = False,
     mapper: glm.Mapper = map,
-    **threshold: Any,
 ) -> dict[str, Any]:
-    """Fit every task, threshold, and write maps and networks, a task and a run.
+    """Fit every task, select its network, and write maps and networks, a task and a run.
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         Runs of one model.
+    rule : Rule, optional
+        Which units are a network; by default `Rule()`.
     frames : {"trial", "token"}
         See `llm2nifti.glm.fit`.
     quiet : bool, default=False
         Show no progress bar.
     mapper : callable, default=map
-        Fits the slabs of large runs; see `llm2nifti.glm.fit`.
-    **threshold : dict
-        ``alpha, height_control, top, two_sided`` of `llm2nifti.networks.threshold`; the height
-        control ``permutation`` is `llm2nifti.networks.threshold_by_permutation`.
+        Fits the slabs of runs; see `llm2nifti.glm.fit`.
 
     Returns
     -------
@@ -72,64 +61,29 @@ def analyse_maps(
         One entry a task: active units, shares, profile over layers and sites.
     """
     out = {}
-    threshold = {**THRESHOLD, **threshold}
-    desc = _desc_of(threshold, frames)
-    how: dict[str, Any] = {"frames": frames, "quiet": quiet, "mapper": mapper}
-    tasks = by_task(runs)
-    n_fits = len(tasks) + len(runs)
-    with tqdm(total=n_fits, desc="glm", unit="fit", disable=quiet or None) as bar:
-        for task, task_runs in tasks.items():
+    rule = rule or Rule()
+    desc = bids.label("network" + ("" if frames == "trial" else "tokens") + rule.label)
+    with tqdm(total=len(session), desc="glm", unit="run", disable=quiet or None) as bar:
+        for task in session.tasks:
             bar.set_description(f"glm {task}")
-            fitted = glm.fit(task_runs, **how)
+            runs = session.of(task)
+            fitted = glm.fit(runs, frames=frames, quiet=True, mapper=mapper)
             single = []
-            for i, run in enumerate(task_runs):
-                maps, network = _contrast(fitted.of_run(i), [run], threshold)
+            for i, run in enumerate(runs):
+                maps = fitted.of_run(i).contrast(f"{task} - {glm.CONTROL}")
                 single.append(maps)
+                network = networks.select(maps, rule, runs=[run])
                 _write_maps(run, maps, network, only_run=True, desc=desc)
-                bar.update()
-            maps, network = _contrast(fitted, task_runs, threshold)
-            _write_maps(task_runs[0], maps, network, only_run=False, desc=desc)
-            bar.update()
-            numbers = _task_numbers(task_runs, maps, network, single)
-            out[task] = {**numbers, "network": desc}
+            maps = fitted.contrast(f"{task} - {glm.CONTROL}")
+            network = networks.select(maps, rule, runs=runs)
+            _write_maps(runs.first, maps, network, only_run=False, desc=desc)
+            bar.update(len(runs))
+            out[task] = {**_task_numbers(runs, maps, network, single), "network": desc}
     return out
 
 
-def _desc_of(threshold: dict[str, Any], frames: glm.Frames) -> str:
-    """Label of network masks: another rule has another name, so that none is overwritten."""
-    desc = "network" if frames == "trial" else "networktokens"
-    if threshold == THRESHOLD:
-        return desc
-    control = threshold["height_control"]
-    level = f"{threshold['top' if control == 'top' else 'alpha']:g}".replace(".", "p")
-    return bids.label(f"{desc}{control}{level}{'' if threshold['two_sided'] else 'onesided'}")
-
-
-def _contrast(
-    fitted: glm.Fit, runs: Sequence[Run], threshold: dict[str, Any]
-) -> tuple[glm.StatMaps, networks.Network]:
-    """Contrast of a task against its controls, and its network."""
-    maps = fitted.contrast(f"{runs[0].task} - {glm.CONTROL}")
-    if threshold["height_control"] != "permutation":
-        return maps, networks.threshold(maps, **threshold)
-    if maps.note:
-        raise glm.DesignError("permutation tests prompts, not tokens: use frames='trial'")
-    events = pd.concat([run.events for run in runs], ignore_index=True)
-    # Trials of different runs may differ in their mean, which permutation does not know.
-    run_columns = np.repeat(np.eye(len(runs))[:, 1:], [len(run.events) for run in runs], axis=0)
-    network = networks.threshold_by_permutation(
-        maps.brain,
-        np.concatenate([run.values() for run in runs]),
-        (events["trial_type"] != glm.CONTROL).to_numpy(),
-        np.column_stack([run_columns, glm.nuisance(events).to_numpy()]),
-        alpha=threshold["alpha"],
-        two_sided=threshold["two_sided"],
-    )
-    return maps, replace(network, name=maps.name)
-
-
 def _task_numbers(
-    runs: list[Run], maps: glm.StatMaps, network: networks.Network, single: list[glm.StatMaps]
+    runs: Session, maps: glm.StatMaps, network: networks.Network, single: list[glm.StatMaps]
 ) -> dict[str, Any]:
     """Numbers of one task for the summary."""
     return {
@@ -178,24 +132,14 @@ def _beside(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
 
 
-def contrasts_of(runs: Sequence[Run]) -> dict[tuple[str, int], Any]:
-    """Nilearn contrast of each run's task against its controls, from arrays."""
-    return {
-        (run.task, run.run): glm.run_contrast(
-            run.values(), run.events, f"{run.task} - {glm.CONTROL}"
-        )
-        for run in runs
-    }
-
-
 def analyse_similarity(
-    runs: Sequence[Run], *, intervals: bool = True, quiet: bool = False
+    session: Session, *, intervals: bool = True, quiet: bool = False
 ) -> dict[str, Any]:
     """How repeatable and how distinct the maps are, with jackknife intervals and nulls.
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         At least 2 runs of each task of one model.
     intervals : bool, default=True
         Compute jackknife intervals.
@@ -207,8 +151,8 @@ def analyse_similarity(
     dict
         Matrices over tasks and figures with intervals.
     """
-    check_repeated(runs)
-    maps: Maps = {key: glm.t_map([c]) for key, c in contrasts_of(runs).items()}
+    check_repeated(session)
+    maps: Maps = {key: glm.t_map([c]) for key, c in glm.contrasts_of(session).items()}
     tasks = networks.tasks_of(maps)
     r = networks.matrix(maps)
     masks = networks.top_masks(maps)
@@ -223,9 +167,9 @@ def analyse_similarity(
     }
     same, cross = networks.same_and_cross(r)
     out |= {"same_task_r": same, "cross_task_r": None, "same_minus_cross": None}
-    out["shuffled_same_task_r"] = _shuffled(runs, quiet=quiet)
+    out["shuffled_same_task_r"] = _shuffled(session, quiet=quiet)
     if intervals:
-        out |= _intervals(runs, maps, quiet=quiet)
+        out |= _intervals(session, maps, quiet=quiet)
     if len(tasks) > 1:
         out |= {"cross_task_r": cross, "same_minus_cross": same - cross}
         out["closest_pair"] = _closest_pairs(out)
@@ -297,7 +241,7 @@ def _closest_pairs(similarity: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(pairs, key=lambda pair: -pair["r"])
 
 
-def analyse_identification(runs: Sequence[Run]) -> dict[str, Any]:
+def analyse_identification(session: Session) -> dict[str, Any]:
     """Name held-out runs and trials by maps of the other runs; also from the prompts alone.
 
     Returns
@@ -306,10 +250,10 @@ def analyse_identification(runs: Sequence[Run]) -> dict[str, Any]:
         ``runs``, ``trials``, ``prompts``; each for all tasks, and ``*_without_randomstrings``
         where that task is there.
     """
-    check_repeated(runs)
-    contrasts = contrasts_of(runs)
-    trials = [_trial_set(run) for run in runs]
-    groups = {"": list(dict.fromkeys(task for task, _ in contrasts))}
+    check_repeated(session)
+    contrasts = glm.contrasts_of(session)
+    trials = [_trial_set(run) for run in session]
+    groups = {"": list(session.tasks)}
     if "randomstrings" in groups[""] and len(groups[""]) > 2:
         groups["_without_randomstrings"] = [t for t in groups[""] if t != "randomstrings"]
     out = {}
@@ -357,13 +301,13 @@ def _trial_set(run: Run) -> networks.TrialSet:
 
 
 def analyse_null(
-    runs: Sequence[Run], *, n: int = glm.N_RELABELLINGS, seed: int = 0, quiet: bool = False
+    session: Session, *, n: int = glm.N_RELABELLINGS, seed: int = 0, quiet: bool = False
 ) -> dict[str, Any]:
     """False positive rates where nothing is there, and what any coherent topic activates.
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         Runs of one model.
     n : int, default=200
         Relabellings and pseudo-tasks.
@@ -378,13 +322,13 @@ def analyse_null(
         ``relabelled``, ``pseudo_tasks`` (with the single rates) and ``token_level``.
     """
     glm.check_count(n, seed)
-    is_control = runs[0].events["trial_type"] == glm.CONTROL
+    is_control = session.first.events["trial_type"] == glm.CONTROL
     sizes: dict[str, Any] = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
     options: dict[str, Any] = {"n": n, "seed": seed, "quiet": quiet}
     experiments: dict[str, Callable[[], glm.NullRates]] = {
-        "relabelled": lambda: glm.relabelled(runs, **options),
-        "pseudo_tasks": lambda: glm.pseudo_tasks(runs, **sizes, **options),
-        "token_level": lambda: glm.token_level(runs[0]),
+        "relabelled": lambda: glm.relabelled(session, **options),
+        "pseudo_tasks": lambda: glm.pseudo_tasks(session, **sizes, **options),
+        "token_level": lambda: glm.token_level(session.first),
     }
     out: dict[str, Any] = {}
     for name, experiment in experiments.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2nifti import geometry, glm, networks
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, Session
 from llm2nifti.interventions import Controls, control_trials, lesion, steer
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
 from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods, read_beginning
 from llm2nifti.study.conditions import Condition, Sizes
-from llm2nifti.study.lock import StudyError
-
-STREAM = ("embed", "resid", "norm")  # carry the stream; what is lesioned here, layers write again
+from llm2nifti.study.errors import StudyError
 
 
 class Bench:
@@ -33,7 +32,7 @@ class Bench:
     ----------
     model : LoadedModel
         The model of the runs.
-    runs : sequence of Run
+    session : Session
         At least 2 runs of every task.
     sizes : Sizes
         How much is measured.
@@ -51,43 +50,41 @@ class Bench:
     def __init__(
         self,
         model: LoadedModel,
-        runs: Sequence[Run],
+        session: Session,
         sizes: Sizes,
         *,
         tasks: Sequence[str] = (),
         given: Sequence[Network] = (),
     ) -> None:
         self.model = model
-        self.runs = list(runs)
+        self.session = session
         self.sizes = sizes
         self.given = {network.name: network for network in given}
-        self.brain = self.runs[0].brain
-        self.folds = sorted({run.run for run in self.runs})
+        self.brain = session.brain
+        self.folds = session.folds
         if len(self.folds) < 2:
             raise StudyError(
                 "lesions are measured on runs that made no network: they need 2 or more runs of "
                 "each task"
             )
-        if model.kind == "seq2seq" and runs[0].sidecar["Settings"].get("mode") == "read":
+        if model.kind == "seq2seq" and session.settings.get("mode") == "read":
             raise StudyError(
                 f"{model.name} only read: there is no answer whose probability could be measured; "
                 "scan with mode='generate'"
             )
-        self.names = list(self.given or tasks or dict.fromkeys(run.task for run in self.runs))
+        self.names = list(self.given or tasks or session.tasks)
         self._intact: dict[int, NDArray[np.float64]] = {}
         self._controls: dict[int, Controls] = {}
 
     @cached_property
     def contrasts(self) -> dict[tuple[str, int], Any]:
         """Contrast of every run."""
-        from llm2nifti.study.analysis import contrasts_of
-
-        return contrasts_of(self.runs)
+        return glm.contrasts_of(self.session)
 
     def controls(self, fold: int) -> Controls:
         """Control trials of the other runs."""
         if fold not in self._controls:
-            self._controls = {fold: control_trials([r for r in self.runs if r.run != fold])}
+            self._controls = {fold: control_trials(self.session.without(fold))}
         return self._controls[fold]
 
     @cached_property
@@ -96,7 +93,7 @@ class Bench:
         out: dict[int, dict[str, list[Text]]] = {}
         for fold in self.folds:
             by_task: dict[str, list[Text]] = {}
-            inside = [run for run in self.runs if run.run == fold]
+            inside = [run for run in self.session if run.run == fold]
             for run in inside:
                 by_task[run.task] = self._some(run, run.task, self.sizes.n_prompts)
             shares = np.array_split(np.arange(self.sizes.n_prompts), len(inside))
@@ -147,9 +144,10 @@ class Bench:
     def _made(self, condition: Condition, task: str, fold: int, kind: str) -> Network:
         """Units that respond most, or least, to a task in the other runs."""
         t = glm.t_map(self._others(task, fold))
-        names = condition.sites or default_sites(self.runs[0])
-        least, share = kind == "bottom", condition.share or 0
-        return networks.strongest(task, self.brain, t, share=share, sites=names, least=least)
+        rule = condition.rule(self.brain)
+        if kind == "bottom":
+            rule = replace(rule, height_control="bottom")
+        return networks.ranked(task, self.brain, t, rule)
 
     def _others(self, task: str, fold: int) -> list[Any]:
         """Contrasts of a task's other runs."""
@@ -220,14 +218,3 @@ class Bench:
             values = rng.permutation(mean[inside][own[inside]])
             effect[inside][network.units[inside]] = values
         return effect
-
-
-def default_sites(run: Run) -> tuple[str, ...]:
-    """Sites that are lesioned together by default: all but those that carry the stream."""
-    names = tuple(dict.fromkeys(site.name for site in run.brain.sites if site.name not in STREAM))
-    if not names:
-        raise StudyError(
-            "the dataset has no units but those of the residual stream; choose them with "
-            "sites='resid'"
-        )
-    return names

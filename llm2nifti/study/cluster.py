@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from llm2nifti import bids, models
 from llm2nifti.paradigm import Paradigm
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.plans import Plan
 from llm2nifti.study.scanning import Job, ThisProcess, check_model, record, torch_threads
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm2nifti.study.lock import StudyError
+from llm2nifti.geometry import ModelBrain
+from llm2nifti.networks import Rule
+from llm2nifti.study.errors import StudyError
+
+STREAM = ("embed", "resid", "norm")  # carry the stream; what is lesioned here, layers write again
 
 LESIONS = ("mean", "zero", "resample")
 MODES = (*LESIONS, "steer")
@@ -35,6 +39,11 @@ class Condition:
     share: float | None = 0.01
     strength: float = 1.0
     spare_template: bool = False
+
+    def rule(self, brain: ModelBrain) -> Rule:
+        """Which units of a task's contrast are intervened in."""
+        sites = self.sites or default_sites(brain)
+        return Rule("top", share=self.share or 0, sites=sites)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -69,6 +78,17 @@ class Sizes:
         for name, least in {"n_random": 1, "n_prompts": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise StudyError(f"{name} is {getattr(self, name)}; it must be {least} or more")
+
+
+def default_sites(brain: ModelBrain) -> tuple[str, ...]:
+    """Sites that are lesioned together by default: all but those that carry the stream."""
+    names = tuple(dict.fromkeys(site.name for site in brain.sites if site.name not in STREAM))
+    if not names:
+        raise StudyError(
+            "the dataset has no units but those of the residual stream; choose them with "
+            "sites='resid'"
+        )
+    return names
 
 
 FULL = tuple(  # of lesions

@@ -20,9 +20,10 @@ from llm2nifti.bids import Run, manifest
 from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
 from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
+from llm2nifti.networks.network import at_sites
 from llm2nifti.study.comparisons import Areas, Trials
 from llm2nifti.study.readouts import Evidence, gather, project
-from llm2nifti.study.sessions import made_from, untrained_runs
+from llm2nifti.study.sessions import made_from
 from llm2nifti.study.summary import versions
 
 DETECTION = "detection.json"
@@ -76,21 +77,24 @@ def detect(
     """
     if n_boot < 1:
         raise DetectionError(f"n_boot is {n_boot}; it must be at least 1, better 1000")
-    runs = bids.read_all(root, subject=subject, session=session)
-    who = (runs[0].subject, runs[0].session)
-    path = bids.analysis_folder(root, *who) / DETECTION
+    recording = bids.session(root, subject=subject, session=session)
+    path = recording.folder / DETECTION
     options = {"share": share, "rate": rate, "n_boot": n_boot}
-    source = {"runs": made_from(Path(root), who), **options, "versions": versions()}
+    source = {
+        "runs": made_from(recording.root, (recording.subject, recording.session)),
+        **options,
+        "versions": versions(),
+    }
     if path.exists():
         kept = bids.read_json(path)
         if source["runs"] and kept.get("made_from") == source:
             return kept
     content = {"made_from": source}
-    content |= evaluate(runs, share=share, rate=rate, n_boot=n_boot, quiet=quiet)
-    other = untrained_runs(root, runs)
-    if other:
-        found = evaluate(other, share=share, rate=rate, n_boot=n_boot, n_shuffles=0, quiet=quiet)
-        content["untrained"] = {"subject": other[0].subject, "auc": found["auc"]}
+    content |= evaluate(recording, share=share, rate=rate, n_boot=n_boot, quiet=quiet)
+    copy = recording.untrained
+    if copy:
+        same = evaluate(copy, share=share, rate=rate, n_boot=n_boot, n_shuffles=0, quiet=quiet)
+        content["untrained"] = {"subject": copy.subject, "auc": same["auc"]}
     bids.write_json(path, Path(root), content)
     return content
 
@@ -100,7 +104,7 @@ def forget(root: Path | str, *, subject: str | None = None, session: str | None 
 
     See `detect` for `root`, `subject` and `session`.
     """
-    run = bids.read_all(root, subject=subject, session=session)[0]
+    run = bids.session(root, subject=subject, session=session)[0]
     folder = bids.analysis_folder(root, run.subject, run.session)
     manifest.remove(Path(root), [folder / DETECTION])
 
@@ -145,7 +149,7 @@ def evaluate(
     }
     content: dict[str, Any] = {
         "tasks": list(evidence.tasks),
-        "sites": list(evidence.sites),
+        "sites": list(evidence.rule.sites),
         "share": share,
         "n_network_units": int(evidence.networks(evidence.numbers)[0].n_units),
         "n_units": len(_units(evidence)),
@@ -174,8 +178,7 @@ def evaluate(
 
 def _units(evidence: Evidence) -> NDArray[np.int64]:
     """Units among which the networks were chosen: what the probe gets, too."""
-    names = np.repeat([s.name for s in evidence.brain.sites], np.diff(evidence.brain.offsets))
-    return np.flatnonzero(np.isin(names, evidence.sites) if evidence.sites else names != "")
+    return np.flatnonzero(at_sites(evidence.brain, evidence.rule.sites))
 
 
 def _scores(

@@ -43,7 +43,7 @@ def sweep(
     for condition in conditions:
         bench.check(condition)
     todo = list(_plan(bench, conditions))
-    label = f"{_verb(conditions[0])} sub-{bench.runs[0].subject}"
+    label = f"{_verb(conditions[0])} sub-{bench.session.subject}"
     for condition, fold, name, kind in tqdm(
         todo, desc=label, unit="text set", disable=quiet or None
     ):
@@ -89,7 +89,7 @@ def key_of(bench: Bench, condition: Condition, fold: int, name: str, kind: str) 
     how = [getattr(condition, field) for field in ("sites", "mode", "share", "strength")]
     spared = ["spare template"] * condition.spare_template
     given = [_digest(bench.given[name])] if name in bench.given else []
-    return json.dumps([bench.runs[0].subject, *how, *spared, *given, fold, name, kind])
+    return json.dumps([bench.session.subject, *how, *spared, *given, fold, name, kind])
 
 
 def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dict[str, Any]:
@@ -154,15 +154,14 @@ def evaluations_of(folder: Path, bench: Bench, kind: str, *, overwrite: bool) ->
     StudyError
         If they were made with other settings.
     """
-    first = bench.runs[0]
     settings = {
         "sizes": asdict(bench.sizes),
-        "weights": first.sidecar["Model"]["WeightsHash"],
-        "runs": [[run.task, run.run] for run in bench.runs],
-        "texts": hash_texts(bench.runs),
+        "weights": bench.session.model["WeightsHash"],
+        "runs": [[run.task, run.run] for run in bench.session],
+        "texts": hash_texts(bench.session),
         "space": bench.brain.space,
     }
-    path = folder / f"sub-{first.subject}_{kind}_evaluations.jsonl"
+    path = folder / f"sub-{bench.session.subject}_{kind}_evaluations.jsonl"
     return Evaluations(path, settings, overwrite=overwrite)
 
 

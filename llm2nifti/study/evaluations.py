@@ -10,7 +10,7 @@ from typing import Any
 
 from llm2nifti.bids import Run, manifest
 from llm2nifti.recording import Lines
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 
 
 class Evaluations:

@@ -11,11 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llm2nifti import bids, glm, networks, stimuli
-from llm2nifti.bids import Run
+from llm2nifti.bids import Session
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.study.lock import StudyError
-from llm2nifti.study.masks import runs_of
+from llm2nifti.study.errors import StudyError
 from llm2nifti.surgery.feeding import check_owning, owning_sites
 from llm2nifti.surgery.finetuning import (
     Recipe,
@@ -87,7 +86,7 @@ class Experiment:
 
     Attributes
     ----------
-    runs : tuple of Run
+    session : Session
         Runs of one model.
     model : LoadedModel
         The model.
@@ -97,7 +96,7 @@ class Experiment:
         How it is done.
     """
 
-    runs: tuple[Run, ...]
+    session: Session
     model: LoadedModel
     task: str
     setup: Setup
@@ -108,16 +107,16 @@ class Experiment:
         _ = self.modules["network"], self.training, self.held_out
 
     @cached_property
-    def made_from(self) -> list[Run]:
+    def made_from(self) -> Session:
         """Runs that the network is made from: all of the task but the last, if there are more."""
-        some = runs_of(self.runs, self.task)
-        return some[:-1] or some
+        runs = self.session.of(self.task)
+        return runs.without(runs.folds[-1]) if len(runs) > 1 else runs
 
     @cached_property
     def network(self) -> Network:
         """Units of those runs that pass FDR .05 and own weights."""
         maps = glm.fit(self.made_from, quiet=True).contrast(f"{self.task} - {glm.CONTROL}")
-        network = owning(networks.threshold(maps, alpha=0.05, height_control="fdr"))
+        network = owning(networks.select(maps))
         check_owning(network)
         if not network.n_units:
             raise StudyError(f"no unit that owns weights passes FDR .05 for {self.task!r}")
@@ -194,7 +193,7 @@ class Experiment:
 
     def texts(self, rows: pd.DataFrame) -> list[Text]:
         """Texts of some prompts, in the template of the scan."""
-        settings = self.runs[0].sidecar.get("Settings", {})
+        settings = self.session.settings
         prompts, concepts = rows["prompt"].tolist(), rows["concept"].tolist()
         template = settings.get("template", "auto")
         return concept_texts(self.model, prompts, concepts, template=template)
@@ -232,7 +231,7 @@ class Experiment:
         network = self.network
         return {
             "task": self.task,
-            "model": self.runs[0].sidecar["Model"],
+            "model": self.session.model,
             "network": {
                 "runs": [run.run for run in self.made_from],
                 "threshold": network.how,

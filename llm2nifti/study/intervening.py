@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from llm2nifti import bids
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, Session
 from llm2nifti.networks import Network
-from llm2nifti.study.bench import Bench, default_sites
-from llm2nifti.study.conditions import Condition, Sizes
+from llm2nifti.study.bench import Bench
+from llm2nifti.study.conditions import Condition, Sizes, default_sites
 from llm2nifti.study.effects import evaluations_of, is_measured, results, sweep
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.masks import image_network
 from llm2nifti.study.reloading import reload
-from llm2nifti.study.sessions import untrained_runs
 
 
 def intervene(
@@ -67,21 +66,20 @@ def intervene(
     """
     sizes = sizes or Sizes()
     root = Path(root)
-    runs = bids.read_all(root, subject=subject, session=session)
-    tasks, given = read_networks(runs, which)
-    folder = bids.analysis_folder(root, runs[0].subject, runs[0].session)
-    groups = [runs]
-    copy = untrained_runs(root, runs) if untrained and not given else []
-    if copy:
-        groups.append(copy)
-    conditions = [_resolved(condition, runs[0], given) for condition in conditions]
+    recording = bids.session(root, subject=subject, session=session)
+    tasks, given = read_networks(recording, which)
+    folder = recording.folder
+    groups = [recording]
+    if untrained and not given and recording.untrained:
+        groups.append(recording.untrained)
+    conditions = [_resolved(condition, recording.first, given) for condition in conditions]
     kind = _kind_of(conditions, given)
     path = folder / f"{kind}.json"
     earlier = [condition for condition in _earlier(path) if condition not in conditions]
     found: list[list[dict[str, Any]]] = []
     for group in groups:
         model = reload(
-            group[0],
+            group.first,
             name=options.get("model_name"),
             device=options.get("device", "cpu"),
             trust_remote_code=options.get("trust_remote_code", False),
@@ -92,7 +90,7 @@ def intervene(
         known = [condition for condition in earlier if is_measured(bench, condition, kept)]
         found.append([results(bench, condition, kept) for condition in [*conditions, *known]])
     content = {
-        "model": runs[0].sidecar["Model"],
+        "model": recording.model,
         "held_out": not given,
         "sizes": asdict(sizes),
         "effects": found[0][0]["effects"],
@@ -125,12 +123,12 @@ def _earlier(path: Path) -> list[Condition]:
     return [Condition(**{**some, "sites": tuple(some["sites"])}) for some in values]
 
 
-def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Network]]:
+def read_networks(session: Session, which: str) -> tuple[list[str], list[Network]]:
     """Tasks or given networks that a user's words mean.
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         Runs of one model.
     which : str
         ``all``, names of tasks, or paths of images, separated by commas.
@@ -147,7 +145,7 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Netw
     StudyError
         If a name is neither a task nor a file, or two files have the same name.
     """
-    tasks = list(dict.fromkeys(run.task for run in runs))
+    tasks = list(session.tasks)
     words = tasks if which == "all" else [word.strip() for word in which.split(",")]
     if all(word in tasks for word in words):
         return words, []
@@ -157,7 +155,7 @@ def read_networks(runs: Sequence[Run], which: str) -> tuple[list[str], list[Netw
             raise StudyError(
                 f"{word!r} is neither a task of the dataset ({', '.join(tasks)}) nor an image file"
             )
-        network = image_network(runs, word)
+        network = image_network(session.brain, word)
         if any(network.name == other.name for other in given):
             raise StudyError(f"two masks are named {network.name!r}; rename one of the files")
         given.append(network)
@@ -172,7 +170,7 @@ def _resolved(condition: Condition, run: Run, given: Sequence[Network]) -> Condi
         raise StudyError("masks say themselves where their units are; leave the sites out")
     if given:
         return replace(condition, share=None)
-    names = condition.sites or default_sites(run)
+    names = condition.sites or default_sites(run.brain)
     recorded = list(dict.fromkeys(site.name for site in run.brain.sites))
     unknown = [name for name in names if name not in recorded]
     if unknown:

@@ -54,20 +54,19 @@ def prepared(
     MonitorError
         If the dataset does not fit the model.
     """
-    runs = bids.read_all(root, subject=subject, session=session)
-    settings = runs[0].sidecar.get("Settings", {})
-    if settings.get("mode", "generate") != "generate":
+    runs = bids.session(root, subject=subject, session=session)
+    if runs.settings.get("mode", "generate") != "generate":
         raise MonitorError(
             f"{root} was recorded while the model read; the monitor needs networks of a model that "
             "generates: scan with mode='generate'"
         )
-    if runs[0].frames != "token":
+    if runs.first.frames != "token":
         raise MonitorError(
             f"{root} keeps one volume a trial; thresholds for every token need the tokens: scan "
             "with frames='token'"
         )
     # A fine-tuned model may be watched with the networks of its ancestor.
-    loaded = reload(runs[0], name=model, other_weights=True, **options)
+    loaded = reload(runs.first, name=model, other_weights=True, **options)
     evidence = gather(runs, quiet=quiet)
     numbers = evidence.numbers
     watching = NetworkMonitor(

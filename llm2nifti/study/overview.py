@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2nifti import bids, geometry, networks
-from llm2nifti.bids import Run
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.summary import Who, read_summary, update_summary
 
 Maps = dict[tuple[str, int], NDArray]
@@ -44,10 +43,10 @@ def compare_sessions(root: Path) -> dict[str, Any]:
             name = "_".join(bids.folder_of(*who).parts)
             raise StudyError(f"{name} has not been analysed; run: llm2nifti run {root}")
     first = next(iter(summaries.values()))
-    spaces: dict[str, dict[Who, list[Run]]] = {}
-    for subject, session in summaries:
-        runs = bids.read_all(root, subject=subject, session=session)
-        spaces.setdefault(runs[0].brain.space, {})[subject, session] = runs
+    spaces: dict[str, dict[Who, bids.Session]] = {}
+    for subject, label in summaries:
+        session = bids.session(root, subject=subject, session=label)
+        spaces.setdefault(session.brain.space, {})[subject, label] = session
     parts = {
         "sessions": [_numbers(who, summary) for who, summary in summaries.items()],
         "between_sessions": [row for space in spaces for row in _pairs(space, spaces[space])],
@@ -83,11 +82,11 @@ def _numbers(who: Who, summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pairs(space: str, sessions: Mapping[Who, Sequence[Run]]) -> list[dict[str, Any]]:
+def _pairs(space: str, sessions: Mapping[Who, bids.Session]) -> list[dict[str, Any]]:
     """Compare every two sessions that share a geometry."""
     if len(sessions) < 2:
         return []
-    maps = {who: _maps(runs) for who, runs in sessions.items()}
+    maps = {who: _maps(session) for who, session in sessions.items()}
     return [
         {
             "sessions": ["_".join(bids.folder_of(*who).parts) for who in pair],
@@ -98,10 +97,10 @@ def _pairs(space: str, sessions: Mapping[Who, Sequence[Run]]) -> list[dict[str, 
     ]
 
 
-def _maps(runs: Sequence[Run]) -> Maps:
+def _maps(session: bids.Session) -> Maps:
     """T maps of a session as they are on disk, by task and run; `WHOLE` for all runs together."""
     out = {}
-    for run in runs:
+    for run in session:
         for number, only_run in ((run.run, True), (WHOLE, False)):
             img = bids.read_img(run.paths.stat_map("t", only_run=only_run))
             out[run.task, number] = geometry.from_img(run.brain, img)

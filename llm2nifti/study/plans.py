@@ -16,7 +16,7 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.models.cache import sha256
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import Settings
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 
 PLAN_FILE = Path("code") / "llm2nifti_plan.json"
 

@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llm2nifti import glm, networks, surgery
-from llm2nifti.bids import Run
+from llm2nifti.bids import Session
 from llm2nifti.interventions import lesion
 from llm2nifti.models import LoadedModel
-from llm2nifti.networks import Network
+from llm2nifti.networks import Network, Rule
 from llm2nifti.scanner.likelihood import log_likelihoods
-from llm2nifti.study.analysis import THRESHOLD
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import Sizes
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.evaluations import Evaluations, hash_texts
-from llm2nifti.study.lock import StudyError
 from llm2nifti.study.losses import Rows, summarise
-from llm2nifti.study.masks import image_network, runs_of
+from llm2nifti.study.masks import image_network
 
 N_RANDOM = 3
 N_PROMPTS = 8
@@ -85,7 +83,7 @@ class Choice:
 
 
 def prune(
-    runs: Sequence[Run],
+    session: Session,
     model: LoadedModel,
     choice: Choice,
     out: Path,
@@ -97,8 +95,8 @@ def prune(
 
     Parameters
     ----------
-    runs : sequence of Run
-        Runs of one session of the model, scanned with ``--sites heads,mlp_hidden``.
+    session : Session
+        The model's recording, scanned with ``--sites heads,mlp_hidden``.
     model : LoadedModel
         The model that was scanned.
     choice : Choice
@@ -123,12 +121,12 @@ def prune(
         If the units own no weights, or the folder is there already.
     """
     choice.check()
-    whole = network_of(runs, choice)
+    whole = network_of(session, choice)
     settings = {
         "choice": _plain(choice),
         "units": hashlib.sha256(whole.signs.tobytes()).hexdigest(),
         "weights": model.source["WeightsHash"],
-        "texts": hash_texts(runs),
+        "texts": hash_texts(session),
     }
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     kept = Evaluations(out.with_name(f".{out.name}-{digest[:8]}.jsonl"), settings)
@@ -138,7 +136,7 @@ def prune(
     surgery.check_free(out, overwrite=overwrite)
     surgery.to_remove(whole, keep=choice.keep)  # what cannot be done is said before long work
     record: dict[str, Any] = {"choice": _plain(choice), "made_from": digest}
-    record |= _evaluation(runs, model, choice, kept, quiet=quiet)
+    record |= _evaluation(session, model, choice, kept, quiet=quiet)
     pruned = surgery.prune(model, whole, keep=choice.keep)
     record["bytes_in_memory"] = [_n_bytes(model), _n_bytes(pruned.model)]
     if choice.n_pairs and model.kind == "causal":
@@ -158,12 +156,12 @@ def _n_bytes(model: LoadedModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.module.parameters())
 
 
-def network_of(runs: Sequence[Run], choice: Choice) -> Network:
+def network_of(session: Session, choice: Choice) -> Network:
     """Network that some runs make, restricted to units that can be pruned.
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         Runs of any tasks.
     choice : Choice
         Its task or mask, and share.
@@ -177,55 +175,37 @@ def network_of(runs: Sequence[Run], choice: Choice) -> Network:
     StudyError
         If there is no run of the task, or a binary mask has no order to take a share of.
     """
-    brain = runs[0].brain
-    if choice.mask is not None:
-        network = image_network(runs, choice.mask)
-        if choice.share is None:
-            return network
-        if network.weights is None:
-            raise StudyError(
-                f"mask {network.name!r} is binary, so a share cannot choose among its units"
-            )
-        return _top(network, network.strengths, choice.share)
-    own = runs_of(runs, str(choice.task))
-    task = own[0].task
-    maps = glm.fit(own, quiet=True).contrast(f"{task} - {glm.CONTROL}")
-    sites = [site.name for site in surgery.owning_sites(brain)]
-    threshold: dict[str, Any] = THRESHOLD
-    network = replace(networks.threshold(maps, **threshold), name=task)
-    if not sites:
-        return network  # whose pruning raises, and says what to scan
-    network = network.at(*dict.fromkeys(sites))
+    brain = session.brain
+    sites = tuple(dict.fromkeys(site.name for site in surgery.owning_sites(brain)))
+    rule = Rule() if choice.share is None else Rule("top", share=choice.share)
+    rule = replace(rule, sites=sites)  # none: pruning raises, and says what to scan
+    if choice.mask is None:
+        runs = session.of(str(choice.task))
+        task = runs.first.task
+        maps = glm.fit(runs, quiet=True).contrast(f"{task} - {glm.CONTROL}")
+        return networks.select(maps, rule, name=task)
+    network = image_network(brain, choice.mask)
     if choice.share is None:
         return network
-    everything = replace(network, signs=np.where(maps.t() < 0, -1, 1).astype(np.int8))
-    return _top(everything.at(*dict.fromkeys(sites)), np.abs(maps.t()), choice.share)
-
-
-def _top(network: Network, scores: NDArray, share: float) -> Network:
-    """Units of a network with the largest scores: a share of all that can be pruned."""
-    inside = np.zeros(network.brain.n_units, bool)
-    for site in surgery.owning_sites(network.brain):
-        inside[network.brain.slice_of(site)] = True
-    inside &= network.units
-    n = max(1, round(share * sum(site.n_units for site in surgery.owning_sites(network.brain))))
-    order = np.argsort(-np.where(inside, scores, -np.inf), kind="stable")[: min(n, inside.sum())]
-    signs = np.zeros_like(network.signs)
-    signs[order] = network.signs[order]
-    return replace(network, signs=signs, how=f"top {share:.1%} of heads and mlp_hidden")
+    if network.weights is None:
+        raise StudyError(
+            f"mask {network.name!r} is binary, so a share cannot choose among its units"
+        )
+    largest = networks.ranked(network.name, brain, network.strengths, rule)
+    return replace(network, signs=network.signs * largest.units, how=largest.how)
 
 
 def _evaluation(
-    runs: Sequence[Run], model: LoadedModel, choice: Choice, kept: Evaluations, *, quiet: bool
+    session: Session, model: LoadedModel, choice: Choice, kept: Evaluations, *, quiet: bool
 ) -> dict[str, Any]:
     """Perplexity of held-out text before and after, by task."""
     if not choice.n_prompts:
         return {"evaluation": {}, "evaluation_notes": ["perplexity was not measured"]}
     if "generate" not in model.modes():
         return {"evaluation": {}, "evaluation_notes": [f"{model.name} predicts no tokens"]}
-    given = [network_of(runs, choice)] if choice.mask is not None else []
+    given = [network_of(session, choice)] if choice.mask is not None else []
     sizes = Sizes(choice.n_random, choice.n_prompts)
-    bench = Bench(model, runs, sizes, tasks=[choice.task or ""], given=given)
+    bench = Bench(model, session, sizes, tasks=[choice.task or ""], given=given)
     notes = ["a mask is judged on all runs, whatever it was made from"] if given else []
     folds = []
     total = len(bench.folds) * (3 + 2 * choice.n_random)
@@ -258,8 +238,7 @@ def variants(
     notes : list of str
         Gets the reason where something cannot be had.
     """
-    others = [run for run in bench.runs if run.run != fold]
-    removed = surgery.to_remove(network_of(others, choice), keep=choice.keep)
+    removed = surgery.to_remove(network_of(bench.session.without(fold), choice), keep=choice.keep)
     yield "before", None
     yield "network", removed
     yield "magnitude", surgery.smallest(bench.model, removed)

@@ -14,7 +14,7 @@ from llm2nifti import glm, networks
 from llm2nifti.bids import Run
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.slabs import plain_files, read_slab
-from llm2nifti.networks import SHARE, Baseline, Network, Readout
+from llm2nifti.networks import SHARE, Baseline, Network, Readout, Rule
 from llm2nifti.networks.detection import DetectionError
 
 # What the blocks add to the stream: every unit once, where it arises. The stream itself carries
@@ -41,10 +41,8 @@ class Evidence:
         Number, sum and sum of squares of the control trials of all runs of one number.
     shuffled : dict of (str, int) to (n_shuffles, n_units) array
         t maps of shuffled labels.
-    share : float
-        Share of the units that make a network.
-    sites : tuple of str
-        Sites of these units.
+    rule : Rule
+        Which units make a network.
     """
 
     tasks: tuple[str, ...]
@@ -53,8 +51,7 @@ class Evidence:
     contrasts: dict[tuple[str, int], Any] = field(repr=False)
     moments: dict[int, NDArray[np.float64]] = field(repr=False)
     shuffled: dict[tuple[str, int], NDArray[np.float32]] = field(repr=False)
-    share: float
-    sites: tuple[str, ...]
+    rule: Rule
 
     def baseline(self, numbers: Sequence[int]) -> Baseline:
         """Mean and SD of the control trials of some runs."""
@@ -67,7 +64,7 @@ class Evidence:
     def networks(self, numbers: Sequence[int]) -> list[Network]:
         """Network of each task from some runs: the units with the largest absolute t."""
         return [
-            self._strongest(task, glm.t_map([self.contrasts[task, n] for n in numbers]))
+            networks.ranked(task, self.brain, self._t(task, numbers), self.rule)
             for task in self.tasks
         ]
 
@@ -77,14 +74,20 @@ class Evidence:
 
     def shuffled_readout(self, numbers: Sequence[int], shuffle: int) -> Readout:
         """The same where the runs' labels were shuffled."""
-        some = [
-            self._strongest(task, sum(self.shuffled[task, n][shuffle] for n in numbers))
+        drawn = [
+            networks.ranked(
+                task,
+                self.brain,
+                np.sum([self.shuffled[task, n][shuffle] for n in numbers], axis=0),
+                self.rule,
+            )
             for task in self.tasks
         ]
-        return networks.read_out(some, self.baseline(numbers))
+        return networks.read_out(drawn, self.baseline(numbers))
 
-    def _strongest(self, task: str, t: Any) -> Network:
-        return networks.strongest(task, self.brain, t, share=self.share, sites=self.sites)
+    def _t(self, task: str, numbers: Sequence[int]) -> NDArray[np.float64]:
+        """(n_units,) t of a task in some runs."""
+        return glm.t_map([self.contrasts[task, n] for n in numbers])
 
 
 def gather(
@@ -136,7 +139,8 @@ def gather(
     where = tuple(sites) or tuple(name for name in SITES if name in recorded)
     tasks = tuple(dict.fromkeys(run.task for run in runs))
     numbers = tuple(sorted(moments))
-    return Evidence(tasks, numbers, brain, contrasts, moments, shuffled, share, where)
+    rule = Rule("top", share=share, sites=where)
+    return Evidence(tasks, numbers, brain, contrasts, moments, shuffled, rule)
 
 
 def _check(runs: Sequence[Run]) -> None:

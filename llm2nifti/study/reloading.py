@@ -8,7 +8,7 @@ from typing import Any
 from llm2nifti import models
 from llm2nifti.bids import Run
 from llm2nifti.models import LoadedModel
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 
 
 def reload(

@@ -11,7 +11,7 @@ from llm2nifti import bids
 from llm2nifti.bids import checking, manifest
 from llm2nifti.bids.checking import Problem
 from llm2nifti.defaults import N_RELABELLINGS
-from llm2nifti.study.lock import StudyError, locked
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.sessions import analyse_all, forget
 
 if TYPE_CHECKING:  # scanning needs torch, which a mere check does not load
@@ -71,7 +71,7 @@ def accept(root: Path) -> list[Problem]:
 
     A session that was analysed is analysed again by the next `llm2nifti.study.run`.
     """
-    with locked(root):
+    with bids.locked(root):
         for problem in check(root):
             if problem.path.is_file():
                 content = manifest.announce(root, problem.path, problem.path)
@@ -116,15 +116,15 @@ def repair(
         plans = _plans(root, model=model, stimuli=stimuli)
         _scan_again(root, plans, problems, todo, is_told=model is not None, quiet=quiet)
     else:
-        with locked(root):
+        with bids.locked(root):
             _set_aside(root, problems, todo)
     if todo["n_null"] is not None:
         if todo["forgets"]:
             forget(root)
-        with locked(root):
+        with bids.locked(root):
             analyse_all(root, n_null=todo["n_null"], quiet=quiet)
     finish(root)
-    with locked(root):  # tidies up
+    with bids.locked(root):  # tidies up
         return check(root)
 
 
@@ -177,7 +177,7 @@ def _scan_again(
         for plan in plans
         if touched & {f"sub-{plan.model.label(untrained=copy)}" for copy in (False, True)}
     ]
-    with locked(root), scanning.torch_threads(_threads(root)):
+    with bids.locked(root), scanning.torch_threads(_threads(root)):
         try:  # before anything is moved: a model that is not there changes nothing
             crew.check(hit, scanning.check(root, plans))
         except models.ModelError as error:

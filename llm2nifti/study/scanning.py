@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from llm2nifti.paradigm import Paradigm
 from llm2nifti.scanner import ScanError, Settings
 from llm2nifti.scanner import check as check_prompts
 from llm2nifti.scanner import scan as scan_run
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.plans import (
     PLAN_FILE,
     Design,
@@ -134,7 +134,8 @@ def scan(
     crew.check(list(weights.values()), designs)
     if overwrite:
         bids.remove_dataset(root)
-    with bids.shared(root):
+    # Others may begin it at the same time. One that is begun stays as it is if plans are refused.
+    with nullcontext() if bids.is_begun(root) else bids.shared(root):
         bids.write_dataset_files(root)
     keep_plans(root, plans)
     for design in designs:

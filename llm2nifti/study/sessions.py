@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llm2nifti import bids, glm
-from llm2nifti.bids import Run, checking, manifest
+from llm2nifti.bids import Session, checking, manifest
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.study.analysis import (
@@ -21,9 +20,7 @@ from llm2nifti.study.analysis import (
     analyse_maps,
     analyse_null,
     analyse_similarity,
-    by_task,
 )
-from llm2nifti.study.lock import locked
 from llm2nifti.study.overview import compare_sessions
 from llm2nifti.study.summary import Who, describe_dataset, read_summary, update_summary, versions
 
@@ -60,17 +57,17 @@ def analyse(
         The content of ``summary.json`` in the session's `llm2nifti.bids.analysis_folder`.
     """
     root = Path(root).resolve()  # the mapper may work in another folder
-    runs = bids.read_all(root, subject=subject, session=session)
-    who = (runs[0].subject, runs[0].session)
-    parts: dict[str, Any] = describe_dataset(runs)
-    parts["tasks"] = _all_maps(runs, mapper, quiet=quiet)
-    repeated = _is_repeated(runs)
+    recording = bids.session(root, subject=subject, session=session)
+    who = (recording.subject, recording.session)
+    parts: dict[str, Any] = describe_dataset(recording)
+    parts["tasks"] = _all_maps(recording, mapper, quiet=quiet)
+    repeated = _is_repeated(recording)
     if repeated:
-        parts["similarity"] = analyse_similarity(runs, quiet=quiet)
-    if repeated and len(by_task(runs)) > 1:
-        parts["identification"] = analyse_identification(runs)
-    parts["null"] = analyse_null(runs, n=n_null, quiet=quiet)
-    parts["untrained"] = _analyse_untrained(root, who, quiet=quiet)
+        parts["similarity"] = analyse_similarity(recording, quiet=quiet)
+    if repeated and len(recording.tasks) > 1:
+        parts["identification"] = analyse_identification(recording)
+    parts["null"] = analyse_null(recording, n=n_null, quiet=quiet)
+    parts["untrained"] = _analyse_untrained(recording, quiet=quiet)
     parts["options"] = {"n_null": n_null}
     parts["made_from"] = made_from(root, who)
     old = ("similarity", "identification", "sessions", "between_sessions", "reported")
@@ -78,12 +75,12 @@ def analyse(
     return update_summary(root, who, **{**missing, **parts})
 
 
-def _all_maps(runs: Sequence[Run], mapper: Mapper, *, quiet: bool) -> dict[str, Any]:
-    """Maps of all tasks: here with one bar for all fits, or task by task where the mapper says."""
+def _all_maps(session: Session, mapper: Mapper, *, quiet: bool) -> dict[str, Any]:
+    """Maps of all tasks: here with one bar for all runs, or task by task where the mapper says."""
     if mapper is map:
-        return analyse_maps(runs, quiet=quiet)
-    tasks = by_task(runs)
-    parts = mapper(partial(analyse_maps, quiet=True), list(tasks.values()))
+        return analyse_maps(session, quiet=quiet)
+    tasks = [session.of(task) for task in session.tasks]
+    parts = mapper(partial(analyse_maps, quiet=True), tasks)
     bar = tqdm(parts, total=len(tasks), desc="glm", unit="task", disable=quiet or None)
     return {task: numbers for part in bar for task, numbers in part.items()}
 
@@ -166,7 +163,7 @@ def forget(root: Path) -> None:
         sessions = bids.analysed(root)
     except bids.NoSuchRunError:
         return
-    with locked(root):
+    with bids.locked(root):
         for who in sessions:
             if read_summary(root, who):
                 update_summary(root, who, made_from=None)
@@ -218,45 +215,26 @@ def _results(root: Path, who: Who) -> str:
     return checking.digest(root, ("results",), [folder.relative_to(root)])
 
 
-def untrained_runs(root: Path, runs: Sequence[Run]) -> list[Run]:
-    """Runs of the untrained copy of the same tasks, or none."""
-    label = bids.label(f"{runs[0].subject}-untrained")
-    listed = bids.runs(root)
-    there = listed[(listed["subject"] == label) & (listed["session"] == runs[0].session)]
-    if there.empty:
-        return []
-    found = bids.read_all(root, subject=label, session=runs[0].session)
-    wanted = {(run.task, run.run) for run in runs}
-    return [run for run in found if (run.task, run.run) in wanted]
-
-
-def _is_repeated(runs: Sequence[Run]) -> bool:
+def _is_repeated(session: Session) -> bool:
     """Whether every task has at least 2 runs of at least 2 on-blocks."""
     n_blocks = min(
-        r.events.loc[r.events["trial_type"] != glm.CONTROL, "block"].nunique() for r in runs
+        r.events.loc[r.events["trial_type"] != glm.CONTROL, "block"].nunique() for r in session
     )
-    n_runs = {len(some) for some in by_task(runs).values()}
+    n_runs = {len(session.of(task)) for task in session.tasks}
     return len(n_runs) == 1 and min(n_runs) > 1 and n_blocks > 1
 
 
-def _analyse_untrained(root: Path, who: Who, *, quiet: bool) -> dict[str, Any] | None:
+def _analyse_untrained(session: Session, *, quiet: bool) -> dict[str, Any] | None:
     """The same figures for the untrained copy: a baseline of input similarity, not a null."""
-    subject, session = who
-    listed = bids.runs(root)
-    rows = listed[listed["untrained"] & (listed["session"] == session)]
-    subjects = list(rows["subject"].unique())
-    if len(bids.analysed(root)) > 1:
-        subjects = [name for name in subjects if name == bids.label(f"{subject}-untrained")]
-    if not subjects or subjects[0] == subject:
+    copy = session.untrained
+    if copy is None:
         return None
-    runs = bids.read_all(root, subject=str(subjects[0]), session=session)
-    out: dict[str, Any] = {"subject": str(subjects[0]), "model": runs[0].sidecar["Model"]}
-    out["tasks"] = {}
-    for task, task_runs in tqdm(by_task(runs).items(), desc="glm untrained", disable=quiet or None):
-        maps = glm.fit(task_runs, quiet=quiet).contrast(f"{task} - {glm.CONTROL}")
+    out: dict[str, Any] = {"subject": copy.subject, "model": copy.model, "tasks": {}}
+    for task in tqdm(copy.tasks, desc="glm untrained", disable=quiet or None):
+        maps = glm.fit(copy.of(task), quiet=True).contrast(f"{task} - {glm.CONTROL}")
         out["tasks"][task] = {"share_below_05": maps.share_below()}
-    if _is_repeated(runs):
-        out["similarity"] = analyse_similarity(runs, intervals=False, quiet=quiet)
-        if len(out["tasks"]) > 1:
-            out["identification"] = analyse_identification(runs)
+    if _is_repeated(copy):
+        out["similarity"] = analyse_similarity(copy, intervals=False, quiet=quiet)
+        if len(copy.tasks) > 1:
+            out["identification"] = analyse_identification(copy)
     return out

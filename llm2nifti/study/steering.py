@@ -9,19 +9,17 @@ import nibabel as nib
 from tqdm import tqdm
 
 from llm2nifti import bids, geometry, networks
-from llm2nifti.bids import Run
+from llm2nifti.bids import Session
 from llm2nifti.interventions import steer
 from llm2nifti.networks import Network
 from llm2nifti.scanner.answering import answer
-from llm2nifti.study.bench import default_sites
 from llm2nifti.study.conditions import Condition
-from llm2nifti.study.lock import StudyError
-from llm2nifti.study.masks import runs_of
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.reloading import reload
 
 
 def steered_answers(
-    runs: Sequence[Run],
+    session: Session,
     task: str,
     prompts: Sequence[str],
     strengths: Sequence[float],
@@ -33,7 +31,7 @@ def steered_answers(
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         Runs of one analysed model.
     task : str
         Task whose effect is added, at the units that respond most.
@@ -61,14 +59,14 @@ def steered_answers(
     """
     sites = tuple(options.get("sites", ()))
     condition = Condition(sites, "steer", options.get("share", 0.01))
-    effect_img, network = _effect_of(runs, task, condition)
+    effect_img, network = _effect_of(session, task, condition)
     model = reload(
-        runs[0],
+        session.first,
         name=options.get("model_name"),
         device=options.get("device", "cpu"),
         trust_remote_code=options.get("trust_remote_code", False),
     )
-    template = runs[0].sidecar["Settings"]["template"]
+    template = session.settings["template"]
     todo = [(prompt, strength) for prompt in prompts for strength in strengths]
     out = []
     for prompt, strength in tqdm(todo, desc="steer", disable=options.get("quiet") or None):
@@ -79,18 +77,20 @@ def steered_answers(
 
 
 def _effect_of(
-    runs: Sequence[Run], task: str, condition: Condition
+    session: Session, task: str, condition: Condition
 ) -> tuple[nib.Nifti1Image, Network]:
     """Effect map of a task, as the analysis wrote it, and the units with the largest |t|."""
-    own = runs_of(runs, task)
-    paths = own[0].paths
+    try:
+        run = session.of(task).first
+    except bids.NoSuchRunError as error:
+        raise StudyError(str(error)) from error
+    paths = run.paths
     for path in (paths.stat_map("effect"), paths.stat_map("t")):
         if not path.exists():
             raise StudyError(
                 f"task {task!r} has no {path.name}; make it with: llm2nifti glm {paths.root}"
             )
-    brain = own[0].brain
+    brain = run.brain
     t = geometry.from_img(brain, bids.read_img(paths.stat_map("t")))
-    names = condition.sites or default_sites(own[0])
-    network = networks.strongest(own[0].task, brain, t, share=condition.share or 0, sites=names)
+    network = networks.ranked(run.task, brain, t, condition.rule(brain))
     return bids.read_img(paths.stat_map("effect")), network

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from llm2nifti import bids, models
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.scanner import Settings
-from llm2nifti.study.lock import StudyError
+from llm2nifti.study.errors import StudyError
 from llm2nifti.study.plans import Design, ModelChoice, Plan, check_labels
 
 FACTORS = ("name", "revision", "dtype", "seed", "temperature")  # lists of these become sessions

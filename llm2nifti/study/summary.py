@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from llm2nifti import __version__, bids
-from llm2nifti.bids import Run, manifest
+from llm2nifti.bids import Session, manifest
 
 Who = tuple[str, str]  # labels of a model and of its session, the latter empty if it has none
 
@@ -57,9 +56,9 @@ def _folder(root: Path, who: Who | None) -> Path:
     return bids.analysis_folder(root, *who) if who else root / bids.DERIVATIVES
 
 
-def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
+def describe_dataset(session: Session) -> dict[str, Any]:
     """Design, model and versions, read from the runs' sidecars."""
-    first = runs[0]
+    first = session.first
     events = first.events
     is_control = events["trial_type"] == "control"
     brain = first.brain
@@ -68,8 +67,8 @@ def describe_dataset(runs: Sequence[Run]) -> dict[str, Any]:
         "design": {
             "subject": first.subject,
             "session": first.session,
-            "tasks": list(dict.fromkeys(run.task for run in runs)),
-            "n_runs": len({run.run for run in runs}),
+            "tasks": list(session.tasks),
+            "n_runs": len(session.folds),
             "n_blocks": int(events.loc[~is_control, "block"].nunique()),
             "n_task_trials": int((~is_control).sum()),
             "n_control_trials": int(is_control.sum()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from llm2nifti import bids
-from llm2nifti.bids import Run
+from llm2nifti.bids import Run, Session
 from llm2nifti.models import LoadedModel
 from llm2nifti.study.evaluations import Evaluations
 from llm2nifti.study.experiment import RATES, Experiment, Setup, owning
-from llm2nifti.study.lock import locked
 from llm2nifti.study.masks import read_network
 from llm2nifti.study.reloading import reload
 from llm2nifti.study.training_results import CONDITIONS, best_rate, summarise
@@ -37,13 +36,13 @@ N_BEYOND = 2  # learning rates that are tried beyond the ends of those
 
 
 def rank_modules(
-    runs: Sequence[Run], network: str, *, model: str | LoadedModel | None = None
+    session: Session, network: str, *, model: str | LoadedModel | None = None
 ) -> pd.DataFrame:
     """Rank the modules of a dataset's model by the mass of a network.
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         Runs of one model.
     network : str
         A task, or the path of a mask image; see `llm2nifti.study.masks.read_network`.
@@ -55,13 +54,13 @@ def rank_modules(
     DataFrame
         See `llm2nifti.surgery.target_modules`; units that own no weights are left out.
     """
-    found = owning(read_network(runs, network))
+    found = owning(read_network(session, network))
     check_owning(found)
-    return target_modules(found, model=_loaded(runs[0], model))
+    return target_modules(found, model=_loaded(session.first, model))
 
 
 def train(
-    runs: Sequence[Run],
+    session: Session,
     task: str,
     *,
     setup: Setup | None = None,
@@ -76,7 +75,7 @@ def train(
 
     Parameters
     ----------
-    runs : sequence of Run
+    session : Session
         Runs of one model, scanned with ``heads`` and ``mlp_hidden``.
     task : str
         What to train on, and whose network.
@@ -104,15 +103,13 @@ def train(
     llm2nifti.bids.ExistsError
         If the task has results of another training already.
     """
-    label, first = bids.label(task), runs[0]
-    path = bids.analysis_folder(first.paths.root, first.subject, first.session) / RESULTS
+    label, path = bids.label(task), session.folder / RESULTS
     setup = setup or Setup()
     setup.check()
     done = _read(path).get(label)
-    loaded = _loaded(first, model)
-    experiment = Experiment(tuple(runs), loaded, label, setup)
+    experiment = Experiment(session, _loaded(session.first, model), label, setup)
     experiment.check()
-    with locked(first.paths.root):
+    with session.lock():
         journal = _Journal(path, experiment)
         is_same = done is not None and done.get("made_from") == journal.made_from
         if done and is_same and (len(journal.kept) or not overwrite):
@@ -126,7 +123,7 @@ def train(
         base = journal.get(experiment.base)
         content = summarise(experiment.describe(), rates, base, pieces)
         content["made_from"] = journal.made_from
-        bids.write_json(path, first.paths.root, {**_read(path), label: content})
+        bids.write_json(path, session.root, {**_read(path), label: content})
         journal.kept.finish()
     return content
 
@@ -186,7 +183,7 @@ class _Journal:
         settings = {
             "setup": asdict(replace(experiment.setup, n_seeds=0)),  # more seeds can be added
             "weights": experiment.model.source.get("WeightsHash"),
-            "subject": [experiment.runs[0].subject, experiment.runs[0].session],
+            "subject": [experiment.session.subject, experiment.session.session],
             "modules": experiment.modules["network"],
             "prompts": [rows["prompt"].tolist() for rows in shown],
         }

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llm2nifti import bids
 from llm2nifti.bids import manifest
+from llm2nifti.bids.files import as_root
+from llm2nifti.bids.manifest import WORK
 
 
-class StudyError(ValueError):
-    """A study cannot be run in this folder."""
+class InUseError(ValueError):
+    """The dataset cannot be written to now."""
 
 
 @contextmanager
@@ -22,22 +23,22 @@ def locked(root: Path) -> Iterator[None]:
 
     Raises
     ------
-    StudyError
+    InUseError
         If another process is writing to it, or the folder can't be written.
     """
-    root = bids.as_root(root)
+    root = as_root(root)
     try:
         is_new = not root.exists()
-        (root / bids.WORK).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / bids.WORK / "lock", timeout=0)
+        (root / WORK).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / WORK / "lock", timeout=0)
         lock.acquire()
     except Timeout:
-        raise StudyError(
+        raise InUseError(
             f"another llm2nifti is writing to {root}; wait for it or choose another folder"
         ) from None
     except OSError as error:
         reason = error.strerror or error
-        raise StudyError(f"cannot write to {root} ({reason}); choose another folder") from None
+        raise InUseError(f"cannot write to {root} ({reason}); choose another folder") from None
     try:
         manifest.check(root)
         yield
@@ -49,9 +50,9 @@ def locked(root: Path) -> Iterator[None]:
         # While it is held: who opened it before finds it gone and begins again, so that no two
         # processes hold files of the same name.
         with suppress(OSError):
-            (root / bids.WORK / "lock").unlink(missing_ok=True)
+            (root / WORK / "lock").unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
-            (root / bids.WORK).rmdir()
+            (root / WORK).rmdir()
             if is_new:
                 root.rmdir()

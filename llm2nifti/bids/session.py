@@ -1,0 +1,192 @@
+"""What did one model do? A session: its runs, its untrained copy, where its results are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm2nifti.bids.files import LabelError, label
+from llm2nifti.bids.locking import locked
+from llm2nifti.bids.paths import folder_of
+from llm2nifti.bids.reading import (
+    NoSuchRunError,
+    Run,
+    analysed,
+    analysis_folder,
+    open_run,
+    rows_of,
+    runs,
+    who,
+)
+from llm2nifti.geometry import ModelBrain
+
+
+@dataclass(frozen=True, eq=False)
+class Session(Sequence[Run]):
+    """One model's recording: the runs of one session of one model, in order.
+
+    Attributes
+    ----------
+    root : Path
+        Root of the dataset.
+    runs : tuple of Run
+        Sorted by task and number; at least one.
+    """
+
+    root: Path
+    runs: tuple[Run, ...]
+
+    def __getitem__(self, index: Any) -> Any:
+        """A run by its place, or some of them."""
+        return self.runs[index]
+
+    def __len__(self) -> int:
+        """Number of runs."""
+        return len(self.runs)
+
+    @property
+    def first(self) -> Run:
+        """The first run, which has what all of them share."""
+        return self.runs[0]
+
+    @property
+    def subject(self) -> str:
+        """Label of the model."""
+        return self.first.subject
+
+    @property
+    def session(self) -> str:
+        """Label of the session; empty for a model without sessions."""
+        return self.first.session
+
+    @property
+    def name(self) -> str:
+        """Model and session as in file names."""
+        return "_".join(folder_of(self.subject, self.session).parts)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Labels of the tasks, in order."""
+        return tuple(dict.fromkeys(run.task for run in self.runs))
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Numbers of the runs, each of which can be held out."""
+        return tuple(sorted({run.run for run in self.runs}))
+
+    @property
+    def brain(self) -> ModelBrain:
+        """Geometry that all runs share."""
+        return self.first.brain
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the sidecars say of the model."""
+        return self.first.sidecar["Model"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the sidecars say of how the model was recorded."""
+        return self.first.sidecar.get("Settings", {})
+
+    @property
+    def folder(self) -> Path:
+        """Where its numbers and its report are; see `llm2nifti.bids.analysis_folder`."""
+        return analysis_folder(self.root, self.subject, self.session)
+
+    def of(self, task: str) -> Session:
+        """The runs of one task.
+
+        Parameters
+        ----------
+        task : str
+            Name or label.
+
+        Raises
+        ------
+        NoSuchRunError
+            If there are none.
+        """
+        return self.only([task])
+
+    def only(self, tasks: Iterable[str]) -> Session:
+        """The runs of some tasks; see `of`. No task at all means every one."""
+        wanted = {_label(task): task for task in tasks}
+        for name, task in wanted.items():
+            if name not in self.tasks:
+                known = ", ".join(self.tasks)
+                raise NoSuchRunError(f"no task {task!r} in the dataset; there are: {known}")
+        kept = tuple(run for run in self.runs if not wanted or run.task in wanted)
+        return replace(self, runs=kept)
+
+    def without(self, fold: int) -> Session:
+        """The runs of all other numbers."""
+        return replace(self, runs=tuple(run for run in self.runs if run.run != fold))
+
+    @cached_property
+    def untrained(self) -> Session | None:
+        """The same runs of the untrained copy, or None where it was not scanned."""
+        listed = runs(self.root)
+        copies = listed[listed["untrained"] & (listed["session"] == self.session)]
+        subjects = [name for name in copies["subject"].unique() if name != self.subject]
+        wanted = label(f"{self.subject}-untrained")
+        if wanted not in subjects:
+            is_alone = len(analysed(self.root)) == 1
+            wanted = subjects[0] if subjects and is_alone else ""
+        if not wanted:
+            return None
+        copy = session(self.root, subject=wanted, session=self.session)
+        shown = {(run.task, run.run) for run in self.runs}
+        kept = tuple(run for run in copy if (run.task, run.run) in shown)
+        return Session(self.root, kept) if kept else None
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from writing to the dataset; see `llm2nifti.bids.locked`."""
+        return locked(self.root)
+
+    def __repr__(self) -> str:
+        """Say whose session it is and what it holds."""
+        whose, tasks = who(self.subject, self.session), ", ".join(self.tasks)
+        return f"Session: {whose}, {len(self.runs)} runs of {tasks}"
+
+
+def _label(task: str) -> str:
+    """BIDS label of a task's name; empty if it can't have one."""
+    try:
+        return label(task)
+    except LabelError:
+        return ""
+
+
+def session(root: Path | str, *, subject: str | None = None, session: str | None = None) -> Session:
+    """Open one session of one model.
+
+    Parameters
+    ----------
+    root : path-like
+        Root of the dataset.
+    subject : str, optional
+        Name or label of the model; by default the only trained one.
+    session : str, optional
+        Label of the session; by default the only one of the model.
+
+    Returns
+    -------
+    Session
+
+    Raises
+    ------
+    NoSuchRunError
+        If there is no such session; the message lists what there is.
+
+    Examples
+    --------
+    >>> bids.session("ds")  # doctest: +SKIP
+    Session: sub-smollm2135m, 18 runs of archeology, medicalimaging, paleontology, ...
+    """
+    rows = rows_of(root, subject, session)
+    return Session(Path(root), tuple(open_run(Path(root), row) for _, row in rows.iterrows()))
