@@ -62,7 +62,7 @@ def test_names_equal_dense_whitening_and_a_loop_over_correlations(n_units):
                 r = [stats.pearsonr(white, effects[run][t] @ whitener).statistic for t in "xyz"]
                 correlations.append(r)
         got = match(training, held_out, np.stack([effects[run][t] for t in "xyz"]))
-        np.testing.assert_allclose(got, correlations, atol=1e-8)
+        np.testing.assert_allclose(got, correlations, atol=1e-5)
         expected += np.argmax(correlations, axis=1).tolist()
     named = networks.name_trials(sets, effects)
     assert named.named.tolist() == expected

@@ -376,20 +376,21 @@ def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float 
     Both tests at the uncorrected level `alpha`, two-sided; Welch's on residuals of the nuisance
     columns, the runs' means removed.
     """
-    on, off = [], []
+    adjusted, is_control = [], []
     for run in runs:
         design = design_matrix(run.events)
         values = run.values().astype(float)
         extra = [name for name in design if name not in set(run.events["trial_type"])]
         X = design.to_numpy()
         beta = np.linalg.pinv(X) @ values
-        adjusted = values - design[extra].to_numpy() @ beta[X.shape[1] - len(extra) :]
-        adjusted -= adjusted.mean(axis=0)
-        is_control = (run.events["trial_type"] == CONTROL).to_numpy()
-        on.append(adjusted[~is_control])
-        off.append(adjusted[is_control])
+        values -= design[extra].to_numpy() @ beta[X.shape[1] - len(extra) :]
+        values -= values.mean(axis=0)
+        adjusted.append(values)
+        is_control.append((run.events["trial_type"] == CONTROL).to_numpy())
+    rows, off = np.concatenate(adjusted), np.concatenate(is_control)
+    sides = [[r.mean(axis=0), r.std(axis=0, ddof=1), len(r)] for r in (rows[~off], rows[off])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant units have no p value
-        result: Any = stats.ttest_ind(np.concatenate(on), np.concatenate(off), equal_var=False)
+        result: Any = stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False)
     differs = (np.nan_to_num(result.pvalue, nan=1.0) < alpha) != (maps.p() < alpha)
     return float(differs[maps.analysed].mean())

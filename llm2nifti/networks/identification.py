@@ -95,12 +95,11 @@ class Identification:
             inside = self.fold == fold
             np.add.at(hits[f], (self.truth[inside], self.named[inside]), 1)
         observed = np.trace(hits, axis1=1, axis2=2).sum()
-        rows = np.arange(n_tasks)
-        draws = [
-            sum(hits[f, rows, rng.permutation(n_tasks)].sum() for f in range(len(folds)))
-            for _ in range(n_perm)
-        ]
-        return float((1 + (np.array(draws) >= observed - 1e-9).sum()) / (n_perm + 1))
+        rows, draws = np.arange(n_tasks), np.zeros(n_perm)
+        for of_fold in hits:
+            labels = rng.permuted(np.tile(rows, (n_perm, 1)), axis=1)
+            draws += of_fold[rows, labels].sum(axis=1)
+        return float((1 + (draws >= observed - 1e-9).sum()) / (n_perm + 1))
 
     def summary(self) -> dict[str, object]:
         """As a dictionary for JSON."""
@@ -222,7 +221,8 @@ def match(
     Notes
     -----
     Whitening rescales only the directions that the training controls vary in, far fewer than units,
-    so the products of all rows with each other are enough: no whitened row is ever made.
+    so the products of all rows with each other are enough: no whitened row is ever made. Products
+    of rows in SDs are taken in float32, some units at a time, and added up in float64.
     """
     controls = np.concatenate([t.values[~t.is_task] for t in training])
     trials = np.concatenate([t.values[t.is_task] for t in held_out])
@@ -244,8 +244,9 @@ def match(
         deviations = trials[:, part] - of_trial @ shown
         rows = np.concatenate([residuals, deviations, patterns[:, part]])
         rows /= np.where(scale > 0, scale, np.inf)
-        products += rows @ rows.T
         sums += rows.sum(axis=1)
+        rows = rows.astype(np.float32)
+        products += rows @ rows.T
     return _whitened_correlations(products, sums, n, n_units)[: len(trials), len(trials) :]
 
 

@@ -52,6 +52,7 @@ def save(figure: plt.Figure, path_stem: Path | str) -> list[Path]:
     paths = [Path(f"{path_stem}.png"), Path(f"{path_stem}.svg")]
     # Dates and versions of software would make equal figures differ.
     figure.savefig(paths[0], dpi=150, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it is laid out now
     figure.savefig(paths[1], dpi=150, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     return paths

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nilearn.glm.contrasts import Contrast
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from llm2nifti.networks import Rule
 N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
 
 Maps = dict[tuple[str, int], NDArray[np.float64]]
+Contrasts = Mapping[tuple[str, int], Contrast]
 
 
 def check_repeated(session: Session) -> None:
@@ -133,7 +135,11 @@ def _beside(path: Path) -> Path:
 
 
 def analyse_similarity(
-    session: Session, *, intervals: bool = True, quiet: bool = False
+    session: Session,
+    *,
+    contrasts: Contrasts | None = None,
+    intervals: bool = True,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """How repeatable and how distinct the maps are, with jackknife intervals and nulls.
 
@@ -141,6 +147,8 @@ def analyse_similarity(
     ----------
     session : Session
         At least 2 runs of each task of one model.
+    contrasts : mapping, optional
+        Of `llm2nifti.glm.contrasts_of`, if they are there already.
     intervals : bool, default=True
         Compute jackknife intervals.
     quiet : bool, default=False
@@ -152,7 +160,8 @@ def analyse_similarity(
         Matrices over tasks and figures with intervals.
     """
     check_repeated(session)
-    maps: Maps = {key: glm.t_map([c]) for key, c in glm.contrasts_of(session).items()}
+    contrasts = contrasts or glm.contrasts_of(session)
+    maps: Maps = {key: glm.t_map([c]) for key, c in contrasts.items()}
     tasks = networks.tasks_of(maps)
     r = networks.matrix(maps)
     masks = networks.top_masks(maps)
@@ -241,8 +250,15 @@ def _closest_pairs(similarity: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(pairs, key=lambda pair: -pair["r"])
 
 
-def analyse_identification(session: Session) -> dict[str, Any]:
+def analyse_identification(
+    session: Session, *, contrasts: Contrasts | None = None
+) -> dict[str, Any]:
     """Name held-out runs and trials by maps of the other runs; also from the prompts alone.
+
+    Parameters
+    ----------
+    session, contrasts
+        See `analyse_similarity`.
 
     Returns
     -------
@@ -251,7 +267,7 @@ def analyse_identification(session: Session) -> dict[str, Any]:
         where that task is there.
     """
     check_repeated(session)
-    contrasts = glm.contrasts_of(session)
+    contrasts = contrasts or glm.contrasts_of(session)
     trials = [_trial_set(run) for run in session]
     groups = {"": list(session.tasks)}
     if "randomstrings" in groups[""] and len(groups[""]) > 2:

@@ -62,10 +62,11 @@ def analyse(
     parts: dict[str, Any] = describe_dataset(recording)
     parts["tasks"] = _all_maps(recording, mapper, quiet=quiet)
     repeated = _is_repeated(recording)
+    contrasts = glm.contrasts_of(recording) if repeated else None
     if repeated:
-        parts["similarity"] = analyse_similarity(recording, quiet=quiet)
+        parts["similarity"] = analyse_similarity(recording, contrasts=contrasts, quiet=quiet)
     if repeated and len(recording.tasks) > 1:
-        parts["identification"] = analyse_identification(recording)
+        parts["identification"] = analyse_identification(recording, contrasts=contrasts)
     parts["null"] = analyse_null(recording, n=n_null, quiet=quiet)
     parts["untrained"] = _analyse_untrained(recording, quiet=quiet)
     parts["options"] = {"n_null": n_null}
@@ -230,11 +231,13 @@ def _analyse_untrained(session: Session, *, quiet: bool) -> dict[str, Any] | Non
     if copy is None:
         return None
     out: dict[str, Any] = {"subject": copy.subject, "model": copy.model, "tasks": {}}
-    for task in tqdm(copy.tasks, desc="glm untrained", disable=quiet or None):
-        maps = glm.fit(copy.of(task), quiet=True).contrast(f"{task} - {glm.CONTROL}")
+    contrasts = glm.contrasts_of(tqdm(copy, desc="glm untrained", disable=quiet or None))
+    for task in copy.tasks:
+        maps = glm.pool(task, copy.brain, [c for (name, _), c in contrasts.items() if name == task])
         out["tasks"][task] = {"share_below_05": maps.share_below()}
     if _is_repeated(copy):
-        out["similarity"] = analyse_similarity(copy, intervals=False, quiet=quiet)
+        how: dict[str, Any] = {"contrasts": contrasts}
+        out["similarity"] = analyse_similarity(copy, **how, intervals=False, quiet=quiet)
         if len(copy.tasks) > 1:
-            out["identification"] = analyse_identification(copy)
+            out["identification"] = analyse_identification(copy, **how)
     return out
