@@ -142,6 +142,11 @@ def test_linear_layers_are_what_torch_counts(bench, tiny_model):
             "`tiny-7b` | 256 |",
         ),
         ("memory.py", "--tiny --lengths 20", "| every frame | 20 | "),
+        (
+            "analysis.py",
+            "--pairs 1 --units 300 --runs 2 --pseudo-tasks 3",
+            "| token-level null of a run | 1 |",
+        ),
         ("load.py", "--tasks 2 --no-untrained", "| seconds | 2 tasks |"),
         ("monitor.py", "--pairs 1 --tokens 2 --model TINY", "| monitored / bare `generate` | 1 |"),
     ],
