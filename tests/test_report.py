@@ -19,7 +19,8 @@ import pytest
 from llm2nifti import bids, geometry, glm, paradigm, report, study
 from llm2nifti.geometry import Site
 from llm2nifti.recording import TOKEN_COLUMNS, Recording
-from llm2nifti.report import findings, wording
+from llm2nifti.report import findings
+from llm2nifti.tell import wording
 
 EVIL = "<script>alert(1)</script>"
 TASKS = ("medicalimaging", "pathology")

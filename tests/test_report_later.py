@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from types import SimpleNamespace
-
 import numpy as np
-import pytest
 
-from llm2nifti import bids
 from llm2nifti.report.lesions import lesion_section, steer_section
 from llm2nifti.report.training import training_section
 from llm2nifti.study.training_results import summarise
+from llm2nifti.tell import as_text
 
 TASKS = ["pathology", "archeology", "control"]
-
-
-@pytest.fixture
-def source(tmp_path):
-    """All that these sections need of a dataset."""
-    return SimpleNamespace(folder=tmp_path)
 
 
 def trained():
@@ -69,45 +59,33 @@ def lesioned(*conditions, untrained=None):
     }
 
 
-def put(source, name, content):
-    (source.folder / name).write_text(json.dumps(content))
-
-
-def test_where_nothing_was_done_there_is_no_section(source):
-    assert lesion_section(source) is None
-    assert steer_section(source) is None
-    assert training_section(source) is None
-
-
-def test_lesions_are_told_with_their_nulls(source):
-    put(source, "lesion.json", lesioned(condition(), untrained=condition(own=0.0)))
-    section = lesion_section(source)
+def test_lesions_are_told_with_their_nulls():
+    section = lesion_section(lesioned(condition(), untrained=condition(own=0.0)))
     text = " ".join(section.paragraphs)
     assert "1.0\N{NO-BREAK SPACE}% of the units of attn and mlp" in text
     assert "1 of 1 pair of tasks show" in text
     assert [plot.stem for plot in section.plots] == ["lesions", "lesions_untrained"]
-    assert section.tables[0].rows[0]["excess"].startswith("−0.30 [−0.40")
-    assert section.tables[1].rows[0]["holds"] == "yes"
+    assert section.tables[1].rows[0]["excess"].startswith("−0.30 [−0.40")
+    assert section.tables[2].rows[0]["holds"] == "yes"
+    matrix = section.tables[0].rows[0]
+    assert list(matrix.values()) == ["pathology", "−0.300*", "0.000", "0.000"]
     ax = section.plots[0].draw()
     assert [t.get_text() for t in ax.texts][:3] == ["−0.300*", "0.000", "0.000"]
 
 
-def test_doses_are_drawn_where_there_are_several(source):
+def test_doses_are_drawn_where_there_are_several():
     many = [condition(share=share, own=-share) for share in (0.01, 0.02, 0.05)]
-    put(source, "lesion.json", lesioned(*many, condition("zero", share=0.01)))
-    plot = lesion_section(source).plots[-1]
+    plot = lesion_section(lesioned(*many, condition("zero", share=0.01))).plots[-1]
     assert plot.stem == "lesion_doses"
     line = plot.draw().lines[0]
     np.testing.assert_allclose(line.get_ydata(), [-0.01, -0.02, -0.05])
 
 
-def test_steering_and_training_are_told(source):
-    put(source, "steer.json", lesioned(condition("steer", own=0.3)))
-    section = steer_section(source)
+def test_steering_and_training_are_told():
+    section = steer_section(lesioned(condition("steer", own=0.3)))
     assert "added 2.0 times to the 1.0" in section.paragraphs[0]
     assert section.plots[0].draw().get_ylabel() == "Steered by"
-    put(source, "training.json", {"pathology": trained()})
-    (table,) = training_section(source).tables
+    (table,) = training_section({"pathology": trained()}).tables
     rows = {row["name"]: row for row in table.rows}
     assert rows["network"]["pathology"] == "−1.00 [−1.00, −1.00]"
     assert rows["network - random"]["pathology"].startswith("−0.50")
@@ -115,7 +93,16 @@ def test_steering_and_training_are_told(source):
     assert table.caption.endswith("pathology, 1 seed")
 
 
-def test_a_broken_file_is_one_line(source):
-    (source.folder / "lesion.json").write_text("{")
-    with pytest.raises(bids.DamagedFileError, match=r"lesion\.json: line 1"):
-        lesion_section(source)
+def test_a_result_reads_in_a_terminal_as_on_the_page():
+    content = lesioned(condition(), untrained=condition(own=0.0))
+    section, text = lesion_section(content), as_text(lesion_section(content))
+    lines = text.splitlines()
+    assert lines[:2] == [section.title, "-" * len(section.title)]
+    assert max(map(len, lines)) <= 100
+    assert "1.0 % of the units of attn and mlp" in " ".join(lines)
+    start = lines.index("Change of log probability (nats a token)")
+    assert lines[start + 1].split("  ")[0] == "Network"
+    cells = lines[start + 2].split()
+    assert cells[:4] == ["pathology", "pathology", "-0.30", "[-0.40,"]
+    assert len({len(line) for line in lines[start + 1 : start + 4]}) == 1  # numbers end together
+    assert not set(text) & set("\N{NO-BREAK SPACE}\N{MINUS SIGN}–")

@@ -139,7 +139,7 @@ def test_command_table_and_report(tmp_path, capsys):
     root = tests_support.make_dataset(tmp_path / "ds")
     assert cli.main(["detect", str(root), "--n-boot", "20", "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert "AUC on held-out prompts" in printed
+    assert "AUC after all tokens" in printed
     assert re.search(r"archeology\s+0\.\d{3}", printed)
     written = json.loads((root / bids.DERIVATIVES / "detection.json").read_text("utf-8"))
     assert written["tasks"] == ["archeology", "pathology"]

@@ -13,13 +13,14 @@ import torch
 
 from llm2nifti import bids, cli, geometry, glm, models, report
 from llm2nifti.models import ModelError
+from llm2nifti.report.lesions import lesion_section
 from llm2nifti.study import StudyError, analyse, repairing
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import Condition, Sizes
-from llm2nifti.study.effect_table import table
 from llm2nifti.study.evaluations import Evaluations
 from llm2nifti.study.intervening import intervene
 from llm2nifti.study.reloading import reload
+from llm2nifti.tell import as_text
 
 SIZES = Sizes(n_random=2, n_prompts=3)
 
@@ -108,9 +109,9 @@ def test_the_result_has_every_cell_with_its_controls(root, content):
             assert cell["n_texts"] == 6
     assert content["conditions"][0]["sites"] == ["attn", "mlp"]
     assert content["held_out"]
-    text = table(content)
+    text = as_text(lesion_section(content))
     assert "pathology" in text
-    assert "untrained: own task minus other tasks" in text
+    assert "The untrained copy: lesions change" in text
 
 
 def test_lesion_mass_is_what_was_asked_for(root, folder):
@@ -164,7 +165,7 @@ def test_a_mask_drawn_by_hand_is_lesioned(root, folder, tmp_path, capsys):
     assert cli.main(["lesion", str(root), "--networks", mask, "--mode", "zero", *options]) == 0
     printed = capsys.readouterr().out
     assert "drawn" in printed
-    assert "whether they saw these texts is not known" in printed
+    assert "whether they have seen these texts is not known" in " ".join(printed.split())
     wrong = nib.Nifti1Image(np.ones((3, 3, 3), np.uint8), np.eye(4))
     nib.save(wrong, tmp_path / "wrong.nii.gz")
     mask = str(tmp_path / "wrong.nii.gz")
@@ -283,7 +284,7 @@ def test_random_steering_adds_the_same_values_elsewhere(root, folder):
 def test_the_steer_command_measures_and_answers(root, folder, capsys):
     options = ["--model", folder, "--quiet", "--n-random", "2", "--n-prompts", "3"]
     assert cli.main(["steer", str(root), "--strength", "3", *options]) == 0
-    assert "steer (" in capsys.readouterr().out
+    assert "is added 3.0 times" in " ".join(capsys.readouterr().out.split())
     kept = json.loads((root / bids.DERIVATIVES / "steer.json").read_text())
     assert kept["conditions"][0]["strength"] == 3
     assert "double_dissociations" not in kept["conditions"][0]

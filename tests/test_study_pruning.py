@@ -14,10 +14,12 @@ import transformers
 from tests_support import assert_same, contents
 
 from llm2nifti import bids, cli, geometry, glm, models, surgery
+from llm2nifti.report.pruning import pruning_section
 from llm2nifti.study import StudyError, losses, pruning
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import Sizes
 from llm2nifti.study.pruning import Choice
+from llm2nifti.tell import as_text
 
 FAST = ["--n-random", "2", "--n-prompts", "6", "--n-pairs", "0", "--quiet"]
 
@@ -124,9 +126,9 @@ def test_the_command_writes_a_model_and_what_it_measured(small, scanned, runs):
     network = pruning.network_of(runs, Choice(task="pathology", share=0.2))
     assert record["n_removed"] == network.n_units  # all runs make the network that is pruned
     assert sorted(p.name for p in out.parent.iterdir()) == ["small"]  # and no journal is left
-    text = losses.pruning_table({**record, "folder": ""})
+    text = as_text(pruning_section(record))
     assert "pathology" in text
-    assert "parameters" in text
+    assert "Parameters" in text
 
 
 def test_a_mask_from_elsewhere_can_be_pruned(scanned, runs, tmp_path, capsys):
@@ -179,14 +181,14 @@ def test_other_weights_than_the_scanned_ones_are_refused(scanned, tiny_folders, 
 
 
 def test_a_network_needs_a_run_that_did_not_make_it(runs, loaded, tmp_path):
-    first = [run for run in runs if run.run == 1]
+    first = runs.without(2)
     choice = Choice(task="pathology", share=0.2, n_pairs=0)
     with pytest.raises(StudyError, match="need 2 or more runs"):
         pruning.prune(first, loaded, choice, tmp_path / "x", quiet=True)
     assert not list(tmp_path.iterdir())
     untested = pruning.prune(first, loaded, replace(choice, n_prompts=0), tmp_path / "x")
     assert untested["evaluation"] == {}
-    assert "not measured" in losses.pruning_table(untested)
+    assert "not measured" in as_text(pruning_section(untested))
 
 
 def test_interrupted_work_resumes(runs, loaded, tmp_path, monkeypatch):

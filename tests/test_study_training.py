@@ -14,12 +14,14 @@ from tests_support import assert_same, contents, make_dataset
 
 from llm2nifti import bids, cli, models, networks, study
 from llm2nifti.geometry import from_img
+from llm2nifti.report.training import training_section
 from llm2nifti.study import StudyError, training
 from llm2nifti.study.masks import read_network
 from llm2nifti.study.scanning import Design, ModelChoice, Plan, Settings
-from llm2nifti.study.training_results import summarise, training_table
+from llm2nifti.study.training_results import summarise
 from llm2nifti.surgery import Recipe, SurgeryError
 from llm2nifti.surgery.finetuning import n_trained
+from llm2nifti.tell import as_text
 
 TASK = "randomstrings"  # a random model tells them from prompts
 SETUP = training.Setup(top=2, n_seeds=2, n_texts=8, rates=(0.01, 0.03), recipe=Recipe(epochs=2))
@@ -99,7 +101,7 @@ def test_the_experiment_writes_its_results_and_learns(dataset, deep):
         assert str(numbers["rate"]) in numbers["rates"]
     weights = {name: numbers["n_weights"] for name, numbers in content["conditions"].items()}
     assert weights["network"] == weights["random"] < weights["all"]
-    assert "network - random" in training_table(content)
+    assert "network - random" in as_text(training_section({TASK: content}))
     other = training.replace(SETUP, n_seeds=SETUP.n_seeds + 1)
     with pytest.raises(bids.ExistsError, match="overwrite=True"):
         training.train(runs, TASK, setup=other, model=deep, quiet=True)
@@ -201,7 +203,7 @@ def test_train_prints_its_table(dataset, folder, capsys):
     command = ["train", str(dataset), "--task", TASK, "--model", str(folder)]
     sizes = ["--top", "1", "--seeds", "1", "--epochs", "1", "--n-texts", "4", "--rate", "0.01"]
     assert cli.main([*command, *sizes, "--quiet"]) == 0
-    assert "change of the loss" in capsys.readouterr().out
+    assert "Change of the loss" in capsys.readouterr().out
     results = json.loads((dataset / bids.DERIVATIVES / "training.json").read_text())
     assert results[TASK]["conditions"]["all"]["rates"] == {"0.01": None}  # nothing to choose
 

@@ -131,9 +131,11 @@ def _add_null(commands: Any) -> None:
 
 def _null(args: argparse.Namespace) -> None:
     from llm2nifti import study
+    from llm2nifti.report.nulls import null_section
+    from llm2nifti.tell import as_text
 
     content = study.analyse_null(_session(args), n=args.n, seed=args.seed, quiet=args.quiet)
-    show(args, content, study.null_table(content))
+    show(args, content, as_text(null_section(content)))
 
 
 def _add_report(commands: Any) -> None:

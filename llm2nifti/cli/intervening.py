@@ -130,8 +130,10 @@ def _sites(args: argparse.Namespace) -> tuple[str, ...]:
 def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
     """Intervene and show what that does to held-out text."""
     from llm2nifti import bids
+    from llm2nifti.report.lesions import lesion_section, steer_section
     from llm2nifti.study import conditions as how
-    from llm2nifti.study import effect_table, intervening
+    from llm2nifti.study import intervening
+    from llm2nifti.tell import as_text
 
     bids.runs(args.dataset)  # a folder without runs stays as it is
     with bids.locked(args.dataset):
@@ -150,7 +152,8 @@ def _measure(args: argparse.Namespace, conditions: Sequence[Condition]) -> None:
             quiet=args.quiet,
         )
         bids.clear_work(args.dataset)
-    show(args, content, effect_table.table(content))
+    section = steer_section if conditions[0].mode == "steer" else lesion_section
+    show(args, content, as_text(section(content)))
 
 
 def _show_answers(args: argparse.Namespace) -> None:

@@ -127,7 +127,9 @@ def _add_detect(commands: Any) -> None:
 
 def _detect(args: argparse.Namespace) -> None:
     from llm2nifti import bids
+    from llm2nifti.report.detection import detection_section
     from llm2nifti.study import detection
+    from llm2nifti.tell import as_text
 
     who = {"subject": args.subject, "session": args.session}
     with bids.locked(args.dataset):
@@ -141,4 +143,4 @@ def _detect(args: argparse.Namespace) -> None:
             n_boot=args.n_boot,
             quiet=args.quiet,
         )
-    show(args, content, detection.detection_table(content))
+    show(args, content, as_text(detection_section(content)))

@@ -47,7 +47,9 @@ def add_commands(commands: Any) -> None:
 
 def _prune(args: argparse.Namespace) -> None:
     from llm2nifti import bids
-    from llm2nifti.study import losses, pruning
+    from llm2nifti.report.pruning import pruning_section
+    from llm2nifti.study import pruning
+    from llm2nifti.tell import as_text
 
     session = bids.session(args.dataset, subject=args.subject, session=args.session)
     choice = pruning.Choice(
@@ -63,4 +65,4 @@ def _prune(args: argparse.Namespace) -> None:
     model = load_model(args, session.first)
     how = {"overwrite": args.overwrite, "quiet": args.quiet}
     content = pruning.prune(session, model, choice, args.out, **how)
-    show(args, content, f"{losses.pruning_table(content)}\n\nwritten: {args.out}")
+    show(args, content, f"{as_text(pruning_section(content))}\n\nwritten: {args.out}")

@@ -87,9 +87,10 @@ def _add_train(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from llm2nifti import bids
+    from llm2nifti.report.training import training_section
     from llm2nifti.study import scanning, training
-    from llm2nifti.study.training_results import training_table
     from llm2nifti.surgery import Recipe
+    from llm2nifti.tell import as_text
 
     session = bids.session(args.dataset, subject=args.subject, session=args.session)
     setup = training.Setup(
@@ -109,4 +110,4 @@ def _train(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             quiet=args.quiet,
         )
-    show(args, content, training_table(content))
+    show(args, content, as_text(training_section({content["task"]: content})))

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from llm2nifti import plotting
-from llm2nifti.report.section import read_json
-from llm2nifti.report.wording import interval, number, percent
+from llm2nifti.tell import Plot, Section, Table
+from llm2nifti.tell.wording import count, interval, listing, number, percent
 
-NUMBERS = "detection.json"
 _NAMES = {"network": "network", "probe": "linear probe", "words": "bag of words"}
 
 
-def read_detection(folder: Path) -> dict[str, Any]:
-    """Numbers of ``llm2nifti detect``; empty where it was not run."""
-    return read_json(folder / NUMBERS) or {}
+def detection_section(found: Mapping[str, Any]) -> Section:
+    """What ``detection.json`` says."""
+    n_tokens, frames = found["n_tokens"], found["frames"]
+    when = f"by the one volume ({frames}) that was kept of each"
+    if n_tokens > 1:
+        when = f"after each of the {n_tokens} tokens that the model generates"
+    at = found["thresholds"]
+    passing = f"Thresholds let {percent(at['rate'], 0)} of control prompts of "
+    if at["other_runs"]:
+        passing += "other runs pass, scored by networks of yet other runs."
+    else:
+        passing += (
+            "the other run pass; it also made the networks, so false alarms are more frequent than "
+            "that."
+        )
+    what = (
+        "The score of a network is the mean of its units beyond control prompts, in SDs. Networks "
+        f"({count(found['n_network_units'])} of {count(found['n_units'])} units of "
+        f"{listing(found['sites'])} each) are made from all runs but one, and tell the prompts of "
+        f"the remaining one apart, {when}. A linear probe (logistic regression on all of these "
+        "units) and a bag of words of the prompt learn each comparison from the same runs. "
+        f"{found['n_task_prompts']} prompts a task, {found['n_control_prompts']} control prompts. "
+        f"Means are over {listing(found['mean_of'])}."
+    )
+    return Section(
+        "detection",
+        "Do the networks know what a prompt is about?",
+        [what, *_sentences(found)],
+        _plots(found),
+        _tables(found),
+        [
+            f"Intervals: bootstrap over prompts, {count(found['n_boot'])} draws; networks and "
+            f"probes are not made anew. {passing} Hits and false alarms: held-out prompts of the "
+            "task, and control prompts, on which its network is above threshold after all tokens. "
+            "Named right: of the networks above threshold, the task's own is furthest."
+        ],
+    )
 
 
-def methods(found: dict[str, Any], comparison: str) -> dict[str, list[dict[str, float]]]:
+def _methods(found: Mapping[str, Any], comparison: str) -> dict[str, list[dict[str, float]]]:
     """Mean AUC of each method over tasks, after 1, 2, ... tokens."""
     curves = {_NAMES[name]: found["auc"][name][comparison]["mean"] for name in _NAMES}
     if "untrained" in found:
@@ -28,20 +62,18 @@ def methods(found: dict[str, Any], comparison: str) -> dict[str, list[dict[str, 
     return curves
 
 
-def plots(found: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
-    """Stem, drawing, alternative text and caption of each figure; none without numbers."""
-    if not found:
-        return []
-    out: list[tuple[str, Any, str, str]] = []
+def _plots(found: Mapping[str, Any]) -> list[Plot]:
+    """AUC by tokens, against control and against other tasks, and the ROC curves."""
+    out = []
     titles = {"control": "Against control prompts", "others": "Against the other tasks"}
     for comparison, title in titles.items():
-        curves = methods(found, comparison)
+        curves = _methods(found, comparison)
         null = found.get("shuffled") if comparison == "control" else None
         told = ", ".join(f"{name} {number(c[-1]['value'])}" for name, c in curves.items())
         out.append(
-            (
+            Plot(
                 f"auc_{comparison}",
-                lambda c=curves, n=null, t=title: plotting.plot_auc(c, null=n, title=t),
+                partial(plotting.plot_auc, curves, null=null, title=title),
                 f"AUC by the number of tokens seen, {title.lower()}; after all of them: {told}.",
                 f"{title}: AUC on held-out prompts, mean over tasks, by the number of tokens that "
                 "the model has generated, with 95 % bootstrap intervals; the bag of words reads "
@@ -50,7 +82,7 @@ def plots(found: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
         )
     curve = found["roc"]
     out.append(
-        (
+        Plot(
             "roc",
             lambda: plotting.plot_roc(curve["false_positive_rate"], curve["all"]),
             "ROC curves of the network of each task against control prompts, after all tokens.",
@@ -61,7 +93,32 @@ def plots(found: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
     return out
 
 
-def rows(found: dict[str, Any]) -> list[dict[str, str]]:
+def _tables(found: Mapping[str, Any]) -> list[Table]:
+    """AUC of networks and their alternatives, and what thresholds do."""
+    rows = _rows(found)
+    areas = [
+        ("task", "Task", False),
+        ("network_control", "Network, control", True),
+        ("first", "Its first token", True),
+        ("probe_control", "Probe, control", True),
+        ("words_control", "Words, control", True),
+        ("network_others", "Network, others", True),
+        ("probe_others", "Probe, others", True),
+        ("words_others", "Words, others", True),
+    ]
+    passing = [
+        ("task", "Task", False),
+        ("hits", "Hits", True),
+        ("alarms", "False alarms", True),
+        ("right", "Named right", True),
+    ]
+    return [
+        Table("AUC after all tokens, with 95 % intervals", areas, rows),
+        Table("What thresholds let pass", passing, rows),
+    ]
+
+
+def _rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
     """One row a task: AUC of its network, of the alternatives, and what thresholds do."""
     thresholds, out = found["thresholds"], []
     for task in found["tasks"]:
@@ -78,7 +135,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, str]]:
     return out
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
+def _sentences(found: Mapping[str, Any]) -> list[str]:
     """What the numbers say, whichever way."""
     out = []
     against = {"control": "against control prompts", "others": "against the other tasks"}

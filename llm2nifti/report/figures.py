@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,32 +16,13 @@ from tqdm import tqdm
 
 from llm2nifti import glm, plotting
 from llm2nifti.bids.files import write_bytes
-from llm2nifti.report import detection, findings
+from llm2nifti.report import findings
 from llm2nifti.report.source import Source, TaskMap
-from llm2nifti.report.wording import count, height_control, number, percent, plural
+from llm2nifti.tell import Plot
+from llm2nifti.tell.wording import count, height_control, number, percent, plural
 
 _LARGEST_SVG = 400_000  # bytes; a larger drawing is embedded as PNG if that is smaller
 _PIXELS_PER_INCH = 118  # of the page: a figure of 6.2 inches is 732 pixels wide
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure to be drawn.
-
-    Attributes
-    ----------
-    stem : str
-        Name of its files.
-    draw : callable
-        Draws it.
-    alt, caption : str
-        What stands for it, and one sentence on what to see.
-    """
-
-    stem: str
-    draw: Callable[[], Axes]
-    alt: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +77,6 @@ def draw(
         plots += _task_plots(source, task_map)
     plots += _similarity_plots(source.summary, source.shown)
     plots += [*_identification_plots(source.summary), *_null_plots(source.summary, source.shown)]
-    plots += [Plot(*parts) for parts in detection.plots(detection.read_detection(source.folder))]
     plots += more
     return {
         plot.stem: _save(plot, folder, source.root)

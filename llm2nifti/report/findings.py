@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm2nifti import networks
-from llm2nifti.report.wording import (
+from llm2nifti.tell.wording import (
     NONE,
     count,
     height_control,
@@ -27,7 +27,6 @@ Row = dict[str, str]
 # The two tasks that Nencka et al. (2023) name as the pair with the most overlap.
 PAPER_PAIR = ("medicalimaging", "pathology")
 _N_PERMUTATIONS = 10_000  # of `networks.Identification.p_value`
-_RANGES = {"below_05": (0.04, 0.06), "below_001": (0.0005, 0.002)}  # see `glm.relabelled`
 MOST_PAIRS = 100  # of tasks, in the table
 _KINDS = {"trials": "Held-out prompts", "runs": "Held-out runs"}
 _WITHOUT = "_without_randomstrings"
@@ -237,56 +236,6 @@ def smallest_p(summary: Summary) -> str | None:
 def _n_runs(summary: Summary) -> int:
     """Runs of the task that has most."""
     return max(numbers["n_runs"] for numbers in summary["tasks"].values())
-
-
-def null_rows(null: Summary) -> list[Row]:
-    """What a calibrated test gives, then one row a null experiment that was possible."""
-    titles = {
-        "relabelled": "Control prompts relabelled at random",
-        "pseudo_tasks": "Whole control topics as pseudo-tasks",
-        "token_level": "Control tokens relabelled by prompt, AR(1)",
-    }
-    ranges = {
-        name: f"{number(100 * low, digits)}–{percent(high, digits)}"
-        for (name, (low, high)), digits in zip(_RANGES.items(), (0, 2), strict=True)
-    }
-    expected = {"what": "Expected where nothing is there", "n": NONE}
-    rows = [{**expected, **ranges, "any_fdr": f"about {percent(0.05, 0)}"}]
-    for key, title in titles.items():
-        rates = null.get(key, {"not_possible": ""})
-        if "not_possible" in rates:
-            continue
-        spread = percent(rates["below_05_sd"])
-        rows.append(
-            {
-                "what": title,
-                "n": count(rates["n_relabellings"]),
-                "below_05": f"{percent(rates['below_05'])} (SD {spread})",
-                "below_001": percent(rates["below_001"], 2),
-                "any_fdr": percent(rates["any_fdr"], 0),
-            }
-        )
-    return rows
-
-
-def calibration_sentence(null: Summary) -> str:
-    """Whether relabelled controls give the rates that a calibrated test gives."""
-    rates = null["relabelled"]
-    if "below_05" not in rates:
-        return f"Not possible here: {rates.get('not_possible', 'no rates in the summary')}."
-    inside = {name: low <= rates[name] <= high for name, (low, high) in _RANGES.items()}
-    words = {True: "inside", False: "outside"}
-    text = (
-        f"The rate at p < .05 is {words[inside['below_05']]} its expected range and the rate at "
-        f"p < .001 is {words[inside['below_001']]}"
-    )
-    if all(inside.values()):
-        return f"{text}, as it is for a calibrated test."
-    return (
-        f"{text}. Rates of single relabellings vary (SD "
-        f"{percent(rates['below_05_sd'])}), so {plural(rates['n_relabellings'], 'relabelling')} "
-        "may be too few to tell; if more of them agree, p values here are not calibrated."
-    )
 
 
 def pseudo_rows(summary: Summary) -> list[dict[str, Any]]:

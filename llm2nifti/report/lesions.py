@@ -8,24 +8,18 @@ from typing import Any
 import numpy as np
 
 from llm2nifti import plotting
-from llm2nifti.report.figures import Plot
-from llm2nifti.report.section import Section, Table, read_json
-from llm2nifti.report.source import Source
-from llm2nifti.report.wording import listing, number, percent, plural
+from llm2nifti.tell import Plot, Section, Table
+from llm2nifti.tell.wording import listing, number, percent, plural
 
-RESULT = "lesion.json"
-STEERED = "steer.json"
+Content = Mapping[str, Any]
 
 
-def lesion_section(source: Source) -> Section | None:
-    """Section on lesions, where ``llm2nifti lesion`` was run."""
-    content = read_json(source.folder / RESULT)
-    if content is None:
-        return None
+def lesion_section(content: Content) -> Section:
+    """What ``lesion.json`` or ``lesion_masks.json`` says."""
     first = content["conditions"][0]
     plots = [_matrix_plot(first, "lesions", "the")]
     paragraphs = [_what(content, first), _reading(content)]
-    tables = [_effects_table(first)]
+    tables = [_matrix_table(first), _effects_table(first)]
     untrained = content["untrained"]
     if untrained:
         plots.append(_matrix_plot(untrained["conditions"][0], "lesions_untrained", "the untrained"))
@@ -40,11 +34,8 @@ def lesion_section(source: Source) -> Section | None:
     return Section("lesions", "What happens without a network?", paragraphs, plots, tables)
 
 
-def steer_section(source: Source) -> Section | None:
-    """Section on steering, where ``llm2nifti steer`` measured it."""
-    content = read_json(source.folder / STEERED)
-    if content is None:
-        return None
+def steer_section(content: Content) -> Section:
+    """What ``steer.json`` says."""
     first = content["conditions"][0]
     units = f"{percent(first['share'])} of the units of {listing(first['sites'])}"
     paragraphs = [
@@ -67,7 +58,9 @@ def steer_section(source: Source) -> Section | None:
             f"{number(min(s['random']), 3)} to {number(max(s['random']), 3)}."
         )
     title = "What happens when a task's effect is added?"
-    return Section("steering", title, paragraphs, plots, [_effects_table(first)])
+    return Section(
+        "steering", title, paragraphs, plots, [_matrix_table(first), _effects_table(first)]
+    )
 
 
 def _what(content: Mapping[str, Any], first: Mapping[str, Any]) -> str:
@@ -131,6 +124,24 @@ def _matrix_plot(condition: Mapping[str, Any], stem: str, who: str) -> Plot:
         "Each row is an intervention, each column the text it is measured on; numbers are nats a "
         "token beyond matched random units.",
     )
+
+
+def _matrix_table(condition: Mapping[str, Any]) -> Table:
+    """The numbers of the matrix."""
+    effects = condition["effects"]
+    tasks = list(next(iter(effects.values())))
+    rows = [
+        {"network": name, **{task: _starred(cells[task]) for task in tasks}}
+        for name, cells in effects.items()
+    ]
+    columns = [("network", "Network", False), *((task, f"Text of {task}", True) for task in tasks)]
+    return Table("Beyond matched random units (nats a token; * excludes 0)", columns, rows)
+
+
+def _starred(effect: Mapping[str, Any]) -> str:
+    """Effect beyond random units, with a star where its interval excludes 0."""
+    low, high = effect["excess_interval"]
+    return number(effect["excess"], 3) + ("*" if low > 0 or high < 0 else "")
 
 
 def _effects_table(condition: Mapping[str, Any]) -> Table:

@@ -10,7 +10,7 @@ from llm2nifti import bids
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.report.page import render
 from llm2nifti.report.source import read_summary
-from llm2nifti.report.wording import NONE, height_control, number, percent
+from llm2nifti.tell.wording import NONE, height_control, number, percent
 
 _NEEDED = ("sessions", "versions")
 

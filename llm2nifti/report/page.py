@@ -14,15 +14,23 @@ import pandas as pd
 
 from llm2nifti import bids, glm, plotting
 from llm2nifti.bids.paths import REPORT
-from llm2nifti.report import detection, findings, wording
+from llm2nifti.report import findings
+from llm2nifti.report.detection import detection_section
 from llm2nifti.report.figures import Figure, draw, threshold_words
 from llm2nifti.report.lesions import lesion_section, steer_section
-from llm2nifti.report.section import Section
+from llm2nifti.report.nulls import null_section
 from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
 from llm2nifti.report.training import training_section
+from llm2nifti.tell import Section, wording
 
 _PAGE_BYTES = 14_000_000  # of figures and viewers, so that the page stays below 15 MB
 _VIEWER_BYTES = 8_000_000  # of all viewers together
+_LATER = {
+    "detection.json": detection_section,
+    "lesion.json": lesion_section,
+    "steer.json": steer_section,
+    "training.json": training_section,
+}
 _N_EXAMPLES = 2  # prompts of each condition
 
 
@@ -72,8 +80,8 @@ def write(
 
 def _later_sections(source: Source) -> list[Section]:
     """Sections on what was done with the dataset after its analysis."""
-    makers = (lesion_section, steer_section, training_section)
-    return [section for section in (make(source) for make in makers) if section]
+    paths = [(source.folder / name, make) for name, make in _LATER.items()]
+    return [make(bids.read_json(path)) for path, make in paths if path.exists()]
 
 
 def _render(
@@ -88,9 +96,8 @@ def _render(
         **_context(source),
         figures=figures,
         findings=findings,
+        rates=null_section(source.summary["null"]),
         sections=sections,
-        detection=detection,
-        found=detection.read_detection(source.folder),
         tasks=_task_sections(source, maps, figures),
     )
 

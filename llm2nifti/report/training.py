@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm2nifti.report.section import Section, Table, read_json
-from llm2nifti.report.source import Source
-from llm2nifti.report.wording import NONE, count, number, plural
+from llm2nifti.tell import Section, Table
+from llm2nifti.tell.wording import NONE, count, number, plural
 
-RESULT = "training.json"
 _FIGURES = ("other tasks", "control", "task more than other tasks")
 
 
-def training_section(source: Source) -> Section | None:
-    """Section on training, where ``llm2nifti train`` was run."""
-    content = read_json(source.folder / RESULT)
-    if not content:
-        return None
+def training_section(content: Mapping[str, Any]) -> Section:
+    """What ``training.json`` says, by task."""
     return Section(
         "training",
         "Does it matter where a model is trained?",

@@ -21,7 +21,6 @@ from llm2nifti.study.sessions import analyse, analyse_all, forget
 from llm2nifti.study.summary import (
     describe_dataset,
     networks_table,
-    null_table,
     overview_table,
     read_summary,
     table,
@@ -45,7 +44,6 @@ __all__ = [
     "forget",
     "mapped",
     "networks_table",
-    "null_table",
     "overview_table",
     "read_summary",
     "run",

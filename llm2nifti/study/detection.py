@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -343,33 +342,3 @@ def _null(trials: Trials, shuffled: list[NDArray]) -> dict[str, Any]:
         "high": high.tolist(),
         "largest": values.max(axis=0).tolist(),
     }
-
-
-def detection_table(content: dict[str, Any]) -> str:
-    """Text for people: AUC of each task after the first token and after all."""
-    auc, n_tokens = content["auc"], content["n_tokens"]
-    columns = {"first": 0, f"after {n_tokens}": -1}
-    rows = []
-    for task in [*content["tasks"], "mean"]:
-        row = {"task": task}
-        for comparison in ("control", "others"):
-            found = auc["network"][comparison]
-            series = found["mean"] if task == "mean" else found["tasks"][task]
-            for name, token in columns.items():
-                row[f"{comparison}, {name}"] = f"{series[token]['value']:.3f}"
-        for name in ("probe", "words"):
-            found = auc[name]["control"]
-            series = found["mean"] if task == "mean" else found["tasks"][task]
-            row[name] = f"{series[-1]['value']:.3f}"
-        rows.append(row)
-    head = (
-        f"AUC on held-out prompts of networks of {content['n_network_units']} units, against "
-        "control prompts and against other tasks; probe and words against control\n"
-    )
-    named = content["thresholds"]["control_named"][-1]
-    tail = f"\ncontrol prompts on which some network is above threshold: {named:.1%}"
-    if "shuffled" in content:
-        null = content["shuffled"]
-        low, mean, high = (null[k][-1] for k in ("low", "mean", "high"))
-        tail += f"; networks of shuffled labels: AUC {mean:.2f} [{low:.2f}, {high:.2f}]"
-    return head + pd.DataFrame(rows).to_string(index=False) + tail

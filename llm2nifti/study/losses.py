@@ -1,4 +1,4 @@
-"""What did pruning cost? Perplexities by task, and a table of them."""
+"""What did pruning cost? Perplexities by task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from llm2nifti.networks.dissociation import draws_beyond
@@ -57,51 +56,6 @@ def _one_task(values: Rows) -> dict[str, Any]:
             value = float(loss["network"].mean() - others.mean())
             out["beyond"][kind] = {"value": value, "interval": _interval(loss["network"], others)}
     return out
-
-
-def pruning_table(content: dict[str, Any]) -> str:
-    """Perplexities by task, then sizes and speeds, for the terminal.
-
-    Parameters
-    ----------
-    content : dict
-        From `prune`.
-    """
-    rows = []
-    for task, numbers in content["evaluation"].items():
-        low, high = numbers["interval"]
-        row = {"perplexity of": task, "before": f"{numbers['before']:.2f}"}
-        row["network"] = f"{numbers['network']:.2f}"
-        row["nats lost a token"] = f"{numbers['delta']:.3f} [{low:.3f}, {high:.3f}]"
-        row["magnitude"] = f"{numbers['magnitude']:.2f}"
-        row |= {kind: _spread(numbers[kind]) for kind in ("random", "matched")}
-        rows.append(row)
-    lines = [pd.DataFrame(rows).to_string(index=False)] if rows else []
-    sites = ", ".join(
-        f"{site} {n['n_removed']} of {n['n_units']}" for site, n in content["sites"].items()
-    )
-    lines.append(f"removed: {sites} ({content['how']})")
-    lines += content["notes"] + content["evaluation_notes"]
-    before, after = content["parameters"]
-    n_before, n_after = (n / 1e6 for n in content["bytes_in_memory"])
-    lines.append(
-        f"parameters {before:,} -> {after:,} ({after / before:.1%}), weights {n_before:.1f} -> "
-        f"{n_after:.1f} MB, on disk {content['bytes'] / 1e6:.1f} MB"
-    )
-    for name, speed in content.get("speed", {}).items():
-        low, high = speed["interval"]
-        lines.append(
-            f"{name}: {speed['before']:.0f} -> {speed['after']:.0f} tokens/s, "
-            f"x{speed['ratio']:.3f} [{low:.3f}, {high:.3f}] over {speed['n_pairs']} pairs"
-        )
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean and range of some perplexities."""
-    if not values:
-        return "n/a"
-    return f"{np.mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def _interval(

@@ -216,26 +216,6 @@ def networks_table(content: dict[str, Any]) -> str:
     return "\n\n".join([*parts, "\n".join(_sentences(content))])
 
 
-def null_table(null: dict[str, Any]) -> str:
-    """One line a null experiment."""
-    lines = []
-    titles = {
-        "relabelled": "control trials relabelled (nothing to find)",
-        "pseudo_tasks": "whole control topics as pseudo-tasks",
-        "token_level": "control tokens relabelled, AR(1) (for comparison)",
-    }
-    for key, title in titles.items():
-        rates = null[key]
-        if "not_possible" in rates:
-            lines.append(f"{title}: {rates['not_possible']}")
-            continue
-        lines.append(
-            f"{title}: p < .05 {rates['below_05']:.2%}, p < .001 {rates['below_001']:.3%}, "
-            f"any FDR discovery in {rates['any_fdr']:.1%} of {rates['n_relabellings']}"
-        )
-    return "\n".join(lines)
-
-
 def tree(root: Path) -> str:
     """The dataset as a tree; long folders are cut short, with the number of files."""
     lines = [f"{root}/"]

@@ -91,39 +91,6 @@ def _known(loss: float | None, otherwise: Any) -> Any:
     return loss if loss is not None and np.isfinite(loss) else otherwise
 
 
-def training_table(content: Mapping[str, Any]) -> str:
-    """Results of one task as text, nats a token."""
-    names = {
-        content["task"]: content["task"],
-        OTHERS: OTHERS,
-        CONTROL: CONTROL,
-        MORE: "task - others",
-    }
-    shown = {key: label for key, label in names.items() if key in _first(content)["change"]}
-    head = f"{'change of the loss':>24} {'weights':>9} {'rate':>6}"
-    lines = [head + "".join(f"{label:>25}" for label in shown.values())]
-    for name, numbers in content["conditions"].items():
-        cells = "".join(f"{_cell(numbers['change'][key]):>25}" for key in shown)
-        lines.append(f"{name:>24} {numbers['n_weights']:>9} {numbers['rate']:>6g}{cells}")
-    for name, figures in content["differences"].items():
-        lines.append(
-            f"{name:>24} {'':>16}" + "".join(f"{_cell(figures[key]):>25}" for key in shown)
-        )
-    before = ", ".join(f"{name} {loss:.2f}" for name, loss in content["base"].items())
-    return "\n".join([*lines, f"before, nats a token: {before}"])
-
-
-def _first(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of the first condition."""
-    return next(iter(content["conditions"].values()))
-
-
-def _cell(estimate: Mapping[str, Any]) -> str:
-    """Value and interval."""
-    low, high = estimate["interval"]
-    return f"{estimate['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 def _changes(
     condition: str, before: Losses, pieces: Mapping[tuple[str, int], Mapping[str, Any]]
 ) -> dict[str, NDArray[np.float64]]:

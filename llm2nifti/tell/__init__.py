@@ -1,0 +1,6 @@
+"""How is a result told? Sections of sentences, tables and figures, once for terminal and page."""
+
+from llm2nifti.tell.section import Plot, Section, Table
+from llm2nifti.tell.text import as_text
+
+__all__ = ["Plot", "Section", "Table", "as_text"]

@@ -1,0 +1,46 @@
+"""Results in a terminal: what a person reads, cell by cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm2nifti.tell import Plot, Section, Table, as_text, wording
+
+COLUMNS = [("task", "Task", False), ("r", "r", True)]
+
+
+def test_a_table_has_its_numbers_below_each_other():
+    rows = [{"task": "pathology", "r": "0.5"}, {"task": "a", "r": "−12.25"}]
+    text = as_text(Section("x", "Maps", [], tables=[Table("How alike", COLUMNS, rows)]))
+    assert text.splitlines() == [
+        "Maps",
+        "----",
+        "How alike",
+        "Task            r",
+        "pathology     0.5",
+        "a          -12.25",
+    ]
+
+
+def test_sections_come_in_order_and_figures_are_left_out():
+    plot = Plot("stem", lambda: pytest.fail("drawn"), "alt", "caption")
+    table = Table("T", COLUMNS, [{"task": "a", "r": "1"}])
+    sections = [
+        Section("one", "First", ["Before."], [plot], [table], ["After."]),
+        Section("two", "Second", ["More."]),
+    ]
+    places = [as_text(*sections).index(word) for word in ("First", "Before", "T\n", "After", "Sec")]
+    assert places == sorted(places)
+    assert "caption" not in as_text(*sections)
+
+
+@pytest.mark.parametrize("columns", ["40", "300"])
+def test_text_is_as_wide_as_the_terminal_and_never_wider_than_a_page(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = as_text(Section("x", "Long", ["word " * 200])).splitlines()
+    assert max(map(len, lines)) in range(min(int(columns), 100) - 5, min(int(columns), 100) + 1)
+
+
+def test_marks_of_the_page_are_plain_in_a_terminal():
+    told = [f"{wording.percent(-0.25)} {wording.NONE} {wording.p_value(0.2)}"]
+    assert as_text(Section("x", "Marks", told)).endswith("\n-25.0 % - p = 0.200")
