@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
+from test_scanner import scan, small_design
 
-from llm2nifti import models
+from llm2nifti import models, paradigm, stimuli
 from llm2nifti.scanner import ScanError
 from llm2nifti.scanner.answering import answer
+from llm2nifti.scanner.likelihood import dialogues
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mamba", "mixtral"])
@@ -46,3 +49,48 @@ def test_an_encoder_decoder_answers(tiny_folders):
 def test_what_cannot_be_answered_is_said(tiny_folders, kind, prompt, n_tokens, message):
     with pytest.raises(ScanError, match=message):
         answer(models.load(str(tiny_folders[kind])), prompt, n_tokens=n_tokens)
+
+
+def begins_with(model, act):
+    """Tokens that the decoder gets first in whatever is done."""
+    seen = []
+    assert model.anatomy  # from probes, ahead of what is done
+
+    def note(_module, _args, kwargs):
+        seen.append(kwargs["input_ids"][0].tolist())
+
+    hook = model.module.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    act()
+    hook.remove()
+    return seen[0]
+
+
+# What generation_config.json says, then the config, then the padding token, then the end token.
+@pytest.mark.parametrize(
+    ("said", "configured", "padding", "expected"),
+    [(5, 6, 7, 5), (None, 6, 7, 6), (None, None, 7, 7), (None, None, None, 0)],
+)
+def test_a_decoder_begins_alike_in_scans_answers_and_likelihoods(
+    tiny_folders, said, configured, padding, expected
+):
+    model = models.load(str(tiny_folders["t5"]))
+    model.module.generation_config.decoder_start_token_id = said
+    model.module.config.decoder_start_token_id = configured
+    model.tokenizer.pad_token_id = padding
+    design = small_design(n_frames=2)
+    n_trials = len(design.trials)
+    forced = [[9, 10]] * n_trials
+    assert begins_with(model, lambda: scan(model, design)) == [expected]
+    assert begins_with(model, lambda: scan(model, design, replay=forced)) == [expected, 9]
+    assert begins_with(model, lambda: answer(model, "Hm", n_tokens=2)) == [expected]
+    assert dialogues(model, ["Hm"], [[9, 10]])[0].ids == (expected, 9, 10)
+
+
+def test_a_model_of_speech_begins_alike_when_it_generates_and_when_it_is_forced(
+    tiny_models, tmp_path
+):
+    model, table = tiny_models("whisper"), stimuli.load(tiny.play_sounds(tmp_path, n=12))
+    design = paradigm.blocks("tones", table=table, n_blocks=1, trials_per_block=2, n_frames=2)
+    forced = [[9, 10]] * len(design.trials)
+    assert begins_with(model, lambda: scan(model, design)) == [1, 3, 5, 6]
+    assert begins_with(model, lambda: scan(model, design, replay=forced)) == [1, 3, 5, 6, 9]

@@ -282,25 +282,26 @@ class LoadedModel:
     def decoder_start(self) -> list[int]:
         """Tokens that a decoder begins with: of Whisper, also language, task and no time stamps.
 
-        Language and task are those of the model's ``generation_config.json``, else English
-        transcription.
+        The first is the start token of ``generation_config.json``, else of the config, else the
+        padding token, else the end token, else 0. Language and task are those of
+        ``generation_config.json``, else English transcription.
         """
-        own, config = self.module.generation_config, self.module.config
-        starts = [getattr(owner, "decoder_start_token_id", None) for owner in (own, config)]
+        defaults, config = self.module.generation_config, self.module.config
+        starts = [getattr(source, "decoder_start_token_id", None) for source in (defaults, config)]
         fills = [self.tokenizer.pad_token_id, self.tokenizer.eos_token_id]
         tokens = [next((token for token in (*starts, *fills) if token is not None), 0)]
         for table, name, otherwise in (
             ("lang_to_id", "language", "en"),
             ("task_to_id", "task", "transcribe"),
         ):
-            ids = getattr(own, table, None) or {}
-            word = getattr(own, name, None) or otherwise
+            ids = getattr(defaults, table, None) or {}
+            word = getattr(defaults, name, None) or otherwise
             if ids and word not in ids:
                 word = f"<|{word}|>"
             if ids and word not in ids:
                 raise ModelError(f"{self.name} has no {name} {word!r}; use one of {', '.join(ids)}")
             tokens += [ids[word]] if ids else []
-        silent = getattr(own, "no_timestamps_token_id", None)
+        silent = getattr(defaults, "no_timestamps_token_id", None)
         return [int(token) for token in (*tokens, silent) if token is not None]
 
     def probe_passes(self) -> list[probing.Pass]:

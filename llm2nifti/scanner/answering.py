@@ -58,7 +58,7 @@ def answer(
             generation_config=config,
             stopping_criteria=list(stopping),
         )
-    written = out[0, 1 if model.kind == "seq2seq" else len(ids) :]
+    written = out[0, 1 if model.has_decoder else len(ids) :]
     return str(model.tokenizer.decode(written, skip_special_tokens=True))
 
 
@@ -69,7 +69,7 @@ def _check(model: LoadedModel, prompt: str, n_ids: int, n_tokens: int) -> None:
     start = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
     if not n_ids:
         raise ScanError(f"prompt {start!r} has no token for this model")
-    room = 0 if model.kind == "seq2seq" else n_tokens
+    room = 0 if model.has_decoder else n_tokens
     if model.context and n_ids + room > model.context:
         raise ScanError(
             f"prompt {start!r} has {n_ids} tokens and {room} follow; {model.name} reads at most "
@@ -81,17 +81,13 @@ def _decoding(model: LoadedModel, n_tokens: int) -> Any:
     """Greedy decoding that ends by itself."""
     from transformers import GenerationConfig
 
-    own, config = model.module.generation_config, model.module.config
-    ends = own.eos_token_id
+    ends = model.module.generation_config.eos_token_id
     pad = getattr(model.tokenizer, "pad_token_id", None)
-    start = own.decoder_start_token_id
-    if model.kind == "seq2seq" and start is None:
-        start = getattr(config, "decoder_start_token_id", pad)
     first_end = ends[0] if isinstance(ends, list) and ends else ends
     return GenerationConfig(
         max_new_tokens=n_tokens,
         do_sample=False,
         eos_token_id=ends,
         pad_token_id=next((p for p in (pad, first_end) if p is not None), 0),
-        decoder_start_token_id=start if model.kind == "seq2seq" else None,
+        decoder_start_token_id=model.decoder_start()[0] if model.has_decoder else None,
     )

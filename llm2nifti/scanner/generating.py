@@ -192,15 +192,14 @@ class Generator:
         """Decoding of exactly `n_frames` tokens."""
         from transformers import GenerationConfig
 
-        n_frames = self.stimuli.n_frames
-        own, has_decoder = self.model.module.generation_config, self.model.has_decoder
+        model, n_frames = self.model, self.stimuli.n_frames
         return GenerationConfig(
             max_new_tokens=n_frames,
             min_new_tokens=n_frames,
             do_sample=False,
             pad_token_id=self.stimuli.fill,
-            eos_token_id=own.eos_token_id,
-            decoder_start_token_id=self.model.decoder_start()[0] if has_decoder else None,
+            eos_token_id=model.module.generation_config.eos_token_id,
+            decoder_start_token_id=model.decoder_start()[0] if model.has_decoder else None,
             return_dict_in_generate=True,
             output_logits=True,
         )

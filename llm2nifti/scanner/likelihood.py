@@ -72,9 +72,9 @@ def dialogues(
     for ids, answer, inside in zip(encoded, answers, asked, strict=True):
         written = tuple(int(token) for token in answer)
         if model.kind == "seq2seq":
-            start = int(model.module.generation_config.decoder_start_token_id or 0)
-            after = tuple(range(1, len(written) + 1))
-            texts.append(Text((start, *written), after, tuple(ids)))
+            start = model.decoder_start()
+            after = tuple(range(len(start), len(start) + len(written)))
+            texts.append(Text((*start, *written), after, tuple(ids)))
             continue
         before = tuple(i for i in inside[0] if i > 0)
         after = tuple(range(len(ids), len(ids) + len(written)))

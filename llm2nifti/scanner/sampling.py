@@ -36,12 +36,9 @@ def plain_decoding(module: torch.nn.Module) -> Iterator[None]:
     """
     from transformers import GenerationConfig
 
-    own: Any = module.generation_config
-    start = getattr(own, "decoder_start_token_id", None)
-    module.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, decoder_start_token_id=start
-    )
+    put_aside: Any = module.generation_config
+    module.generation_config = GenerationConfig(bos_token_id=put_aside.bos_token_id)
     try:
         yield
     finally:
-        module.generation_config = own
+        module.generation_config = put_aside
