@@ -308,7 +308,7 @@ def test_errors_say_what_to_do(tiny_models, tiny_model):
     with pytest.raises(networks.ReadoutError, match="two networks are called 'net0'"):
         NetworkMonitor(tiny_model, [some[0], some[0]], baseline)
     with (
-        pytest.raises(MonitorError, match="use the model that was scanned"),
+        pytest.raises(MonitorError, match="use a network of the same model"),
         NetworkMonitor(tiny_models("gpt2"), some, baseline),
     ):
         pass

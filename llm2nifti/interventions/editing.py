@@ -21,7 +21,7 @@ class InterventionError(ValueError):
 
 
 class Edited(NamedTuple):
-    """Units of one point that are edited.
+    """Units of one point that are edited, or looked at.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Edited(NamedTuple):
     units: NDArray[np.int64]
 
 
-Edit = Callable[[torch.Tensor], torch.Tensor]
+Edit = Callable[[torch.Tensor], torch.Tensor | None]
 MakeEdit = Callable[[Edited], Edit]
 
 
@@ -55,7 +55,7 @@ def edited(
         Which units to edit.
     make : callable
         ``make(edited)`` returns the function that takes the tensor of one point, of shape
-        (..., n_module_units), and returns a new one.
+        (..., n_module_units), and returns a new one, or None to leave it as it is.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def edited(
     points, widths = _points(model, brain, units)
     edits = {point: make(where) for point, where in points.items()}
 
-    def replace(point: Point, tensor: torch.Tensor) -> torch.Tensor:
+    def replace(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:
         width = widths.get(point, tensor.shape[-1])
         if tensor.shape[-1] != width:
             raise InterventionError(
@@ -92,14 +92,14 @@ def _points(
         raise InterventionError(_foreign(model, brain, error)) from error
     points: dict[Point, Edited] = {}
     widths: dict[Point, int] = {}
-    for point, some in where.items():
-        found: list[tuple[NDArray, NDArray]] = []
-        for inside, index in some:
+    for point, slices in where.items():
+        pairs: list[tuple[NDArray, NDArray]] = []
+        for inside, index in slices:
             local = np.flatnonzero(units[inside])
-            found.append((local if index is None else index.numpy()[local], local + inside.start))
+            pairs.append((local if index is None else index.numpy()[local], local + inside.start))
             if index is None:
                 widths[point] = inside.stop - inside.start
-        positions, members = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        positions, members = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
         if len(positions):
             points[point] = Edited(positions, members)
     return points, widths

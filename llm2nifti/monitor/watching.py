@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -14,10 +15,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from llm2nifti.hooks import NoSuchModuleError, Point
+from llm2nifti.interventions import InterventionError
+from llm2nifti.interventions.editing import Edit, Edited, edited
 from llm2nifti.models import LoadedModel
-from llm2nifti.models.points import tapped
-from llm2nifti.monitor.projecting import MonitorError, Projection, projections
+from llm2nifti.monitor.projecting import MonitorError, Projection
 from llm2nifti.networks import Network, Readout, Thresholds, read_out, running_means
 from llm2nifti.networks.readout import BaselineLike
 
@@ -72,6 +73,8 @@ class NetworkMonitor:
     ------
     MonitorError
         If thresholds are missing or of other networks, or the model is not that of the networks.
+    llm2nifti.interventions.InterventionError
+        In a pass, if a module has another width than in the networks' space.
     llm2nifti.networks.ReadoutError
         If the networks do not fit together.
 
@@ -105,7 +108,8 @@ class NetworkMonitor:
         self.thresholds = thresholds
         self._model = model
         self._on_crossing = on_crossing
-        self._points: dict[Point, Projection] = projections(model, self.readout)
+        if "generate" not in model.modes():
+            raise MonitorError(f"{model.name} generates nothing, so there is nothing to monitor")
         self._offsets = torch.tensor(self.readout.offsets, dtype=torch.float32)
         self._stack = ExitStack()
         self._is_entered = False
@@ -143,13 +147,11 @@ class NetworkMonitor:
         with ExitStack() as stack:
             before = module.register_forward_pre_hook(self._before, with_kwargs=True)
             stack.callback(before.remove)
+            used = (self.readout.weights != 0).any(axis=1)
             try:
-                stack.enter_context(tapped(self._model, list(self._points), self._see))
-            except (NoSuchModuleError, AttributeError) as error:
-                raise MonitorError(
-                    f"the networks are in space {self.readout.brain.space}, which model "
-                    f"{self._model.name!r} does not have ({error}); use the model that was scanned"
-                ) from error
+                stack.enter_context(edited(self._model, self.readout.brain, used, self._looking))
+            except InterventionError as error:
+                raise MonitorError(str(error)) from error
             after = module.register_forward_hook(self._after)
             stack.callback(after.remove)
             self._stack = stack.pop_all()
@@ -292,7 +294,11 @@ class NetworkMonitor:
         n = last.shape[1]
         return tokens.shape[1] == n + 1 and torch.equal(tokens[:, :n], last)
 
-    def _see(self, point: Point, tensor: torch.Tensor) -> None:
+    def _looking(self, where: Edited) -> Edit:
+        """Look at one point in every pass; nothing is edited."""
+        return partial(self._see, Projection(where, self.readout.weights))
+
+    def _see(self, projection: Projection, tensor: torch.Tensor) -> None:
         """Add what one point says of the last position."""
         n = self._n
         if not n:  # a part of the model is called on its own
@@ -303,7 +309,7 @@ class NetworkMonitor:
             last = tensor.reshape(n, -1, tensor.shape[-1])[:, -1]
         if last.requires_grad:
             last = last.detach()
-        weights = self._points[point].on(last)
+        weights = projection.on(last)
         total = self._totals.get(last.device)
         if total is None:
             total = self._totals[last.device] = last.new_zeros(

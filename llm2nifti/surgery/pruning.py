@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from llm2nifti.geometry import Site
-from llm2nifti.hooks import Point
+from llm2nifti.interventions import lesion
 from llm2nifti.models import LoadedModel
-from llm2nifti.models.points import tapped
 from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
 from llm2nifti.surgery.feeding import SurgeryError, check_fits, column_axis, owning_sites
@@ -128,7 +127,7 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
     _check(model, removed)
     module = copy.deepcopy(model.module)
     _zero_columns(module, removed)
-    with zeroed(model, removed):
+    with lesion(model, removed, "zero"):
         expected = outputs(model)
     found = difference(expected, outputs(replace(model, module=module)))
     if found > ROUNDING:
@@ -267,26 +266,6 @@ def _blocks(model: LoadedModel, projections: Mapping[str, Any]) -> dict[str, str
     """Block of each projection."""
     blocks = [block.name for stack in model.anatomy.stacks for block in stack.blocks]
     return {name: next(b for b in blocks if name.startswith(b + ".")) for name in projections}
-
-
-@contextmanager
-def zeroed(model: LoadedModel, network: Network) -> Iterator[None]:
-    """Put zeros in the place of the units of a network, at the inputs of projections.
-
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    network : Network
-        Units of `owning_sites` sites.
-    """
-    index = {
-        Point(site.module, site.where): torch.from_numpy(np.flatnonzero(members(network, site)))
-        for site in owning_sites(network.brain)
-    }
-    edit = lambda point, x: x.index_fill(-1, index[point].to(x.device), 0)  # noqa: E731
-    with tapped(model, list(index), edit):
-        yield
 
 
 @contextmanager
