@@ -34,7 +34,7 @@ from timing import (
 
 from llm2nifti import geometry, models, stimuli
 from llm2nifti.monitor import NetworkMonitor
-from llm2nifti.networks import SHARE, Baseline, Rule, Thresholds, ranked
+from llm2nifti.networks import SHARE, Controls, Rule, Thresholds, ranked
 
 TIME_OF_BARE = 1.03
 N_CALLS = 200  # passes in which the monitor's own calls are timed
@@ -50,7 +50,7 @@ def make_monitor(model):
     ]
     never = np.full((1, len(some)), np.inf)
     thresholds = Thresholds(tuple(stimuli.TASKS), 0.05, never, np.ones_like(never))
-    baseline = Baseline(brain, np.zeros(brain.n_units), np.ones(brain.n_units))
+    baseline = Controls(brain, np.zeros(brain.n_units), np.ones(brain.n_units))
     return NetworkMonitor(model, some, baseline, thresholds=thresholds)
 
 

@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from llm2nifti import geometry, interventions, models, networks, paradigm, scanner
-from llm2nifti.interventions import Controls, InterventionError, lesion, scale, steer
+from llm2nifti.interventions import InterventionError, lesion, scale, steer
+from llm2nifti.networks import Controls
 
 WITH_PROJECTIONS = [kind for kind in tiny.CONFIGS if kind not in ("vit", "llava")]
 HIDDEN = {
@@ -88,7 +89,7 @@ def test_outputs_equal_edited_rows_and_biases(tiny_models, kind, mode):
     model = tiny_models(kind)
     network = some_units(of_projections(model))
     values = np.random.default_rng(1).normal(size=network.brain.n_units).astype(np.float32)
-    controls = Controls(network.brain, values[None])  # one trial: resampling gives it always
+    controls = Controls.of(network.brain, values[None])  # one trial: resampling gives it always
     module = copy.deepcopy(model.module)
     for site in network.brain.sites:
         layer, inside = module.get_submodule(site.module), network.brain.slice_of(site)
@@ -306,7 +307,7 @@ def test_bad_requests_are_one_line(tiny_model, act, message):
 
 def test_controls_of_another_space_are_refused(tiny_model):
     network, other = (some_units(brain_of(tiny_model, sites)) for sites in ("attn", "mlp"))
-    controls = Controls(other.brain, np.zeros((2, other.brain.n_units), np.float32))
+    controls = Controls.of(other.brain, np.zeros((2, other.brain.n_units), np.float32))
     with (
         pytest.raises(InterventionError, match="control trials are in space"),
         lesion(tiny_model, network, "mean", controls=controls),
@@ -335,15 +336,34 @@ def test_control_trials_leave_the_task_out(tiny_model):
     expected = np.stack([values[0], values[2], 2 * values[0], 2 * values[2]])
     np.testing.assert_array_equal(controls.trials, expected)
     np.testing.assert_allclose(controls.mean, expected.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(controls.sd, expected.std(0, ddof=1), rtol=1e-5)
     np.testing.assert_allclose(controls.activity, np.abs(expected).mean(0), rtol=1e-5)
     with pytest.raises(InterventionError, match="no runs"):
         interventions.control_trials([])
 
 
+def test_control_trials_that_were_not_kept_serve_means_alone(tiny_model):
+    network = some_units(brain_of(tiny_model, "mlp"))
+    trials = np.random.default_rng(2).normal(size=(5, network.brain.n_units)).astype(np.float32)
+    kept = Controls.of(network.brain, trials)
+    moments = Controls(network.brain, kept.mean, kept.sd)
+    with lesion(tiny_model, network, "mean", controls=kept):
+        expected = answers(tiny_model)
+    with lesion(tiny_model, network, "mean", controls=moments):
+        torch.testing.assert_close(answers(tiny_model), expected, rtol=0, atol=0)
+    scores = [networks.read_out(network, c).scores(trials) for c in (kept, moments)]
+    np.testing.assert_array_equal(*scores)
+    message = "'resample' needs control trials"
+    with pytest.raises(InterventionError, match=message):
+        lesion(tiny_model, network, "resample", controls=moments).__enter__()
+    with pytest.raises(networks.ReadoutError, match="were not kept"):
+        assert moments.activity is None
+
+
 def test_resampling_draws_control_trials_by_its_seed(tiny_model):
     network = some_units(brain_of(tiny_model, "mlp"))
     values = np.random.default_rng(1).normal(size=(4, network.brain.n_units)).astype(np.float32)
-    controls = Controls(network.brain, values)
+    controls = Controls.of(network.brain, values)
     site = network.brain.sites[0]
     inside = network.brain.slice_of(site)
     units = np.flatnonzero(network.units[inside])

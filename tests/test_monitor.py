@@ -12,7 +12,7 @@ import torch
 from llm2nifti import geometry, interventions, models, monitor, networks, paradigm, scanner
 from llm2nifti.geometry import Site
 from llm2nifti.monitor import Crossing, MonitorError, NetworkMonitor
-from llm2nifti.networks import Baseline, Network, Thresholds, calibrate
+from llm2nifti.networks import Controls, Network, Thresholds, calibrate
 
 GENERATING = [kind for kind in tiny.CONFIGS if kind not in ("vit", "bert")]
 N_TOKENS = 5
@@ -28,7 +28,7 @@ def some_networks(model, sites="default", n=3, **options):
         weights = rng.random(brain.n_units) if i == 0 else None
         found.append(Network(f"net{i}", brain, signs.astype(np.int8), weights=weights))
     sd = np.where(rng.random(brain.n_units) < 0.1, 0, 0.2 + rng.random(brain.n_units))
-    return found, Baseline(brain, rng.normal(size=brain.n_units), sd)
+    return found, Controls(brain, rng.normal(size=brain.n_units), sd)
 
 
 def naive_scores(some, baseline, values):
@@ -149,7 +149,7 @@ def planted(model):
     return (
         changed,
         Network("wired", brain, signs),
-        Baseline(brain, np.full(24, 1.0), np.full(24, 4.0)),
+        Controls(brain, np.full(24, 1.0), np.full(24, 4.0)),
     )
 
 
@@ -308,7 +308,7 @@ def test_errors_say_what_to_do(tiny_models, tiny_model):
     with pytest.raises(networks.ReadoutError, match="two networks are called 'net0'"):
         NetworkMonitor(tiny_model, [some[0], some[0]], baseline)
     with (
-        pytest.raises(MonitorError, match="use a network of the same model"),
+        pytest.raises(MonitorError, match="use the model that was scanned"),
         NetworkMonitor(tiny_models("gpt2"), some, baseline),
     ):
         pass
@@ -317,7 +317,7 @@ def test_errors_say_what_to_do(tiny_models, tiny_model):
         NetworkMonitor(tiny_models("bert"), some, baseline)
     with pytest.raises(networks.ReadoutError, match="cannot show a rate"):
         calibrate(["a"], np.zeros((10, 2, 1)), rate=0.05)
-    still = Baseline(baseline.brain, baseline.mean, np.zeros_like(baseline.sd))
+    still = Controls(baseline.brain, baseline.mean, np.zeros_like(baseline.sd))
     with pytest.raises(networks.ReadoutError, match="no unit that varies"):
         NetworkMonitor(tiny_model, some, still)
 

@@ -6,7 +6,7 @@ were entered: the inner one gets what the outer one made.
 """
 
 from llm2nifti.interventions.acts import lesion, scale, steer
-from llm2nifti.interventions.controls import Controls, control_trials
+from llm2nifti.interventions.controls import control_trials
 from llm2nifti.interventions.editing import InterventionError
 
-__all__ = ["Controls", "InterventionError", "control_trials", "lesion", "scale", "steer"]
+__all__ = ["InterventionError", "control_trials", "lesion", "scale", "steer"]

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.interventions.controls import Controls
 from llm2nifti.interventions.editing import Edit, Edited, InterventionError, edited
 from llm2nifti.models import LoadedModel
-from llm2nifti.networks import Network
+from llm2nifti.networks import Controls, Network
 
 LesionMode = Literal["zero", "mean", "resample"]
 
@@ -74,9 +73,10 @@ def lesion(
     """
     if mode not in ("zero", "mean", "resample"):
         raise InterventionError(f"mode is {mode!r}; use zero, mean or resample")
+    values = None if controls is None else controls.mean if mode == "mean" else controls.trials
     if mode == "zero":
         make = _zero
-    elif controls is None:
+    elif controls is None or values is None:
         raise InterventionError(f"mode {mode!r} needs control trials: controls=control_trials(...)")
     elif controls.brain.space != network.brain.space:
         raise InterventionError(
@@ -84,7 +84,7 @@ def lesion(
             f"{network.brain.space}"
         )
     else:
-        make = _Mean(controls.mean) if mode == "mean" else _Resample(controls.trials, seed)
+        make = _Mean(values) if mode == "mean" else _Resample(values, seed)
     with edited(model, network.brain, network.units, make):
         yield
 

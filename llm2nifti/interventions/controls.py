@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.interventions.editing import InterventionError
+from llm2nifti.networks import Controls
 from llm2nifti.stimuli import CONTROL
 
 
-class RunLike(Protocol):
+class ControlRun(Protocol):
     """What `control_trials` needs of a run; `llm2nifti.bids.Run` has it."""
 
     @property
@@ -25,38 +25,7 @@ class RunLike(Protocol):
     def values(self) -> NDArray[np.float32]: ...  # noqa: D102
 
 
-@dataclass(frozen=True, eq=False)
-class Controls:
-    """Activations of control trials.
-
-    Attributes
-    ----------
-    brain : ModelBrain
-        Geometry.
-    trials : (n_trials, n_units) float32 array
-        Mean of each trial over its frames.
-    """
-
-    brain: ModelBrain
-    trials: NDArray[np.float32]
-
-    @property
-    def mean(self) -> NDArray[np.float32]:
-        """(n_units,) mean over trials."""
-        return self.trials.mean(axis=0)
-
-    @property
-    def activity(self) -> NDArray[np.float32]:
-        """(n_units,) mean |activation|: how large a unit is."""
-        return np.abs(self.trials).mean(axis=0)
-
-    @property
-    def sd(self) -> NDArray[np.float32]:
-        """(n_units,) standard deviation over trials."""
-        return self.trials.std(axis=0, ddof=1)
-
-
-def control_trials(runs: RunLike | Sequence[RunLike]) -> Controls:
+def control_trials(runs: ControlRun | Sequence[ControlRun]) -> Controls:
     """Collect the control trials of some runs of one model.
 
     Parameters
@@ -66,7 +35,7 @@ def control_trials(runs: RunLike | Sequence[RunLike]) -> Controls:
 
     Returns
     -------
-    Controls
+    llm2nifti.networks.Controls
 
     Raises
     ------
@@ -77,12 +46,12 @@ def control_trials(runs: RunLike | Sequence[RunLike]) -> Controls:
     --------
     >>> controls = control_trials(bids.session("ds"))  # doctest: +SKIP
     """
-    some: list[RunLike] = list(runs) if isinstance(runs, Sequence) else [runs]
-    spaces = sorted({run.brain.space for run in some})
+    given: list[ControlRun] = list(runs) if isinstance(runs, Sequence) else [runs]
+    spaces = sorted({run.brain.space for run in given})
     if len(spaces) != 1:
         raise InterventionError(f"control trials need runs of one space, got {spaces or 'no runs'}")
-    rows = [run.values()[(run.events["trial_type"] == CONTROL).to_numpy()] for run in some]
+    rows = [run.values()[(run.events["trial_type"] == CONTROL).to_numpy()] for run in given]
     trials = np.concatenate(rows)
     if not len(trials):
         raise InterventionError("the runs have no control trials")
-    return Controls(some[0].brain, np.asarray(trials, np.float32))
+    return Controls.of(given[0].brain, np.asarray(trials, np.float32))

@@ -109,5 +109,5 @@ def _foreign(model: LoadedModel, brain: ModelBrain, error: Exception) -> str:
     """Say that a network is of another model."""
     return (
         f"the network is in space {brain.space}, which model {model.name!r} does not have "
-        f"({error}); use a network of the same model"
+        f"({error}); use the model that was scanned"
     )

@@ -19,8 +19,7 @@ from llm2nifti.interventions import InterventionError
 from llm2nifti.interventions.editing import Edit, Edited, edited
 from llm2nifti.models import LoadedModel
 from llm2nifti.monitor.projecting import MonitorError, Projection
-from llm2nifti.networks import Network, Readout, Thresholds, read_out, running_means
-from llm2nifti.networks.readout import BaselineLike
+from llm2nifti.networks import Controls, Network, Readout, Thresholds, read_out, running_means
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class NetworkMonitor:
         The model, of the networks' space.
     networks : Network or sequence of Network
         What to score; only places where they have units are looked at.
-    controls : Baseline or Controls
+    controls : Controls
         Mean and SD of every unit in control trials.
     thresholds : Thresholds, optional
         From `llm2nifti.networks.calibrate`. `top`, `stop_when` and `on_crossing` need them.
@@ -99,7 +98,7 @@ class NetworkMonitor:
         self,
         model: LoadedModel,
         networks: Network | Sequence[Network],
-        controls: BaselineLike,
+        controls: Controls,
         *,
         thresholds: Thresholds | None = None,
         on_crossing: Callable[[Crossing], None] | None = None,

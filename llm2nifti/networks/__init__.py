@@ -26,7 +26,7 @@ from llm2nifti.networks.network import (
 from llm2nifti.networks.readout import (
     RATE,
     SHARE,
-    Baseline,
+    Controls,
     Readout,
     ReadoutError,
     Thresholds,
@@ -55,8 +55,8 @@ __all__ = [
     "RATE",
     "SHARE",
     "TOP",
-    "Baseline",
     "Changes",
+    "Controls",
     "DissociationError",
     "Estimate",
     "Identification",

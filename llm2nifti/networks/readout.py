@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +19,8 @@ class ReadoutError(ValueError):
     """Networks cannot be scored, or thresholds cannot be set."""
 
 
-class BaselineLike(Protocol):
-    """What `read_out` needs of control trials; `interventions.Controls` has it, too."""
-
-    @property
-    def brain(self) -> ModelBrain: ...  # noqa: D102
-    @property
-    def mean(self) -> NDArray[np.floating]: ...  # noqa: D102
-    @property
-    def sd(self) -> NDArray[np.floating]: ...  # noqa: D102
-
-
 @dataclass(frozen=True, eq=False)
-class Baseline:
+class Controls:
     """What units do in control trials.
 
     Attributes
@@ -40,12 +28,28 @@ class Baseline:
     brain : ModelBrain
         Geometry.
     mean, sd : (n_units,) array
-        Over control trials.
+        Over trials.
+    trials : (n_trials, n_units) float32 array, optional
+        Mean of each trial over its frames, where trials were kept.
     """
 
     brain: ModelBrain
     mean: NDArray[np.floating]
     sd: NDArray[np.floating]
+    trials: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, brain: ModelBrain, trials: NDArray[np.float32]) -> Controls:
+        """Keep trials with their mean and SD; a single one has an SD of 0."""
+        sd = trials.std(axis=0, ddof=min(1, len(trials) - 1))
+        return cls(brain, trials.mean(axis=0), sd, trials)
+
+    @property
+    def activity(self) -> NDArray[np.float32]:
+        """(n_units,) mean |activation|: how large a unit is."""
+        if self.trials is None:
+            raise ReadoutError("these control trials were not kept; use control_trials(runs)")
+        return np.abs(self.trials).mean(axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +78,7 @@ class Readout:
         return values @ self.weights + self.offsets
 
 
-def read_out(networks: Network | Sequence[Network], baseline: BaselineLike) -> Readout:
+def read_out(networks: Network | Sequence[Network], controls: Controls) -> Readout:
     """Make the functionals that score networks.
 
     The score of a network is the mean over its units of ``sign * weight * (x - mean) / sd``, with
@@ -85,7 +89,7 @@ def read_out(networks: Network | Sequence[Network], baseline: BaselineLike) -> R
     ----------
     networks : Network or sequence of Network
         Of one space, with different names.
-    baseline : Baseline or Controls
+    controls : Controls
         Mean and SD of every unit in control trials.
 
     Returns
@@ -97,12 +101,12 @@ def read_out(networks: Network | Sequence[Network], baseline: BaselineLike) -> R
     ReadoutError
         If names repeat, spaces differ, or a network has no unit that varies in control trials.
     """
-    some = [networks] if isinstance(networks, Network) else list(networks)
-    _check(some, baseline)
-    sd = np.nan_to_num(np.asarray(baseline.sd, float))
+    chosen = [networks] if isinstance(networks, Network) else list(networks)
+    _check(chosen, controls)
+    sd = np.nan_to_num(np.asarray(controls.sd, float))
     scale = np.where(sd > 0, sd, np.inf)
     columns = []
-    for network in some:
+    for network in chosen:
         used = network.units & (sd > 0)
         if not used.any():
             raise ReadoutError(
@@ -111,23 +115,23 @@ def read_out(networks: Network | Sequence[Network], baseline: BaselineLike) -> R
             )
         columns.append(network.signs * network.strengths / scale / used.sum())
     weights = np.stack(columns, axis=1)
-    offsets = -np.asarray(baseline.mean, float) @ weights
-    return Readout(baseline.brain, tuple(n.name for n in some), weights, offsets)
+    offsets = -np.asarray(controls.mean, float) @ weights
+    return Readout(controls.brain, tuple(n.name for n in chosen), weights, offsets)
 
 
-def _check(some: Sequence[Network], baseline: BaselineLike) -> None:
-    """Raise unless the networks fit together and to the baseline."""
-    names = [network.name for network in some]
+def _check(chosen: Sequence[Network], controls: Controls) -> None:
+    """Raise unless the networks fit together and to the control trials."""
+    names = [network.name for network in chosen]
     if not names:
         raise ReadoutError("no network is given; give at least one")
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise ReadoutError(f"two networks are called {twice[0]!r}; give each its own name")
-    for network in some:
-        if network.brain.space != baseline.brain.space:
+    for network in chosen:
+        if network.brain.space != controls.brain.space:
             raise ReadoutError(
                 f"network {network.name!r} is in space {network.brain.space}, the control trials "
-                f"are in {baseline.brain.space}; use a dataset of the same model and sites"
+                f"are in {controls.brain.space}; use a dataset of the same model and sites"
             )
 
 

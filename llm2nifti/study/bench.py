@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry, glm, networks
 from llm2nifti.bids import Run, Session
-from llm2nifti.interventions import Controls, control_trials, lesion, steer
+from llm2nifti.interventions import control_trials, lesion, steer
 from llm2nifti.models import LoadedModel
-from llm2nifti.networks import Network
+from llm2nifti.networks import Controls, Network
 from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods, read_beginning
 from llm2nifti.study.conditions import Condition, Sizes
 from llm2nifti.study.errors import StudyError

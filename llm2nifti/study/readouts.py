@@ -14,7 +14,7 @@ from llm2nifti import glm, networks
 from llm2nifti.bids import Run
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.slabs import plain_files, read_slab
-from llm2nifti.networks import SHARE, Baseline, Network, Readout, Rule
+from llm2nifti.networks import SHARE, Controls, Network, Readout, Rule
 from llm2nifti.networks.detection import DetectionError
 
 # What the blocks add to the stream: every unit once, where it arises. The stream itself carries
@@ -53,13 +53,13 @@ class Evidence:
     shuffled: dict[tuple[str, int], NDArray[np.float32]] = field(repr=False)
     rule: Rule
 
-    def baseline(self, numbers: Sequence[int]) -> Baseline:
+    def baseline(self, numbers: Sequence[int]) -> Controls:
         """Mean and SD of the control trials of some runs."""
         n, total, squares = np.sum([self.moments[number] for number in numbers], axis=0)
         variance = np.maximum(squares - total**2 / n, 0) / np.maximum(n - 1, 1)
         # What is left of a constant by rounding is no scale.
         variance[variance < 1e-12 * np.maximum(squares / n, 1e-300)] = 0
-        return Baseline(self.brain, total / n, np.sqrt(variance))
+        return Controls(self.brain, total / n, np.sqrt(variance))
 
     def networks(self, numbers: Sequence[int]) -> list[Network]:
         """Network of each task from some runs: the units with the largest absolute t."""
