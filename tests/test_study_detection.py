@@ -9,9 +9,10 @@ import numpy as np
 import planted
 import pytest
 import tests_support
+from test_networks_detection import by_pairs
 
 from llm2nifti import bids, cli, glm, networks, report, study
-from llm2nifti.networks.detection import DetectionError, fold_auc
+from llm2nifti.networks.detection import DetectionError
 from llm2nifti.study import detection, readouts
 
 TASKS = ("pain", "joy")
@@ -80,7 +81,7 @@ def test_held_out_scores_are_those_computed_by_hand(runs, content):
             found = content["auc"]["network"][comparison]["tasks"][task]
             for n in range(N_FRAMES):
                 on = kind[rows] == task
-                expected = fold_auc(held[task][rows, n], on, fold[rows])
+                expected = by_pairs(held[task][rows, n], on, fold[rows])
                 assert found[n]["value"] == pytest.approx(expected, abs=2e-3)
 
 

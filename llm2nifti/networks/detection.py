@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 N_BOOT = 1000
 GRID = np.linspace(0, 1, 101)  # false-positive rates at which ROC curves are averaged
@@ -17,31 +16,6 @@ GRID = np.linspace(0, 1, 101)  # false-positive rates at which ROC curves are av
 
 class DetectionError(ValueError):
     """Detection cannot be evaluated with these runs."""
-
-
-def auc(scores: NDArray, positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: how often a positive scores higher than a negative.
-
-    The Mann-Whitney statistic over the number of pairs; ties count half.
-
-    Examples
-    --------
-    >>> auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
-    0.75
-    """
-    n_on, n_off = int(positive.sum()), int((~positive).sum())
-    ranks = rankdata(scores)[positive].sum()
-    return float((ranks - n_on * (n_on + 1) / 2) / (n_on * n_off))
-
-
-def fold_auc(scores: NDArray, positive: NDArray[np.bool_], fold: NDArray) -> float:
-    """AUC within folds, averaged by their numbers of pairs; scores of two folds do not compare."""
-    areas, n_pairs = [], []
-    for inside in (fold == f for f in np.unique(fold)):
-        n_on = int(positive[inside].sum())
-        n_pairs.append(n_on * int(inside.sum() - n_on))
-        areas.append(auc(scores[inside], positive[inside]) if n_pairs[-1] else 0.0)
-    return float(np.average(areas, weights=n_pairs))
 
 
 def roc(scores: NDArray, positive: NDArray[np.bool_], fold: NDArray) -> NDArray[np.float64]:
@@ -68,7 +42,7 @@ class Bootstrap:
     fold : (n_trials,) array
         Fold of each trial.
     n : int, default=1000
-        Draws.
+        Draws; without any, areas are estimates alone.
     seed : int, default=0
         Seed of the draws.
     """

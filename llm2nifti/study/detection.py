@@ -324,15 +324,12 @@ def _passing(trials: Trials, scores: NDArray, limits: dict[int, Thresholds]) -> 
 def _null(trials: Trials, shuffled: list[NDArray]) -> dict[str, Any]:
     """AUC against control of networks from shuffled labels: mean over tasks, one a shuffle."""
     values = np.empty((len(shuffled), shuffled[0].shape[1]))
-    for s, scores in enumerate(shuffled):
-        for t in range(scores.shape[1]):
-            found = []
-            for i, task in enumerate(trials.tasks):
-                rows = trials.is_control | (trials.kind == task)
-                if task in trials.counted:
-                    on = trials.kind[rows] == task
-                    found.append(measure.fold_auc(scores[rows, t, i], on, trials.fold[rows]))
-            values[s, t] = np.mean(found)
+    whole = Bootstrap(trials.kind, trials.fold, n=0)
+    counted = [(i, trials.kind == t) for i, t in enumerate(trials.tasks) if t in trials.counted]
+    for s, t in np.ndindex(values.shape):
+        values[s, t] = np.mean(
+            [whole.areas(shuffled[s][:, t, i], on, trials.is_control)[0] for i, on in counted]
+        )
     low, high = np.percentile(values, [2.5, 97.5], axis=0)
     mean = values.mean(axis=0)
     return {
