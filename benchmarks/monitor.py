@@ -69,19 +69,28 @@ def generate(model, ids, n_tokens, criteria=()):
     return n_tokens, out
 
 
+def looks_of(monitor):
+    """What the monitor's hooks call, one a module."""
+    looks, make = [], monitor._looking
+    monitor._looking = lambda where: looks.append(make(where)) or looks[-1]
+    with monitor:
+        del monitor._looking
+    return looks
+
+
 def own_seconds(monitor, model):
     """Seconds a token of the monitor's calls: every hook on a tensor of its shape, and the end."""
     width = model.module.config.hidden_size
     tensor = torch.randn(1, 1, width)
     ids = torch.ones(1, 1, dtype=torch.int64)
     stop = monitor.stop_when(monitor.names[0])
-    points = list(monitor._points)
+    looks = looks_of(monitor)
     with torch.no_grad():
         start = time.perf_counter()
         for _ in range(N_CALLS):
             monitor._before(model.module, (), {"input_ids": ids})
-            for point in points:
-                monitor._see(point, tensor)
+            for look in looks:
+                look(tensor)
             monitor._after(model.module, (), {})
             stop(ids, None)
     monitor.reset()
@@ -112,7 +121,7 @@ def measure(model, n_pairs, n_tokens):
     a, b = 1000 * np.median(seconds, axis=0)
     setting = (
         f"`{model.name}`, batch 1, {n_tokens} tokens of a prompt, greedy; {len(monitor.names)} "
-        f"networks in {len(monitor._points)} modules (attn and mlp of every layer), thresholds "
+        f"networks in {len(looks_of(monitor))} modules (attn and mlp of every layer), thresholds "
         "asked after every token. Runs in pairs, each with its own prompt, their order swapped "
         "every other pair, after one warm-up each that also checks that the tokens are equal."
     )

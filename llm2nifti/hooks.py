@@ -74,10 +74,10 @@ def tap(model: nn.Module, points: Iterable[Point], callback: Callback) -> Iterat
 
 def resolve(model: nn.Module, name: str) -> nn.Module:
     """Return the module of this dotted name, or raise NoSuchModuleError with near misses."""
-    modules = dict(model.named_modules())
-    if name in modules:
-        return modules[name]
-    near = get_close_matches(name, modules, n=3, cutoff=0.4)
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        near = get_close_matches(name, dict(model.named_modules()), n=3, cutoff=0.4)
     raise NoSuchModuleError(f"no module {name!r} in this model; near: {', '.join(near) or 'none'}")
 
 
