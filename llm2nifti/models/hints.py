@@ -18,8 +18,8 @@ ROLES = {
 
 def block_classes(model: nn.Module) -> set[str]:
     """Names of the classes that transformers never splits or whose outputs it can record."""
-    found = set(getattr(model, "_no_split_modules", None) or [])
-    return found | {c.__name__ for c in _recordable(model, "hidden_states")}
+    unsplit = set(getattr(model, "_no_split_modules", None) or [])
+    return unsplit | {c.__name__ for c in _recordable(model, "hidden_states")}
 
 
 def attention_classes(model: nn.Module) -> tuple[type[nn.Module], ...]:

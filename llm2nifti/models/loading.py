@@ -34,7 +34,7 @@ READS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class Checkpoint:
     """What `from_pretrained` is called with.
 
     Attributes
@@ -86,12 +86,12 @@ class Loaded:
     lacking: tuple[str, ...] = ()
 
 
-def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loaded:
+def from_pretrained(source: Checkpoint, dtype: torch.dtype, seed: int | None) -> Loaded:
     """Load a model of whatever kind its config says.
 
     Parameters
     ----------
-    source : Source
+    source : Checkpoint
         Where from.
     dtype : torch.dtype
         Type of the weights.
@@ -124,8 +124,9 @@ def from_pretrained(source: Source, dtype: torch.dtype, seed: int | None) -> Loa
             module = auto.from_config(config, dtype=dtype, **trust)
         if kind == "speech":  # it says what the decoder begins with
             with suppress(OSError):
-                own = transformers.GenerationConfig.from_pretrained(source.name, **source.options)
-                module.generation_config = own
+                module.generation_config = transformers.GenerationConfig.from_pretrained(
+                    source.name, **source.options
+                )
         return Loaded(kind, module, tokenizer, processor)
 
 
@@ -189,7 +190,7 @@ def _is_half(config: Any) -> bool:
     return any(n.endswith("EncoderModel") for n in getattr(config, "architectures", None) or [])
 
 
-def _processor(source: Source, kind: str) -> Any:
+def _processor(source: Checkpoint, kind: str) -> Any:
     """Processor of sounds, of images, or of images and text; few of them need torchvision."""
     import transformers
 

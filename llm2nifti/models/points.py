@@ -31,7 +31,7 @@ def parts(model: LoadedModel, brain: ModelBrain) -> dict[Point, list[Part]]:
         For each point, its units as slices of the recording order, each with the positions that
         they have in the point's tensor; None for all positions.
     """
-    found: dict[Point, list[Part]] = {}
+    by_point: dict[Point, list[Part]] = {}
     for site in brain.sites:
         index = None
         if site.part:
@@ -39,8 +39,8 @@ def parts(model: LoadedModel, brain: ModelBrain) -> dict[Point, list[Part]]:
             n_fused = fused.n_outputs(model.module.get_submodule(site.module))
             index = fused.indices(model.module.config, layout, which, n_fused)
         point = Point(site.module, site.where)
-        found.setdefault(point, []).append((brain.slice_of(site), index))
-    return found
+        by_point.setdefault(point, []).append((brain.slice_of(site), index))
+    return by_point
 
 
 @contextmanager

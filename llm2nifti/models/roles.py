@@ -81,8 +81,8 @@ def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
                 "'regex:...'"
             ),
         )
-    found = {role: _projection(model, name, part, probe) for role, part in parts.items()}
-    projections = {role: module for role, module in found.items() if module}
+    by_role = {role: _projection(model, name, part, probe) for role, part in parts.items()}
+    projections = {role: module for role, module in by_role.items() if module}
     return Block(name, parts, projections, scales)
 
 
@@ -134,10 +134,10 @@ def _pre_norm(
     called = {name: i for i, name in enumerate(probe.values)}
 
     def total(chosen: Sequence[str]) -> torch.Tensor:
-        found = before.clone()
+        summed = before.clone()
         for part in sorted(chosen, key=called.__getitem__):  # rounded as the model does
-            found += probe.values[part].reshape(after.shape)
-        return found
+            summed += probe.values[part].reshape(after.shape)
+        return summed
 
     choices = list(_choices(candidates))
     sums = (_distance(total([*parts.values()]), after) for parts in choices)
@@ -207,12 +207,12 @@ def _post_norm(
 
 
 def _is_close(
-    found: torch.Tensor, expected: torch.Tensor, limit: float, *, since: torch.Tensor
+    value: torch.Tensor, expected: torch.Tensor, limit: float, *, since: torch.Tensor
 ) -> bool:
     """Whether a sum comes out, up to the rounding of the stream that it was added to."""
     change = expected.float() - since.float()
     rounding = 4 * torch.finfo(expected.dtype).eps * expected.float().norm()
-    is_near = _distance(found, expected) <= limit * change.norm() + rounding
+    is_near = _distance(value, expected) <= limit * change.norm() + rounding
     return bool(is_near) and bool(change.any())
 
 
@@ -233,9 +233,9 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _distance(value: torch.Tensor, expected: torch.Tensor) -> float:
     """Euclidean distance of two tensors."""
-    return float((found.float() - expected.float()).norm())
+    return float((value.float() - expected.float()).norm())
 
 
 def _projection(model: nn.Module, block: str, part: str, probe: Probe) -> str:

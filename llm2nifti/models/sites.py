@@ -65,8 +65,8 @@ def find_sites(
     sites: list[Site] = []
     base = 0
     for stack in stacks:
-        found = select(model, stack)
-        sites += [replace(site, layer=site.layer + base) for site in found]
+        of_stack = select(model, stack)
+        sites += [replace(site, layer=site.layer + base) for site in of_stack]
         base += len(stack.blocks) + 2
     if not sites:
         leaves = ", ".join(leaf.name for leaf in stacks[0].leaves[:6])
@@ -151,8 +151,8 @@ class _Named:
 
     def _experts(self, block: Block) -> list[Site]:
         """Hidden units of all experts."""
-        found = experts.experts_in(self.model, block.name + ".")
-        return [_experts_site(self.model, module) for module in found]
+        names = experts.experts_in(self.model, block.name + ".")
+        return [_experts_site(self.model, module) for module in names]
 
     def _qkv(self, name: str, block: Block) -> Site:
         """Query, key or value projection of the self-attention."""
@@ -163,9 +163,9 @@ class _Named:
             if n.startswith(block.name + ".")
             and not ROLES["cross"].search(n.removeprefix(block.name))
         ]
-        found = [n for n in inside if re.fullmatch(QKV[name], n.rpartition(".")[2])]
-        if len(found) == 1:
-            return Site(name, 0, found[0], units[found[0]], side="left")
+        matching = [n for n in inside if re.fullmatch(QKV[name], n.rpartition(".")[2])]
+        if len(matching) == 1:
+            return Site(name, 0, matching[0], units[matching[0]], side="left")
         whole = [n for n in inside if FUSED.fullmatch(n.rpartition(".")[2])]
         if len(whole) != 1:
             there = ", ".join(n for n in inside if ROLES["attn"].search(n)) or "none"

@@ -365,9 +365,9 @@ def _tokens(kind: str, args: Any, kwargs: Any) -> torch.Tensor | None:
 def _cache(values: Any) -> Any:
     """What a pass remembers, among its arguments or in its output."""
     for name in ("past_key_values", "cache_params", "state"):
-        found = values.get(name) if isinstance(values, dict) else getattr(values, name, None)
-        if found is not None:
-            return found
+        memory = values.get(name) if isinstance(values, dict) else getattr(values, name, None)
+        if memory is not None:
+            return memory
     return None
 
 

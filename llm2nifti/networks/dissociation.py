@@ -77,7 +77,7 @@ def effect(changes: Changes, task: str, *, seed: int = 0) -> dict[str, Any]:
 
 
 def draws_beyond(
-    own: NDArray[np.float64],
+    values: NDArray[np.float64],
     others: NDArray[np.float64],
     rows: NDArray[np.int64],
     sets: NDArray[np.int64],
@@ -86,7 +86,7 @@ def draws_beyond(
 
     Parameters
     ----------
-    own : (n_texts,) array
+    values : (n_texts,) array
         A value of each text.
     others : (n_sets, n_texts) array
         The same under each set of random units.
@@ -100,7 +100,7 @@ def draws_beyond(
     (n_draws,) array
     """
     drawn = np.take_along_axis(others[:, rows].mean(axis=2), sets, axis=0).mean(axis=0)
-    return own[rows].mean(axis=1) - drawn
+    return values[rows].mean(axis=1) - drawn
 
 
 def selectivity(changes: Sequence[Changes], *, seed: int = 0) -> dict[str, Any]:
@@ -163,9 +163,9 @@ def double_dissociations(changes: Sequence[Changes], *, seed: int = 0) -> list[d
     for a in range(len(tasks)):
         for b in range(a):
             pair: dict[str, Any] = {"pair": [tasks[b], tasks[a]]}
-            for name, own, other in (("first", b, a), ("second", a, b)):
-                spread = draws[:, own, own] - draws[:, other, own]
-                value = float(means[own, own] - means[other, own])
+            for name, task, other in (("first", b, a), ("second", a, b)):
+                spread = draws[:, task, task] - draws[:, other, task]
+                value = float(means[task, task] - means[other, task])
                 pair[name] = {"value": value, "interval": _interval(spread)}
             pair["crosses"] = all(pair[name]["value"] < 0 for name in ("first", "second"))
             pair["holds"] = all(pair[name]["interval"][1] < 0 for name in ("first", "second"))
@@ -215,8 +215,8 @@ def _own_minus_other(matrix: NDArray) -> float:
     network too.
     """
     centred = matrix - matrix.mean(axis=0)
-    own = np.eye(len(matrix), dtype=bool)
-    return float(centred[own].mean() - centred[~own].mean())
+    diagonal = np.eye(len(matrix), dtype=bool)
+    return float(centred[diagonal].mean() - centred[~diagonal].mean())
 
 
 def _resampled(n: int, seed: int) -> NDArray[np.int64]:

@@ -229,9 +229,9 @@ def match(
     of_control, of_trial = (
         _frame_weights(
             np.concatenate([t.frames[~t.is_task] for t in training]),
-            np.concatenate([t.frames[t.is_task == is_task] for t in some]),
+            np.concatenate([t.frames[t.is_task == is_task] for t in sets]),
         )
-        for some, is_task in ((training, False), (held_out, True))
+        for sets, is_task in ((training, False), (held_out, True))
     )
     n, n_units = len(controls), controls.shape[1]
     n_rows = n + len(trials) + len(patterns)
@@ -295,4 +295,4 @@ def _task_prompts(trials: Sequence[TrialSet], tasks: list[str]) -> tuple[list[st
     for t in trials:
         shown = zip(t.prompts, t.is_task, strict=True)
         prompts[number[t.task]] += [prompt for prompt, is_task in shown if is_task]
-    return list(chain(*prompts)), [i for i, some in enumerate(prompts) for _ in some]
+    return list(chain(*prompts)), [i for i, shown in enumerate(prompts) for _ in shown]

@@ -247,10 +247,10 @@ def _similarities(
     """(n_blocks, n_maps) similarity of each key's maps without a block to all maps."""
     keys = list(without)
     for start in range(0, len(keys), _TOGETHER):
-        some = keys[start : start + _TOGETHER]
-        rows = np.asarray(measure(np.concatenate([without[key] for key in some]), stack))
-        ends = np.cumsum([len(without[key]) for key in some])[:-1]
-        yield from zip(some, np.split(rows, ends), strict=True)
+        together = keys[start : start + _TOGETHER]
+        rows = np.asarray(measure(np.concatenate([without[key] for key in together]), stack))
+        ends = np.cumsum([len(without[key]) for key in together])[:-1]
+        yield from zip(together, np.split(rows, ends), strict=True)
 
 
 def _means(change: NDArray[np.float64], i: int) -> NDArray[np.float64]:

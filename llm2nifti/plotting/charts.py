@@ -113,6 +113,7 @@ def plot_design(events: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     --------
     >>> ax = plot_design(run.events)  # doctest: +SKIP
     """
+    # nilearn's plot_event has a row a run, no prompts inside blocks, and takes no Axes.
     # The control is the lowest row: the floor from which the others rise.
     types = sorted(events["trial_type"].unique(), key=lambda name: (name != "control", name))
     ax = ax or new_axes(6.2, 0.8 + 0.35 * len(types))

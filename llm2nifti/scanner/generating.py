@@ -285,8 +285,8 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, t
         log_p = logits[:, t].float().log_softmax(dim=-1)
         log_probability[:, t] = log_p.gather(1, tokens[:, t : t + 1])[:, 0]
         p = log_p.exp()
-        found = -torch.linalg.vecdot(p, log_p)
-        if found.isnan().any():  # tokens of probability 0, which a few models rule out
-            found = torch.special.entr(p).sum(dim=-1)
-        entropy[:, t] = found
+        of_token = -torch.linalg.vecdot(p, log_p)
+        if of_token.isnan().any():  # tokens of probability 0, which a few models rule out
+            of_token = torch.special.entr(p).sum(dim=-1)
+        entropy[:, t] = of_token
     return log_probability, entropy

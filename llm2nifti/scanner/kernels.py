@@ -24,11 +24,11 @@ def has_onednn() -> bool:
     x, weight, bias = (torch.randn(n, generator=generator) for n in ((2, 5, 24), (16, 24), (16,)))
     expected = nn.functional.linear(x, weight, bias)
     try:
-        found = _product(x, weight, bias)
+        product = _product(x, weight, bias)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False  # a torch without it, or with another signature
-    error = (found - expected).norm() / expected.norm()
-    return found.shape == expected.shape and bool(error < TOLERANCE)
+    error = (product - expected).norm() / expected.norm()
+    return product.shape == expected.shape and bool(error < TOLERANCE)
 
 
 def name_for(module: nn.Module) -> str:

@@ -77,7 +77,7 @@ class Reader:
 
         @cache
         def pool(length: int) -> Pool:
-            longest = max(positions[-1] for some in frames for positions in some) + 1
+            longest = max(positions[-1] for of_trial in frames for positions in of_trial) + 1
             if longest > length:
                 raise ScanError(f"a sound has {length} tokens where {longest} were expected")
             return Pool(frames, length, self.model.device)
@@ -208,8 +208,8 @@ class Reader:
         }
         for name in ("log_probability", "entropy", "residual_norm"):
             values = measures.get(name)
-            some = [None] * len(frames) if values is None else values[part].tolist()
-            row[name] = [None if v is None or v != v else v for v in some]  # noqa: PLR0124
+            numbers = [None] * len(frames) if values is None else values[part].tolist()
+            row[name] = [None if v is None or v != v else v for v in numbers]  # noqa: PLR0124
         return row
 
 
@@ -232,7 +232,7 @@ class Pool:
         pairs = [
             (trial * length + position, i)
             for i, (trial, positions) in enumerate(
-                (trial, positions) for trial, some in enumerate(frames) for positions in some
+                (trial, positions) for trial, shown in enumerate(frames) for positions in shown
             )
             for position in positions
         ]

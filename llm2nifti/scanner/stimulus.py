@@ -236,8 +236,8 @@ def _check_frames(
     paradigm: Paradigm, settings: Settings, frames: Sequence[Sequence[Positions]]
 ) -> None:
     """Raise if a stimulus has no frame."""
-    for row, some in enumerate(frames):
-        if not some or not all(some):
+    for row, of_trial in enumerate(frames):
+        if not of_trial or not all(of_trial):
             stim_id = paradigm.trials["stim_id"].iloc[row]
             raise ScanError(f"prompt {stim_id!r} has no {settings.frames} to read")
 
@@ -271,12 +271,12 @@ def read_frames(
     """
     is_rendered = list(rendered) != list(prompts)
     n_after = n_after_prompt(model, template) if is_rendered else 0
-    found = []
+    by_text = []
     for text, prompt in zip(rendered, prompts, strict=True):
         start, shown = find_prompt(text, prompt, n_after)
         spans = _spans(model, text, rendered=is_rendered)
-        found.append(_text_frames(text, shown, start, spans, frames))
-    return found
+        by_text.append(_text_frames(text, shown, start, spans, frames))
+    return by_text
 
 
 def n_after_prompt(model: LoadedModel, template: str) -> int:
@@ -313,13 +313,13 @@ def _text_frames(
         return [[i] for i in inside]
     words = [(m.start() + start, m.end() + start) for m in re.finditer(r"\S+", prompt)]
     letters = {i: (spans[i][1] - len(text[slice(*spans[i])].lstrip()), spans[i][1]) for i in inside}
-    found = [[i for i in inside if letters[i][0] < b and letters[i][1] > a] for a, b in words]
+    touched = [[i for i in inside if letters[i][0] < b and letters[i][1] > a] for a, b in words]
     seen: set[int] = set()
     alone = []
-    for some in found:  # a token that spans two words counts for the first
-        alone.append([i for i in some if i not in seen])
-        seen.update(some)
-    return [some for some in alone if some]
+    for tokens in touched:  # a token that spans two words counts for the first
+        alone.append([i for i in tokens if i not in seen])
+        seen.update(tokens)
+    return [tokens for tokens in alone if tokens]
 
 
 def _spans(model: LoadedModel, text: str, *, rendered: bool) -> list[tuple[int, int]]:

@@ -147,7 +147,7 @@ def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, lis
     blocks = {block.name for stack in model.anatomy.stacks for block in stack.blocks}
     inside = {p: _linear_beside(module, _block_of(p, blocks), p) for p in projections}
     points = [Point(p, "input") for p in projections]
-    points += [Point(name) for name in dict.fromkeys(n for some in inside.values() for n in some)]
+    points += [Point(name) for name in dict.fromkeys(n for names in inside.values() for n in names)]
     seen: dict[Point, torch.Tensor] = {}
 
     def keep(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -157,7 +157,7 @@ def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, lis
         seen[point] = tensor.detach().requires_grad_()  # what lies before does not count
         return seen[point].clone()  # Falcon adds to it in place
 
-    found: dict[str, list[str]] = {p: [] for p in projections}
+    by_projection: dict[str, list[str]] = {p: [] for p in projections}
     for one_pass in model.probe_passes():
         seen.clear()
         with evaluating(module, gradients=True), tap(module, points, keep):
@@ -165,10 +165,10 @@ def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, lis
             for p in projections:
                 if Point(p, "input") in seen:
                     units = seen[Point(p, "input")]
-                    found[p] += [
+                    by_projection[p] += [
                         n for n in inside[p] if Point(n) in seen and _feeds(seen[Point(n)], units)
                     ]
-    return {p: list(dict.fromkeys(names)) for p, names in found.items()}
+    return {p: list(dict.fromkeys(names)) for p, names in by_projection.items()}
 
 
 def _block_of(name: str, blocks: set[str]) -> str:

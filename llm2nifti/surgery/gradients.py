@@ -66,23 +66,23 @@ def network_weights(
     SurgeryError
         If the networks are of another model, or of units that own no weights.
     """
-    some = [networks] if isinstance(networks, Network) else list(networks)
-    brain = common_brain(some)
-    members = np.any([network.units for network in some], axis=0)
+    chosen = [networks] if isinstance(networks, Network) else list(networks)
+    brain = common_brain(chosen)
+    members = np.any([network.units for network in chosen], axis=0)
     sites = [s for s in owning_sites(brain) if members[brain.slice_of(s)].any()]
     check_fits(model, sites, brain.space)
     feeding = all_feeders(model, [site.module for site in sites])
-    found: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
     for site in sites:
         units = torch.from_numpy(members[brain.slice_of(site)])
-        _add(found, model.module, site.module, units, axis=1)
+        _add(masks, model.module, site.module, units, axis=1)
         for name in feeding[site.module]:
-            _add(found, model.module, name, units, axis=0)
-    return found
+            _add(masks, model.module, name, units, axis=0)
+    return masks
 
 
 def _add(
-    found: dict[str, torch.Tensor], module: nn.Module, name: str, units: torch.Tensor, *, axis: int
+    masks: dict[str, torch.Tensor], module: nn.Module, name: str, units: torch.Tensor, *, axis: int
 ) -> None:
     """Mark rows (axis 0) or columns (axis 1) of a layer's weights, and the bias of rows."""
     layer = resolve(module, name)
@@ -93,7 +93,7 @@ def _add(
         marks["bias"] = units
     for kind, mark in marks.items():
         key, here = f"{name}.{kind}", mark.to(parameters[kind].device)
-        found[key] = found[key] | here if key in found else here
+        masks[key] = masks[key] | here if key in masks else here
 
 
 @contextmanager
@@ -165,15 +165,15 @@ def _by_parameter(
     parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]
 ) -> dict[int, Trained]:
     """Each parameter with its mask and a copy; one that goes by several names has all marks."""
-    found: dict[int, Trained] = {}
+    by_id: dict[int, Trained] = {}
     for name, mask in masks.items():
         parameter = parameters[name]
-        if id(parameter) in found:
-            _, other, copy = found[id(parameter)]
-            found[id(parameter)] = (parameter, other | mask, copy)
+        if id(parameter) in by_id:
+            _, other, copy = by_id[id(parameter)]
+            by_id[id(parameter)] = (parameter, other | mask, copy)
         else:
-            found[id(parameter)] = (parameter, mask, parameter.detach().clone())
-    return found
+            by_id[id(parameter)] = (parameter, mask, parameter.detach().clone())
+    return by_id
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
 from llm2nifti.surgery.feeding import SurgeryError, check_fits, column_axis, owning_sites
-from llm2nifti.surgery.shrinking import Settings, ShrinkError, cut_heads, cut_units, shrink
+from llm2nifti.surgery.shrinking import ConfigChange, ShrinkError, cut_heads, cut_units, shrink
 
 CUTS = {"mlp_hidden": cut_units, "heads": cut_heads}
 ROUNDING = 1e-4  # the largest difference of outputs, relative to their size, that it explains
@@ -129,11 +129,11 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
     _zero_columns(module, removed)
     with lesion(model, removed, "zero"):
         expected = outputs(model)
-    found = difference(expected, outputs(replace(model, module=module)))
-    if found > ROUNDING:
+    gap = difference(expected, outputs(replace(model, module=module)))
+    if gap > ROUNDING:
         raise PruneError(
             f"without the weights of these units {model.name} computes something else than under a "
-            f"zero lesion (outputs differ by {found:.1e}): the weights are used elsewhere, too"
+            f"zero lesion (outputs differ by {gap:.1e}): the weights are used elsewhere, too"
         )
     module, settings, notes = _shrunk(model, module, removed, expected)
     pruned = replace(model, module=module, name=f"{model.name}-pruned")
@@ -243,7 +243,7 @@ def _shrunk_site(
     removed: Network,
     sites: list[Site],
     expected: list[torch.Tensor],
-) -> tuple[Any, Settings]:
+) -> tuple[Any, ConfigChange]:
     """Model without the units of one site, or ShrinkError."""
     if sites[0].name not in CUTS:
         raise ShrinkError(f"only {' and '.join(CUTS)} can be cut out")
@@ -251,13 +251,13 @@ def _shrunk_site(
     cut = CUTS[sites[0].name](module.config.get_text_config(), remaining)
     smaller, settings = shrink(module, _blocks(model, remaining), cut)
     try:
-        found = difference(expected, outputs(replace(model, module=smaller)))
+        gap = difference(expected, outputs(replace(model, module=smaller)))
     except (RuntimeError, ValueError, IndexError) as error:
         line = str(error).strip().splitlines()[0]
         raise ShrinkError(f"the smaller model does not run ({line})") from error
-    if found > ROUNDING:
+    if gap > ROUNDING:
         raise ShrinkError(
-            f"the smaller model computes something else (outputs differ by {found:.1e})"
+            f"the smaller model computes something else (outputs differ by {gap:.1e})"
         )
     return smaller, settings
 
@@ -272,14 +272,14 @@ def _blocks(model: LoadedModel, projections: Mapping[str, Any]) -> dict[str, str
 def _in_float32(module: torch.nn.Module) -> Iterator[None]:
     """Compute in float32, where no rounding hides what a cut changes; weights stay as they are."""
     halves = (torch.float16, torch.bfloat16)
-    some = [x for x in (*module.parameters(), *module.buffers()) if x.dtype in halves]
-    kept = [x.data for x in some]
-    for x in some:
+    narrow = [x for x in (*module.parameters(), *module.buffers()) if x.dtype in halves]
+    kept = [x.data for x in narrow]
+    for x in narrow:
         x.data = x.data.float()
     try:
         yield
     finally:
-        for x, data in zip(some, kept, strict=True):
+        for x, data in zip(narrow, kept, strict=True):
             x.data = data
 
 
@@ -290,8 +290,8 @@ def outputs(model: LoadedModel) -> list[torch.Tensor]:
     return [out.logits if "logits" in out else out.last_hidden_state for out in results]
 
 
-def difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
+def difference(expected: list[torch.Tensor], computed: list[torch.Tensor]) -> float:
     """Largest difference, relative to the largest value."""
-    pairs = zip(expected, found, strict=True)
+    pairs = zip(expected, computed, strict=True)
     shares = [((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in pairs]
     return float(max(share if share == share else np.inf for share in shares))  # noqa: PLR0124

@@ -20,8 +20,8 @@ from torch import nn
 from llm2nifti.models import FusedError, fused
 
 Index = NDArray[np.int64]
-Sizes = dict[tuple[int, int], Index]
-Settings = dict[str, int]
+AxisIndex = dict[tuple[int, int], Index]
+ConfigChange = dict[str, int]
 
 
 class ShrinkError(ValueError):
@@ -34,17 +34,17 @@ class Cut:
 
     Attributes
     ----------
-    blocks : mapping of str to Sizes
+    blocks : mapping of str to AxisIndex
         For each projection that reads the hidden layer: how an axis of each old and new length is
         indexed to keep what remains.
-    candidates : list of Settings
+    candidates : list of ConfigChange
         Changes of the config that could give these lengths, the likeliest first.
     width : (int, int)
         Length of the hidden layer before and after.
     """
 
-    blocks: Mapping[str, Sizes]
-    candidates: list[Settings]
+    blocks: Mapping[str, AxisIndex]
+    candidates: list[ConfigChange]
     width: tuple[int, int]
 
 
@@ -70,13 +70,13 @@ def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
         If some block keeps all its units, or the blocks differ in width.
     """
     old, new = _widths(remaining)
-    blocks: dict[str, Sizes] = {}
+    blocks: dict[str, AxisIndex] = {}
     for name, keep in remaining.items():
         index = padded(keep, new)
         blocks[name] = {(old, new): index, (2 * old, 2 * new): np.append(index, index + old)}
-    own = own_settings(config)
-    named = [{key: new} for key, value in own.items() if _is(value, old)]
-    unset = [{key: new} for key, value in own.items() if value is None]
+    settings = own_settings(config)
+    named = [{key: new} for key, value in settings.items() if _is(value, old)]
+    unset = [{key: new} for key, value in settings.items() if value is None]
     return Cut(blocks, named + unset, (old, new))
 
 
@@ -109,7 +109,7 @@ def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
         name: np.any(keep.reshape(n_kv, -1), axis=1) for name, keep in remaining.items()
     }
     _, n = _widths(groups, "key-value group")
-    blocks: dict[str, Sizes] = {}
+    blocks: dict[str, AxisIndex] = {}
     for name, keep in groups.items():
         group = padded(keep, n)
         heads, kv = spread(group, shared), spread(group, size)
@@ -127,14 +127,14 @@ def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
 
 
 def _heads_settings(
-    own: Mapping[str, Any], old: tuple[int, int], new: tuple[int, int], size: int
-) -> Iterator[Settings]:
+    settings: Mapping[str, Any], old: tuple[int, int], new: tuple[int, int], size: int
+) -> Iterator[ConfigChange]:
     """Changes of the numbers of heads, also with the size of a head spelled out."""
-    queries = [key for key, value in own.items() if _is(value, old[0])]
-    keys = [key for key, value in own.items() if _is(value, old[1])]
-    unset = [key for key, value in own.items() if value is None]
+    queries = [key for key, value in settings.items() if _is(value, old[0])]
+    keys = [key for key, value in settings.items() if _is(value, old[1])]
+    unset = [key for key, value in settings.items() if value is None]
     # Many architectures read this setting although their config does not have it.
-    extras: list[Settings] = [{}, *({key: size} for key in ["head_dim", *unset])]
+    extras: list[ConfigChange] = [{}, *({key: size} for key in ["head_dim", *unset])]
     for extra in extras:
         for q in queries:
             yield from ({q: new[0], kv: new[1], **extra} for kv in keys if kv != q)
@@ -188,7 +188,7 @@ def spread(index: Index, size: int) -> Index:
     return (index[:, None] * size + np.arange(size)).ravel()
 
 
-def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, Settings]:
+def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, ConfigChange]:
     """Build the smaller model.
 
     Parameters
@@ -226,7 +226,7 @@ def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, Setti
     )
 
 
-def _changed(config: Any, settings: Settings) -> Any:
+def _changed(config: Any, settings: ConfigChange) -> Any:
     """Copy of a config with some settings changed, in its language part."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
@@ -247,15 +247,15 @@ def _sliced(
     if not {f"{projection}.weight" for projection in cut.blocks} <= changed.keys():
         return None
     for name, shape in changed.items():
-        own = next((sizes[block] for block in sizes if name.startswith(block)), None)
-        tensor = None if own is None else _take(state[name], shape, own)
+        keep = next((sizes[block] for block in sizes if name.startswith(block)), None)
+        tensor = None if keep is None else _take(state[name], shape, keep)
         if tensor is None:
             return None
         state[name] = tensor
     return state
 
 
-def _take(tensor: torch.Tensor, shape: torch.Size, sizes: Sizes) -> torch.Tensor | None:
+def _take(tensor: torch.Tensor, shape: torch.Size, sizes: AxisIndex) -> torch.Tensor | None:
     """Part of a tensor that has this shape, or None if an axis changes in another way."""
     if tensor.ndim != len(shape):
         return None

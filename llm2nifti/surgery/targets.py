@@ -56,10 +56,10 @@ def target_modules(
     --------
     >>> target_modules(network, model=model).head(3)  # doctest: +SKIP
     """
-    some = [networks] if isinstance(networks, Network) else list(networks)
-    brain = common_brain(some)
-    strengths = np.sum([network.strengths for network in some], axis=0)
-    members = np.any([network.units for network in some], axis=0)
+    chosen = [networks] if isinstance(networks, Network) else list(networks)
+    brain = common_brain(chosen)
+    strengths = np.sum([network.strengths for network in chosen], axis=0)
+    members = np.any([network.units for network in chosen], axis=0)
     sites = owning_sites(brain)
     slices = [brain.slice_of(site) for site in sites]
     n_owning = sum(site.n_units for site in sites)
