@@ -21,7 +21,7 @@ from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
 from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
 from llm2nifti.study.comparisons import Areas, Trials
-from llm2nifti.study.readouts import Evidence, gather, project
+from llm2nifti.study.readouts import Evidence, gather, n_moments, project
 from llm2nifti.study.sessions import made_from, untrained_runs
 from llm2nifti.study.summary import versions
 
@@ -62,7 +62,8 @@ def detect(
         Content of the file in the session's `llm2nifti.bids.analysis_folder`: AUC of each task
         against control prompts and against the other tasks, after 1, 2, ... tokens, of networks, of
         a linear probe, of a bag of words, of the untrained copy and of shuffled labels; what
-        thresholds let pass; which network is named.
+        thresholds let pass; which network is named. Of an untrained copy that keeps one volume a
+        trial (``untrained.n_tokens`` is then 1), there is the AUC after all tokens alone.
 
     Raises
     ------
@@ -90,7 +91,8 @@ def detect(
     other = untrained_runs(root, runs)
     if other:
         found = evaluate(other, share=share, rate=rate, n_boot=n_boot, n_shuffles=0, quiet=quiet)
-        content["untrained"] = {"subject": other[0].subject, "auc": found["auc"]}
+        copied = {"n_tokens": found["n_tokens"], "auc": found["auc"]}
+        content["untrained"] = {"subject": other[0].subject, **copied}
     bids.write_json(path, Path(root), content)
     return content
 
@@ -195,7 +197,7 @@ def _scores(
             jobs["inner", held, inner] = evidence.readout([n for n in rest if n != inner] or rest)
         for shuffle in range(n_shuffles):
             jobs["shuffled", shuffle, held] = evidence.shuffled_readout(rest, shuffle)
-    n_frames = int(runs[0].volume_counts[0])
+    n_frames = n_moments(runs)
     grams = np.zeros((len(numbers), n_frames, len(trials.fold), len(trials.fold)), np.float32)
     train = [trials.fold != held for held in numbers]
     scores = project(
@@ -343,7 +345,7 @@ def _null(trials: Trials, shuffled: list[NDArray]) -> dict[str, Any]:
 
 
 def detection_table(content: dict[str, Any]) -> str:
-    """Text for people: AUC of each task after the first token and after all."""
+    """Text for people: AUC of each task after the first token and after all tokens."""
     auc, n_tokens = content["auc"], content["n_tokens"]
     columns = {"first": 0, f"after {n_tokens}": -1}
     rows = []
@@ -365,6 +367,9 @@ def detection_table(content: dict[str, Any]) -> str:
     )
     named = content["thresholds"]["control_named"][-1]
     tail = f"\ncontrol prompts on which some network is above threshold: {named:.1%}"
+    if "untrained" in content:
+        copy = content["untrained"]["auc"]["network"]["control"]["mean"][-1]["value"]
+        tail += f"; networks of the untrained copy: AUC {copy:.3f} after all tokens"
     if "shuffled" in content:
         null = content["shuffled"]
         low, mean, high = (null[k][-1] for k in ("low", "mean", "high"))

@@ -148,11 +148,16 @@ def _check(runs: Sequence[Run]) -> None:
         told = ", ".join(f"{task}: {some}" for task, some in numbers.items())
         raise DetectionError(f"every task needs the same runs; there are {told}. Finish the scan")
     counts = {int(n) for run in runs for n in run.volume_counts}
-    if len(counts) > 1:
+    if len(counts) > 1 and n_moments(runs) > 1:
         raise DetectionError(
             f"trials have {min(counts)} to {max(counts)} frames; scores over time need equally "
             "many: record with mode='generate', or frames='trial'"
         )
+
+
+def n_moments(runs: Sequence[Run]) -> int:
+    """Moments of a trial that can be scored: its frames, or 1 where some run keeps one volume."""
+    return min(int(run.volume_counts.max()) for run in runs)
 
 
 def running(
@@ -163,7 +168,8 @@ def running(
     Parameters
     ----------
     runs : sequence of Run
-        Runs whose trials have equally many frames.
+        Runs whose trials have equally many frames; where some have one volume a trial, the means
+        of trials are read of all.
     units : (n,) int array
         Which units.
     quiet : bool, default=False
@@ -174,15 +180,16 @@ def running(
     units : (n_some,) int array
         Which units these are.
     means : (n_trials, n_frames, n_some) float32 array
-        Means over the first 1, 2, ... frames of all trials of all runs.
+        Means over the first 1, 2, ... frames of all trials of all runs, or over all frames.
     """
     brain = runs[0].brain
     voxels = np.ravel_multi_index(tuple(brain.voxels.T.astype(np.int64)), brain.shape, order="F")
     ordered = units[np.argsort(voxels[units])]
     parts = np.array_split(ordered, max(1, -(-len(ordered) // SLAB_UNITS)))
-    n_frames = int(runs[0].volume_counts[0])
+    n_frames = n_moments(runs)
+    imgs = [run.img if n_frames == 1 else run.frames_img for run in runs]
     divisor = np.arange(1, n_frames + 1)[:, None]
-    with plain_files([run.frames_img for run in runs]) as paths:
+    with plain_files(imgs) as paths:
         for part in tqdm(parts, desc="frames", unit="slab", disable=quiet or None):
             means = []
             for path in paths:
@@ -224,7 +231,7 @@ def project(
     if units is None:
         units = np.flatnonzero((weights != 0).any(axis=1))
     n_trials = sum(len(run.events) for run in runs)
-    total = np.zeros((n_trials, int(runs[0].volume_counts[0]), weights.shape[1]))
+    total = np.zeros((n_trials, n_moments(runs), weights.shape[1]))
     for part, means in running(runs, units, quiet=quiet):
         total += means @ weights[part]
         if also is not None:

@@ -75,6 +75,18 @@ class Job:
         who = bids.folder_of(choice.label(untrained=self.untrained), choice.session).parts
         return f"{'_'.join(who)}_task-{bids.label(self.design.task)}_run-{self.design.run}"
 
+    def settings(self, model: LoadedModel) -> Settings:
+        """How a model, trained or not, is recorded, in words that say it all.
+
+        Of the untrained copy the mean of each trial's tokens is kept, unless the plan asks for
+        tokens: it is a baseline at the level of prompts, and its tokens are not its own.
+        """
+        settings = self.plan.settings
+        generates = settings.mode_for(model) == "generate"
+        if self.untrained and generates and settings.frames == "auto":
+            settings = replace(settings, frames="trial")
+        return settings.resolved(model)
+
     def is_done(self, root: Path) -> bool:
         """Whether the dataset has this run, complete and undamaged."""
         paths = checking.find_run(root, self.name)
@@ -268,15 +280,14 @@ def record(root: Path, job: Job, model: LoadedModel, *, on_trials: Callable[[int
         if job.is_done(root):
             return
         _check_weights(root, job, model)
-        folder = root / bids.WORK / job.name
-        _drop_other_threads(folder)
-        generates = job.plan.settings.mode_for(model) == "generate"
+        folder, settings = root / bids.WORK / job.name, job.settings(model)
+        _drop_outdated(folder, settings)
         recording = scan_run(
             model,
             job.design,
-            settings=job.plan.settings,
+            settings=settings,
             folder=folder,
-            replay=_tokens(root, job) if job.untrained and generates else None,
+            replay=_tokens(root, job) if job.untrained and settings.mode == "generate" else None,
             on_trials=on_trials,
         )
         bids.write(recording, root, compress=job.plan.compress)
@@ -302,10 +313,14 @@ def _tokens(root: Path, job: Job) -> list[list[int]]:
     return [list(map(int, tokens)) for _, tokens in ids]
 
 
-def _drop_other_threads(folder: Path) -> None:
-    """Delete a half-made recording of another number of threads: its sidecar could not be true."""
+def _drop_outdated(folder: Path, settings: Settings) -> None:
+    """Delete a half-made recording whose sidecar could not be true, or of other volumes.
+
+    The number of threads may be another one now, and copies were once recorded token by token.
+    """
     path = folder / "plan.json"
     if path.exists():
-        before = bids.read_json(path, {"info": dict}).get("info", {}).get("Threads")
-        if before != torch.get_num_threads():
+        before = bids.read_json(path, {"info": dict}).get("info", {})
+        frames = before.get("Settings", {}).get("frames")
+        if (before.get("Threads"), frames) != (torch.get_num_threads(), settings.frames):
             shutil.rmtree(folder)
