@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +259,28 @@ def test_a_copy_that_was_begun_with_tokens_is_begun_anew(scanned, tiny_folders):
     record(folder=scanned / bids.WORK / job.name)
     study.scan(scanned, small_plan(tiny_folders["llama"]), quiet=True)
     assert bids.Run(bids.checking.find_run(scanned, job.name)).frames == "trial"
+
+
+def test_one_model_is_held_at_a_time_and_none_after_the_scan(tiny_folders, tmp_path):
+    loaded, n_held = [], []
+
+    class Watched(scanning.ThisProcess):
+        def load(self, choice, *, untrained):
+            model = super().load(choice, untrained=untrained)
+            loaded.append(weakref.ref(model.module))
+            gc.collect()
+            n_held.append(len({id(ref()) for ref in loaded if ref()}))
+            return model
+
+    with study.locked(tmp_path / "ds"):
+        scanning.scan(
+            tmp_path / "ds", small_plan(tiny_folders["llama"]), crew=Watched(), quiet=True
+        )
+    assert len({*map(id, loaded)}) > 1
+    assert set(n_held) == {1}
+    gc.collect()
+    assert len({*loaded}) == 2
+    assert not any(ref() for ref in loaded)
 
 
 def test_tokens_of_the_untrained_copy_are_kept_where_the_plan_asks(tiny_folders, tmp_path):

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from llm2nifti import bids
 from llm2nifti.bids import Run, manifest
 from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
 from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
+from llm2nifti.progress import stage
 from llm2nifti.study.comparisons import Areas, Trials
 from llm2nifti.study.readouts import Evidence, gather, n_moments, project
 from llm2nifti.study.sessions import made_from, untrained_runs
@@ -140,9 +140,11 @@ def evaluate(
     trials = Trials(runs, evidence)
     held_out, inner, shuffled, grams = _scores(runs, evidence, trials, n_shuffles, quiet)
     draws = Bootstrap(trials.kind, trials.fold, n=n_boot)
+    with stage("probes", total=2 * len(trials.tasks), unit="probe", quiet=quiet) as bar:
+        probes = trials.areas(draws, _probe(trials, grams, bar))
     methods = {
         "network": trials.areas(draws, lambda task, _off: held_out[:, :, task]),
-        "probe": trials.areas(draws, _probe(trials, grams, quiet)),
+        "probe": probes,
         "words": trials.areas(draws, _words(trials)),
     }
     content: dict[str, Any] = {
@@ -233,10 +235,9 @@ def _add_products(grams: NDArray, means: NDArray, train: Sequence[NDArray[np.boo
             np.add(gram, scaled @ scaled.T, out=gram)
 
 
-def _probe(trials: Trials, grams: NDArray, quiet: bool) -> Any:
+def _probe(trials: Trials, grams: NDArray, bar: Any) -> Any:
     """Scores of probes that learn each comparison itself from the other runs."""
     folds, n_tokens = np.unique(trials.fold), grams.shape[1]
-    bar = tqdm(total=2 * len(trials.tasks), desc="probes", unit="probe", disable=quiet or None)
 
     def scores(task: int, off: NDArray[np.bool_]) -> NDArray[np.float64]:
         on = trials.kind == trials.tasks[task]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from llm2nifti import glm, networks
 from llm2nifti.bids import Run
@@ -16,6 +15,7 @@ from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.slabs import plain_files, read_slab
 from llm2nifti.networks import SHARE, Baseline, Network, Readout
 from llm2nifti.networks.detection import DetectionError
+from llm2nifti.progress import track
 
 # What the blocks add to the stream: every unit once, where it arises. The stream itself carries
 # the same values through all later layers, and would count them again in each.
@@ -123,7 +123,7 @@ def gather(
     _check(runs)
     contrasts, shuffled = {}, {}
     moments: dict[int, Any] = {}
-    for run in tqdm(runs, desc="maps", unit="run", disable=quiet or None):
+    for run in track(runs, "maps", unit="run", quiet=quiet):
         values, key = run.values(), (run.task, run.run)
         contrasts[key] = glm.run_contrast(values, run.events, f"{run.task} - {glm.CONTROL}")
         if n_shuffles:
@@ -190,7 +190,7 @@ def running(
     imgs = [run.img if n_frames == 1 else run.frames_img for run in runs]
     divisor = np.arange(1, n_frames + 1)[:, None]
     with plain_files(imgs) as paths:
-        for part in tqdm(parts, desc="frames", unit="slab", disable=quiet or None):
+        for part in track(parts, "frames", unit="slab", quiet=quiet):
             means = []
             for path in paths:
                 values = read_slab(path, voxels[part]).reshape(-1, n_frames, len(part))

@@ -10,18 +10,19 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from llm2nifti import bids, models
 from llm2nifti.bids import checking
 from llm2nifti.bids.writing import restore_shown
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
+from llm2nifti.progress import stage
 from llm2nifti.scanner import ScanError, Settings
 from llm2nifti.scanner import check as check_prompts
 from llm2nifti.scanner import scan as scan_run
@@ -227,16 +228,23 @@ class ThisProcess:
             check_model(plan, designs, self.load(plan.model, untrained=False))
 
     def record(self, root: Path, jobs: Sequence[Job], *, quiet: bool) -> None:
-        """Do all jobs in order."""
-        n_trials = sum(job.design.n_trials for job in jobs)
-        with tqdm(total=n_trials, unit="trial", disable=quiet or None) as bar:
-            for job in jobs:
-                bar.set_description(f"scan {job.name}")
-                if job.is_done(root):
-                    bar.update(job.design.n_trials)
-                    continue
-                model = self.load(job.plan.model, untrained=job.untrained)
-                record(root, job, model, on_trials=bar.update)
+        """Do all jobs in order: one stage a model and session."""
+        for who, same in groupby(jobs, key=lambda job: job.name.partition("_task-")[0]):
+            todo = list(same)
+            n_trials = sum(job.design.n_trials for job in todo)
+            with stage(f"scan {who}", total=n_trials, unit="trial", quiet=quiet) as bar:
+                for job in todo:
+                    self._record(root, job, bar)
+        self._key = self._model = None  # what follows needs none
+
+    def _record(self, root: Path, job: Job, bar: Any) -> None:
+        """Do one job, unless it is done."""
+        bar.set_description(f"scan {job.name}")
+        if job.is_done(root):
+            bar.update(job.design.n_trials)
+            return
+        model = self.load(job.plan.model, untrained=job.untrained)
+        record(root, job, model, on_trials=bar.update)
 
 
 def check_model(plan: Plan, designs: Sequence[Paradigm], model: LoadedModel) -> None:

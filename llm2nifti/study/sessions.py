@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llm2nifti import bids, glm
 from llm2nifti.bids import Run, checking, manifest
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.defaults import N_RELABELLINGS
+from llm2nifti.progress import stage, track
 from llm2nifti.study.analysis import (
     analyse_identification,
     analyse_maps,
@@ -63,13 +62,17 @@ def analyse(
     runs = bids.read_all(root, subject=subject, session=session)
     who = (runs[0].subject, runs[0].session)
     parts: dict[str, Any] = describe_dataset(runs)
-    parts["tasks"] = _all_maps(runs, mapper, quiet=quiet)
+    with stage("glm", quiet=quiet):
+        parts["tasks"] = _all_maps(runs, mapper, quiet=quiet)
     repeated = _is_repeated(runs)
     if repeated:
-        parts["similarity"] = analyse_similarity(runs, quiet=quiet)
+        with stage("similarity", quiet=quiet):
+            parts["similarity"] = analyse_similarity(runs, quiet=quiet)
     if repeated and len(by_task(runs)) > 1:
-        parts["identification"] = analyse_identification(runs)
-    parts["null"] = analyse_null(runs, n=n_null, quiet=quiet)
+        with stage("identification", quiet=quiet):
+            parts["identification"] = analyse_identification(runs)
+    with stage("nulls", quiet=quiet):
+        parts["null"] = analyse_null(runs, n=n_null, quiet=quiet)
     parts["untrained"] = _analyse_untrained(root, who, quiet=quiet)
     parts["options"] = {"n_null": n_null}
     parts["made_from"] = made_from(root, who)
@@ -84,7 +87,7 @@ def _all_maps(runs: Sequence[Run], mapper: Mapper, *, quiet: bool) -> dict[str, 
         return analyse_maps(runs, quiet=quiet)
     tasks = by_task(runs)
     parts = mapper(partial(analyse_maps, quiet=True), list(tasks.values()))
-    bar = tqdm(parts, total=len(tasks), desc="glm", unit="task", disable=quiet or None)
+    bar = track(parts, "glm tasks", total=len(tasks), unit="task", quiet=quiet)
     return {task: numbers for part in bar for task, numbers in part.items()}
 
 
@@ -126,7 +129,7 @@ def analyse_all(
         return bring_up_to_date(sessions[0], **{**how, "root": root}, quiet=quiet, mapper=mapper)
     todo = [who for who in sessions if not is_reported(root, who, n_null=n_null)]
     done = mapper(partial(bring_up_to_date, **how), todo)
-    for _ in tqdm(done, total=len(todo), desc="analyse", unit="session", disable=quiet or None):
+    for _ in track(done, "analyse", total=len(todo), unit="session", quiet=quiet):
         pass
     compare_sessions(root)
     return report.write_overview(root)
@@ -251,12 +254,13 @@ def _analyse_untrained(root: Path, who: Who, *, quiet: bool) -> dict[str, Any] |
         return None
     runs = bids.read_all(root, subject=str(subjects[0]), session=session)
     out: dict[str, Any] = {"subject": str(subjects[0]), "model": runs[0].sidecar["Model"]}
-    out["tasks"] = {}
-    for task, task_runs in tqdm(by_task(runs).items(), desc="glm untrained", disable=quiet or None):
-        maps = glm.fit(task_runs, quiet=quiet).contrast(f"{task} - {glm.CONTROL}")
-        out["tasks"][task] = {"share_below_05": maps.share_below()}
-    if _is_repeated(runs):
-        out["similarity"] = analyse_similarity(runs, intervals=False, quiet=quiet)
-        if len(out["tasks"]) > 1:
-            out["identification"] = analyse_identification(runs)
+    with stage("untrained copy", quiet=quiet):
+        out["tasks"] = {}
+        for task, task_runs in by_task(runs).items():
+            maps = glm.fit(task_runs, quiet=quiet).contrast(f"{task} - {glm.CONTROL}")
+            out["tasks"][task] = {"share_below_05": maps.share_below()}
+        if _is_repeated(runs):
+            out["similarity"] = analyse_similarity(runs, intervals=False, quiet=quiet)
+            if len(out["tasks"]) > 1:
+                out["identification"] = analyse_identification(runs)
     return out
