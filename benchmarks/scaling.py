@@ -169,7 +169,7 @@ weights; larger matrices run a little faster than these, so they are upper bound
 |---|--:|--:|--:|--:|--:|--:|--:|--:|
 {table}
 
-An untrained copy (`--untrained`, the default) doubles time and disk. `--sites all` records five to six times as
+An untrained copy (`--untrained`, the default) doubles time and adds the last column to the disk. `--sites all` records five to six times as
 many units in a Llama.
 
 ## Which option at which size
@@ -177,7 +177,7 @@ many units in a Llama.
 | from | needed | why |
 |---|---|---|
 | any size | `--mode read` | one pass a prompt instead of one a generated token; encoders and vision models have only this |
-| ~1B | `--no-untrained` | the copy doubles everything |
+| ~1B | `--no-untrained` | the copy doubles the time |
 | ~8B | `--device cuda` | half an hour and more on two CPU cores |
 | ~8B | `--dtype bfloat16` | half the weights' memory; values are rounded to 3 digits |
 | ~8B | `--frames trial` | trial means are summed on the device, tokens are never stored: an eighth of the disk at 8 frames, one file for both levels |

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 from PIL import Image
 
-from llm2nifti import bids, cli, glm, models, paradigm, scanner, stimuli
-from llm2nifti.bids import checking
+from llm2nifti import bids, cli, geometry, glm, models, paradigm, scanner, stimuli
+from llm2nifti.bids import checking, files
 from llm2nifti.bids.writing import restore_shown
 
 SIZES = {"n_blocks": 2, "trials_per_block": 8, "n_frames": 2}
@@ -83,6 +84,18 @@ def test_prompts_of_every_script_are_kept_as_they_were_shown(tiny_model, tmp_pat
     validate(tmp_path)
     shown = bids.read(tmp_path, task="pathology").events["prompt"]
     assert shown.tolist() == design.trials["prompt"].tolist()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_empty_planes_around_the_units_take_no_disk(tmp_path, suffix):
+    brain = geometry.layout([geometry.Site("resid", layer, f"h.{layer}", 2500) for layer in (0, 1)])
+    values = np.random.default_rng(0).normal(size=(7, brain.n_units)).astype(np.float32)
+    path = tmp_path / f"x{suffix}"
+    files.write_frames(path, tmp_path, brain, [values[:3], values[3:]], n_volumes=7, t_r=1.0)
+    img = nib.load(path)
+    np.testing.assert_array_equal(geometry.from_img(brain, img), values)
+    assert np.count_nonzero(img.get_fdata()) == values.size
+    assert path.stat().st_blocks * 512 < 0.8 * img.dataobj.dtype.itemsize * np.prod(img.shape)
 
 
 def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):

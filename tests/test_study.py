@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,9 @@ import tiny
 from campaign import counted
 from tests_support import assert_same, contents, make_dataset
 
-from llm2nifti import bids, glm, stimuli, study
+from llm2nifti import bids, glm, scanner, stimuli, study
 from llm2nifti.scanner import ScanError
-from llm2nifti.study import StudyError, scanning
+from llm2nifti.study import StudyError, detection, scanning
 from llm2nifti.study.scanning import Design, ModelChoice, Plan
 
 SIZES = ["--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4", "--n-frames", "2"]
@@ -200,6 +202,93 @@ def test_untrained_copy_is_shown_the_trained_models_tokens(uninterrupted):
     untrained = bids.read(root, task="pathology", subject="tiny-llama-untrained")
     assert list(trained.tokens["token_id"]) == list(untrained.tokens["token_id"])
     assert not np.allclose(trained.values(), untrained.values())
+
+
+def copies(folder, root, **settings):
+    """Jobs of the untrained copy, each with a recording of it by these settings."""
+    plan = small_plan(folder)
+    model = plan.model.load(untrained=True)
+    for design in plan.design.paradigms():
+        job = scanning.Job(plan, design, untrained=True)
+        trained = dataclasses.replace(job, untrained=False).name
+        tokens = bids.Run(bids.checking.find_run(root, trained)).tokens.groupby("trial")["token_id"]
+        replay = [list(ids) for _, ids in tokens]
+        how = {"settings": scanning.Settings(**settings), "replay": replay}
+        yield job, lambda d=design, h=how, **more: scanner.scan(model, d, **h, **more)
+
+
+@pytest.fixture
+def scanned(tiny_folders, tmp_path):
+    study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
+    return tmp_path / "ds"
+
+
+def test_of_the_untrained_copy_one_volume_a_prompt_is_kept(scanned, tiny_folders, validate):
+    validate(scanned)
+    for job, record in copies(tiny_folders["llama"], scanned, frames="token"):
+        run = bids.Run(bids.checking.find_run(scanned, job.name))
+        assert run.frames == run.sidecar["Settings"]["frames"] == "trial"
+        assert run.frames_img.shape == run.img.shape
+        assert run.paths.bold.samefile(run.paths.trial_bold)
+        np.testing.assert_allclose(run.values(), record().trial_means(), atol=1e-5)
+        trained = bids.read(scanned, task=run.task, run=run.run, subject="tiny-llama")
+        assert trained.frames == "token"
+
+
+def test_copies_with_tokens_stay_and_can_be_mixed_with_others(scanned, tiny_folders, validate):
+    for _, record in copies(tiny_folders["llama"], scanned, frames="token"):
+        bids.write(record(), scanned, overwrite=True)  # as earlier versions did
+    study.run(scanned, small_plan(tiny_folders["llama"]), n_null=3, quiet=True)
+    who = {"subject": "tiny-llama-untrained"}
+    assert {run.frames for run in bids.read_all(scanned, **who)} == {"token"}
+    whole = detection.detect(scanned, rate=0.1, n_boot=5, quiet=True)["untrained"]
+    assert whole["n_tokens"] == 2
+    next(scanned.rglob("*untrained*_run-2_*desc-trial_bold.json")).unlink()
+    study.run(scanned, small_plan(tiny_folders["llama"]), n_null=3, quiet=True)
+    assert {run.frames for run in bids.read_all(scanned, **who)} == {"token", "trial"}
+    validate(scanned)
+    mixed = detection.detect(scanned, rate=0.1, n_boot=5, quiet=True)["untrained"]
+    assert mixed["n_tokens"] == 1
+    series = whole["auc"]["network"]["control"]["mean"]
+    assert mixed["auc"]["network"]["control"]["mean"][-1]["value"] == series[-1]["value"]
+
+
+def test_a_copy_that_was_begun_with_tokens_is_begun_anew(scanned, tiny_folders):
+    job, record = next(copies(tiny_folders["llama"], scanned, frames="token"))
+    bids.checking.find_run(scanned, job.name).derivative("desc-trial_bold.json").unlink()
+    record(folder=scanned / bids.WORK / job.name)
+    study.scan(scanned, small_plan(tiny_folders["llama"]), quiet=True)
+    assert bids.Run(bids.checking.find_run(scanned, job.name)).frames == "trial"
+
+
+def test_one_model_is_held_at_a_time_and_none_after_the_scan(tiny_folders, tmp_path):
+    loaded, n_held = [], []
+
+    class Watched(scanning.ThisProcess):
+        def load(self, choice, *, untrained):
+            model = super().load(choice, untrained=untrained)
+            loaded.append(weakref.ref(model.module))
+            gc.collect()
+            n_held.append(len({id(ref()) for ref in loaded if ref()}))
+            return model
+
+    with study.locked(tmp_path / "ds"):
+        scanning.scan(
+            tmp_path / "ds", small_plan(tiny_folders["llama"]), crew=Watched(), quiet=True
+        )
+    assert len({*map(id, loaded)}) > 1
+    assert set(n_held) == {1}
+    gc.collect()
+    assert len({*loaded}) == 2
+    assert not any(ref() for ref in loaded)
+
+
+def test_tokens_of_the_untrained_copy_are_kept_where_the_plan_asks(tiny_folders, tmp_path):
+    plan = small_plan(tiny_folders["llama"], tasks=("pathology",), n_runs=1)
+    plan = dataclasses.replace(plan, settings=scanning.Settings(frames="token"))
+    study.scan(tmp_path / "ds", plan, quiet=True)
+    copy = bids.read(tmp_path / "ds", task="pathology", subject="tiny-llama-untrained")
+    assert copy.frames == "token"
 
 
 def test_runs_of_another_origin_are_not_mixed_in(tiny_folders, tmp_path):

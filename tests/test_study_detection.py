@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 
@@ -13,7 +15,9 @@ from test_networks_detection import by_pairs
 
 from llm2nifti import bids, cli, glm, networks, report, study
 from llm2nifti.networks.detection import DetectionError
+from llm2nifti.report.detection import detection_section
 from llm2nifti.study import detection, readouts
+from llm2nifti.tell import as_text
 
 TASKS = ("pain", "joy")
 N_UNITS, N_FRAMES = 60, 4
@@ -182,3 +186,23 @@ def test_the_untrained_copy_is_evaluated_too(tmp_path):
     content = detection.detect(root, subject="tiny", n_boot=10, quiet=True)
     assert content["untrained"]["subject"] == "tinyuntrained"
     assert set(content["untrained"]["auc"]) == {"network", "probe", "words"}
+
+
+def test_a_copy_without_tokens_has_one_value_after_all_of_them(tmp_path):
+    root = tests_support.make_dataset(tmp_path / "ds", name="tiny")
+    for run, task in itertools.product((1, 2), ("pathology", "archeology")):
+        random = {"name": "tiny-untrained", "WeightsHash": "random weights, seed 0"}
+        recording = tests_support.make_recording(task, run, seed=run + 50, **random)
+        means = recording.trial_means()
+        bids.write(dataclasses.replace(recording, values=means, frames="trial"), root)
+    study.analyse_all(root, n_null=2, quiet=True)
+    content = detection.detect(root, n_boot=10, quiet=True)
+    assert (content["n_tokens"], content["untrained"]["n_tokens"]) == (3, 1)
+    auc = content["untrained"]["auc"]["network"]["control"]["mean"]
+    assert len(auc) == 1
+    text = " ".join(as_text(detection_section(content)).split())
+    assert f"untrained copy reach {auc[0]['value']:.2f}" in text
+    assert "after all tokens: it keeps one volume a prompt" in text
+    page = report.write(root, quiet=True).read_text("utf-8")
+    assert "after all tokens: it keeps one volume a prompt" in page
+    assert "the untrained copy keeps one volume a prompt, so it has one value" in page

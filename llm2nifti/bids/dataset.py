@@ -42,7 +42,9 @@ was read: see `Frames` in the sidecars); a frame lasts 1 s by convention.
   `participants.tsv` describes the models. One that was recorded in several ways (revisions, data
   types, seeds) has sessions: `sub-*/ses-*/func/`, described in `sub-*/sub-*_sessions.tsv`.
 - `derivatives/llm2nifti/sub-*/func/*_desc-trial_bold.nii`: one volume a prompt, the mean of its
-  frames. Analyse these: tokens of one prompt are not independent observations.
+  frames. Analyse these: tokens of one prompt are not independent observations. A model with random
+  weights that was shown another model's tokens keeps nothing else: its raw run is the same
+  (`Frames` is `trial`), and `*_desc-tokens_timeseries.tsv` has the tokens.
 - `derivatives/llm2nifti/sub-*/anat/`: where the units live: atlas by layer and site (`_dseg`), the
   table of units, and an anatomical image made of weight norms.
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from isal import igzip
+from numpy.typing import NDArray
 
 from llm2nifti.bids import manifest
 from llm2nifti.bids.manifest import WORK
@@ -251,4 +252,17 @@ def _write_volumes(file: Any, brain: ModelBrain, rows: Iterator[np.ndarray]) -> 
                 writing.result()
             if not n_filled:
                 return
-            writing = disk.submit(file.write, buffer[:n_filled].data)
+            writing = disk.submit(_write_rows, file, buffer[:n_filled], voxels)
+
+
+def _write_rows(file: Any, volumes: np.ndarray, voxels: NDArray[np.int64]) -> None:
+    """Write volumes; in a plain file, the empty planes around the units are holes: no disk."""
+    if isinstance(file, igzip.IGzipFile):
+        file.write(volumes.data)
+        return
+    start, stop = int(voxels.min()), int(voxels.max()) + 1
+    for volume in volumes:
+        file.seek(start * volume.itemsize, os.SEEK_CUR)
+        file.write(volume[start:stop].data)
+        file.seek((len(volume) - stop) * volume.itemsize, os.SEEK_CUR)
+    file.truncate()  # to here: the last hole is part of the file

@@ -131,14 +131,13 @@ class Session(Sequence[Run]):
     def untrained(self) -> Session | None:
         """The same runs of the untrained copy, or None where it was not scanned."""
         listed = runs(self.root)
-        copies = listed[listed["untrained"] & (listed["session"] == self.session)]
-        subjects = [name for name in copies["subject"].unique() if name != self.subject]
+        others = listed[(listed["session"] == self.session) & (listed["subject"] != self.subject)]
         wanted = label(f"{self.subject}-untrained")
-        if wanted not in subjects:
-            is_alone = len(analysed(self.root)) == 1
-            wanted = subjects[0] if subjects and is_alone else ""
-        if not wanted:
-            return None
+        if wanted not in set(others["subject"]):  # one of another name, if it can be no one else's
+            copies = others.loc[others["untrained"], "subject"]
+            if copies.empty or len(analysed(self.root)) > 1:
+                return None
+            wanted = copies.iloc[0]
         copy = session(self.root, subject=wanted, session=self.session)
         shown = {(run.task, run.run) for run in self.runs}
         kept = tuple(run for run in copy if (run.task, run.run) in shown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
@@ -15,6 +15,7 @@ def plot_auc(
     curves: Mapping[str, Sequence[Mapping[str, float]]],
     *,
     null: Mapping[str, Sequence[float]] | None = None,
+    at_end: Collection[str] = (),
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
@@ -27,6 +28,8 @@ def plot_auc(
         level line, because it does not depend on tokens.
     null : mapping, optional
         ``low, high`` of shuffled labels after 1, 2, ... tokens, drawn as a grey band.
+    at_end : collection of str
+        Methods whose single value is that after all tokens: drawn there, as a point.
     ax, title : optional
 
     Examples
@@ -43,6 +46,10 @@ def plot_auc(
     styles = zip(curves.items(), PALETTE, "osD^vP", strict=False)
     for (name, points), color, marker in styles:
         values, low, high = ([p[key] for p in points] for key in ("value", "low", "high"))
+        if name in at_end:
+            limits = [[values[-1] - low[-1]], [high[-1] - values[-1]]]
+            ax.errorbar([n_tokens], values[-1:], limits, color=color, marker=marker, label=name)
+            continue
         if len(points) == 1 and n_tokens > 1:
             ax.axhline(values[0], color=color, ls=":", label=name)
             ax.axhspan(low[0], high[0], color=color, alpha=0.08, lw=0)

@@ -54,12 +54,17 @@ def detection_section(found: Mapping[str, Any]) -> Section:
 
 def _methods(found: Mapping[str, Any], comparison: str) -> dict[str, list[dict[str, float]]]:
     """Mean AUC of each method over tasks, after 1, 2, ... tokens."""
-    curves = {_NAMES[name]: found["auc"][name][comparison]["mean"] for name in _NAMES}
-    if "untrained" in found:
-        auc = found["untrained"]["auc"]
-        curves["network, untrained"] = auc["network"][comparison]["mean"]
-        curves["probe, untrained"] = auc["probe"][comparison]["mean"]
-    return curves
+    return {_NAMES[name]: found["auc"][name][comparison]["mean"] for name in _NAMES} | {
+        f"{name}, untrained": found["untrained"]["auc"][name][comparison]["mean"]
+        for name in ("network", "probe")
+        if "untrained" in found
+    }
+
+
+def _is_reduced(found: Mapping[str, Any]) -> bool:
+    """Whether the untrained copy keeps the means of trials alone, where the model has tokens."""
+    auc = found.get("untrained", {}).get("auc")
+    return auc is not None and len(auc["network"]["control"]["mean"]) < found["n_tokens"]
 
 
 def _plots(found: Mapping[str, Any]) -> list[Plot]:
@@ -68,16 +73,18 @@ def _plots(found: Mapping[str, Any]) -> list[Plot]:
     titles = {"control": "Against control prompts", "others": "Against the other tasks"}
     for comparison, title in titles.items():
         curves = _methods(found, comparison)
+        last = [name for name in curves if _is_reduced(found) and name.endswith("untrained")]
+        note = "; the untrained copy keeps one volume a prompt, so it has one value, after all"
         null = found.get("shuffled") if comparison == "control" else None
         told = ", ".join(f"{name} {number(c[-1]['value'])}" for name, c in curves.items())
         out.append(
             Plot(
                 f"auc_{comparison}",
-                partial(plotting.plot_auc, curves, null=null, title=title),
+                partial(plotting.plot_auc, curves, null=null, at_end=last, title=title),
                 f"AUC by the number of tokens seen, {title.lower()}; after all of them: {told}.",
                 f"{title}: AUC on held-out prompts, mean over tasks, by the number of tokens that "
                 "the model has generated, with 95 % bootstrap intervals; the bag of words reads "
-                "the prompt alone.",
+                f"the prompt alone{note if last else ''}.",
             )
         )
     curve = found["roc"]
@@ -156,7 +163,8 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
     if "untrained" in found:
         own = found["untrained"]["auc"]["network"]["control"]["mean"][-1]
         text = f"{number(own['value'])} {interval(own)}"
-        out.append(f"Networks of the untrained copy reach {text} against control prompts.")
+        when = ", after all tokens: it keeps one volume a prompt" if _is_reduced(found) else ""
+        out.append(f"Networks of the untrained copy reach {text} against control prompts{when}.")
     if "shuffled" in found:
         null = {key: found["shuffled"][key][-1] for key in ("mean", "low", "high")}
         out.append(

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from tqdm import tqdm
 
 from llm2nifti import glm, plotting
 from llm2nifti.bids.files import write_bytes
+from llm2nifti.progress import track
 from llm2nifti.report import findings
 from llm2nifti.report.source import Source, TaskMap
 from llm2nifti.tell import Plot
@@ -80,7 +80,7 @@ def draw(
     plots += more
     return {
         plot.stem: _save(plot, folder, source.root)
-        for plot in tqdm(plots, desc="figures", unit="figure", disable=quiet or None)
+        for plot in track(plots, "figures", unit="figure", quiet=quiet)
     }
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from llm2nifti import bids, glm, plotting
 from llm2nifti.bids.paths import REPORT
+from llm2nifti.progress import stage
 from llm2nifti.report import findings
 from llm2nifti.report.detection import detection_section
 from llm2nifti.report.figures import Figure, draw, threshold_words
@@ -74,7 +75,8 @@ def write(
     plots = [plot for section in sections for plot in section.plots]
     figures = draw(source, maps, more=plots, quiet=quiet)
     path = source.folder / REPORT
-    bids.write_text(path, source.root, _render(source, maps, figures, sections))
+    with stage("page", quiet=quiet):
+        bids.write_text(path, source.root, _render(source, maps, figures, sections))
     return path
 
 

@@ -39,7 +39,8 @@ class Settings:
         What one volume is. In ``generate``: a ``token`` (the default), or the ``trial``, reduced to
         the mean of its frames on the device. In ``read``: the mean over the stimulus (``trial``,
         the default), its ``last`` token, every ``token``, or every ``word`` (the mean of its
-        tokens).
+        tokens). A study keeps the ``trial`` of an untrained copy that generates, unless ``token``
+        is asked for.
     fused_qkv : {"contiguous", "interleaved"} or None
         Layout of a fused query-key-value projection; see `llm2nifti.models.fused`.
     """

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from llm2nifti import bids, models
 from llm2nifti.paradigm import Paradigm
+from llm2nifti.progress import stage
 from llm2nifti.study.errors import StudyError
 from llm2nifti.study.plans import Plan
 from llm2nifti.study.scanning import Job, ThisProcess, check_model, record, torch_threads
@@ -228,7 +229,7 @@ class Workers:
         from distributed import as_completed
 
         total = len(self._futures) + n_done
-        with tqdm(total=total, initial=n_done, desc=what, unit="run", disable=quiet or None) as bar:
+        with stage(what, total=total, unit="run", initial=n_done, quiet=quiet) as bar:
             for _ in self._results(as_completed):
                 bar.update()
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from llm2nifti import bids
 from llm2nifti.bids import Run, manifest
@@ -20,8 +19,9 @@ from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
 from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
 from llm2nifti.networks.network import at_sites
+from llm2nifti.progress import stage
 from llm2nifti.study.comparisons import Areas, Trials
-from llm2nifti.study.readouts import Evidence, gather, project
+from llm2nifti.study.readouts import Evidence, gather, n_moments, project
 from llm2nifti.study.sessions import made_from
 from llm2nifti.study.summary import versions
 
@@ -62,7 +62,8 @@ def detect(
         Content of the file in the session's `llm2nifti.bids.analysis_folder`: AUC of each task
         against control prompts and against the other tasks, after 1, 2, ... tokens, of networks, of
         a linear probe, of a bag of words, of the untrained copy and of shuffled labels; what
-        thresholds let pass; which network is named.
+        thresholds let pass; which network is named. Of an untrained copy that keeps one volume a
+        trial (``untrained.n_tokens`` is then 1), there is the AUC after all tokens alone.
 
     Raises
     ------
@@ -93,7 +94,8 @@ def detect(
     copy = recording.untrained
     if copy:
         same = evaluate(copy, share=share, rate=rate, n_boot=n_boot, n_shuffles=0, quiet=quiet)
-        content["untrained"] = {"subject": copy.subject, "auc": same["auc"]}
+        copied = {"n_tokens": same["n_tokens"], "auc": same["auc"]}
+        content["untrained"] = {"subject": copy.subject, **copied}
     bids.write_json(path, Path(root), content)
     return content
 
@@ -141,9 +143,11 @@ def evaluate(
     trials = Trials(runs, evidence)
     held_out, inner, shuffled, grams = _scores(runs, evidence, trials, n_shuffles, quiet)
     draws = Bootstrap(trials.kind, trials.fold, n=n_boot)
+    with stage("probes", total=2 * len(trials.tasks), unit="probe", quiet=quiet) as bar:
+        probes = trials.areas(draws, _probe(trials, grams, bar))
     methods = {
         "network": trials.areas(draws, lambda task, _off: held_out[:, :, task]),
-        "probe": trials.areas(draws, _probe(trials, grams, quiet)),
+        "probe": probes,
         "words": trials.areas(draws, _words(trials)),
     }
     content: dict[str, Any] = {
@@ -197,7 +201,7 @@ def _scores(
             jobs["inner", held, inner] = evidence.readout([n for n in rest if n != inner] or rest)
         for shuffle in range(n_shuffles):
             jobs["shuffled", shuffle, held] = evidence.shuffled_readout(rest, shuffle)
-    n_frames = int(runs[0].volume_counts[0])
+    n_frames = n_moments(runs)
     grams = np.zeros((len(numbers), n_frames, len(trials.fold), len(trials.fold)), np.float32)
     train = [trials.fold != held for held in numbers]
     scores = project(
@@ -233,10 +237,9 @@ def _add_products(grams: NDArray, means: NDArray, train: Sequence[NDArray[np.boo
             np.add(gram, scaled @ scaled.T, out=gram)
 
 
-def _probe(trials: Trials, grams: NDArray, quiet: bool) -> Any:
+def _probe(trials: Trials, grams: NDArray, bar: Any) -> Any:
     """Scores of probes that learn each comparison itself from the other runs."""
     folds, n_tokens = np.unique(trials.fold), grams.shape[1]
-    bar = tqdm(total=2 * len(trials.tasks), desc="probes", unit="probe", disable=quiet or None)
 
     def scores(task: int, off: NDArray[np.bool_]) -> NDArray[np.float64]:
         on = trials.kind == trials.tasks[task]

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from llm2nifti import networks
 from llm2nifti.networks import Network
+from llm2nifti.progress import track
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import LESIONS, Condition, kinds
 from llm2nifti.study.evaluations import Evaluations, hash_texts
@@ -44,9 +44,7 @@ def sweep(
         bench.check(condition)
     todo = list(_plan(bench, conditions))
     label = f"{_verb(conditions[0])} sub-{bench.session.subject}"
-    for condition, fold, name, kind in tqdm(
-        todo, desc=label, unit="text set", disable=quiet or None
-    ):
+    for condition, fold, name, kind in track(todo, label, unit="text set", quiet=quiet):
         key = key_of(bench, condition, fold, name, kind)
         if key not in evaluations:
             evaluations.add(key, bench.change(condition, name, fold, kind))

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from llm2nifti import glm, networks, surgery
 from llm2nifti.bids import Session
 from llm2nifti.interventions import lesion
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network, Rule
+from llm2nifti.progress import stage
 from llm2nifti.scanner.likelihood import log_likelihoods
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import Sizes
@@ -209,7 +209,7 @@ def _evaluation(
     notes = ["a mask is judged on all runs, whatever it was made from"] if given else []
     folds = []
     total = len(bench.folds) * (3 + 2 * choice.n_random)
-    with tqdm(total=total, desc="prune", disable=quiet or None) as bar:
+    with stage("prune", total=total, quiet=quiet) as bar:
         for fold in bench.folds:
             rows: dict[str, Rows] = {}
             for name, removed in variants(bench, fold, choice, notes):

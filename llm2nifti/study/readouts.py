@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from llm2nifti import glm, networks
 from llm2nifti.bids import Run
@@ -16,6 +15,7 @@ from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.slabs import plain_files, read_slab
 from llm2nifti.networks import SHARE, Controls, Network, Readout, Rule
 from llm2nifti.networks.detection import DetectionError
+from llm2nifti.progress import track
 
 # What the blocks add to the stream: every unit once, where it arises. The stream itself carries
 # the same values through all later layers, and would count them again in each.
@@ -126,7 +126,7 @@ def gather(
     _check(runs)
     contrasts, shuffled = {}, {}
     moments: dict[int, Any] = {}
-    for run in tqdm(runs, desc="maps", unit="run", disable=quiet or None):
+    for run in track(runs, "maps", unit="run", quiet=quiet):
         values, key = run.values(), (run.task, run.run)
         contrasts[key] = glm.run_contrast(values, run.events, f"{run.task} - {glm.CONTROL}")
         if n_shuffles:
@@ -152,11 +152,16 @@ def _check(runs: Sequence[Run]) -> None:
         told = ", ".join(f"{task}: {some}" for task, some in numbers.items())
         raise DetectionError(f"every task needs the same runs; there are {told}. Finish the scan")
     counts = {int(n) for run in runs for n in run.volume_counts}
-    if len(counts) > 1:
+    if len(counts) > 1 and n_moments(runs) > 1:
         raise DetectionError(
             f"trials have {min(counts)} to {max(counts)} frames; scores over time need equally "
             "many: record with mode='generate', or frames='trial'"
         )
+
+
+def n_moments(runs: Sequence[Run]) -> int:
+    """Moments of a trial that can be scored: its frames, or 1 where some run keeps one volume."""
+    return min(int(run.volume_counts.max()) for run in runs)
 
 
 def running(
@@ -167,7 +172,8 @@ def running(
     Parameters
     ----------
     runs : sequence of Run
-        Runs whose trials have equally many frames.
+        Runs whose trials have equally many frames; where some have one volume a trial, the means
+        of trials are read of all.
     units : (n,) int array
         Which units.
     quiet : bool, default=False
@@ -178,16 +184,17 @@ def running(
     units : (n_some,) int array
         Which units these are.
     means : (n_trials, n_frames, n_some) float32 array
-        Means over the first 1, 2, ... frames of all trials of all runs.
+        Means over the first 1, 2, ... frames of all trials of all runs, or over all frames.
     """
     brain = runs[0].brain
     voxels = np.ravel_multi_index(tuple(brain.voxels.T.astype(np.int64)), brain.shape, order="F")
     ordered = units[np.argsort(voxels[units])]
     parts = np.array_split(ordered, max(1, -(-len(ordered) // SLAB_UNITS)))
-    n_frames = int(runs[0].volume_counts[0])
+    n_frames = n_moments(runs)
+    imgs = [run.img if n_frames == 1 else run.frames_img for run in runs]
     divisor = np.arange(1, n_frames + 1)[:, None]
-    with plain_files([run.frames_img for run in runs]) as paths:
-        for part in tqdm(parts, desc="frames", unit="slab", disable=quiet or None):
+    with plain_files(imgs) as paths:
+        for part in track(parts, "frames", unit="slab", quiet=quiet):
             means = []
             for path in paths:
                 values = read_slab(path, voxels[part]).reshape(-1, n_frames, len(part))
@@ -228,7 +235,7 @@ def project(
     if units is None:
         units = np.flatnonzero((weights != 0).any(axis=1))
     n_trials = sum(len(run.events) for run in runs)
-    total = np.zeros((n_trials, int(runs[0].volume_counts[0]), weights.shape[1]))
+    total = np.zeros((n_trials, n_moments(runs), weights.shape[1]))
     for part, means in running(runs, units, quiet=quiet):
         total += means @ weights[part]
         if also is not None:

@@ -10,18 +10,19 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from llm2nifti import bids, models
 from llm2nifti.bids import checking
 from llm2nifti.bids.writing import restore_shown
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
+from llm2nifti.progress import stage
 from llm2nifti.scanner import ScanError, Settings
 from llm2nifti.scanner import check as check_prompts
 from llm2nifti.scanner import scan as scan_run
@@ -74,6 +75,18 @@ class Job:
         choice = self.plan.model
         who = bids.folder_of(choice.label(untrained=self.untrained), choice.session).parts
         return f"{'_'.join(who)}_task-{bids.label(self.design.task)}_run-{self.design.run}"
+
+    def settings(self, model: LoadedModel) -> Settings:
+        """How a model, trained or not, is recorded, in words that say it all.
+
+        Of the untrained copy the mean of each trial's tokens is kept, unless the plan asks for
+        tokens: it is a baseline at the level of prompts, and its tokens are not its own.
+        """
+        settings = self.plan.settings
+        generates = settings.mode_for(model) == "generate"
+        if self.untrained and generates and settings.frames == "auto":
+            settings = replace(settings, frames="trial")
+        return settings.resolved(model)
 
     def is_done(self, root: Path) -> bool:
         """Whether the dataset has this run, complete and undamaged."""
@@ -216,16 +229,23 @@ class ThisProcess:
             check_model(plan, designs, self.load(plan.model, untrained=False))
 
     def record(self, root: Path, jobs: Sequence[Job], *, quiet: bool) -> None:
-        """Do all jobs in order."""
-        n_trials = sum(job.design.n_trials for job in jobs)
-        with tqdm(total=n_trials, unit="trial", disable=quiet or None) as bar:
-            for job in jobs:
-                bar.set_description(f"scan {job.name}")
-                if job.is_done(root):
-                    bar.update(job.design.n_trials)
-                    continue
-                model = self.load(job.plan.model, untrained=job.untrained)
-                record(root, job, model, on_trials=bar.update)
+        """Do all jobs in order: one stage a model and session."""
+        for who, same in groupby(jobs, key=lambda job: job.name.partition("_task-")[0]):
+            todo = list(same)
+            n_trials = sum(job.design.n_trials for job in todo)
+            with stage(f"scan {who}", total=n_trials, unit="trial", quiet=quiet) as bar:
+                for job in todo:
+                    self._record(root, job, bar)
+        self._key = self._model = None  # what follows needs none
+
+    def _record(self, root: Path, job: Job, bar: Any) -> None:
+        """Do one job, unless it is done."""
+        bar.set_description(f"scan {job.name}")
+        if job.is_done(root):
+            bar.update(job.design.n_trials)
+            return
+        model = self.load(job.plan.model, untrained=job.untrained)
+        record(root, job, model, on_trials=bar.update)
 
 
 def check_model(plan: Plan, designs: Sequence[Paradigm], model: LoadedModel) -> None:
@@ -269,15 +289,14 @@ def record(root: Path, job: Job, model: LoadedModel, *, on_trials: Callable[[int
         if job.is_done(root):
             return
         _check_weights(root, job, model)
-        folder = root / bids.WORK / job.name
-        _drop_other_threads(folder)
-        generates = job.plan.settings.mode_for(model) == "generate"
+        folder, settings = root / bids.WORK / job.name, job.settings(model)
+        _drop_outdated(folder, settings)
         recording = scan_run(
             model,
             job.design,
-            settings=job.plan.settings,
+            settings=settings,
             folder=folder,
-            replay=_tokens(root, job) if job.untrained and generates else None,
+            replay=_tokens(root, job) if job.untrained and settings.mode == "generate" else None,
             on_trials=on_trials,
         )
         bids.write(recording, root, compress=job.plan.compress)
@@ -303,10 +322,14 @@ def _tokens(root: Path, job: Job) -> list[list[int]]:
     return [list(map(int, tokens)) for _, tokens in ids]
 
 
-def _drop_other_threads(folder: Path) -> None:
-    """Delete a half-made recording of another number of threads: its sidecar could not be true."""
+def _drop_outdated(folder: Path, settings: Settings) -> None:
+    """Delete a half-made recording whose sidecar could not be true, or of other volumes.
+
+    The number of threads may be another one now, and copies were once recorded token by token.
+    """
     path = folder / "plan.json"
     if path.exists():
-        before = bids.read_json(path, {"info": dict}).get("info", {}).get("Threads")
-        if before != torch.get_num_threads():
+        before = bids.read_json(path, {"info": dict}).get("info", {})
+        frames = before.get("Settings", {}).get("frames")
+        if (before.get("Threads"), frames) != (torch.get_num_threads(), settings.frames):
             shutil.rmtree(folder)

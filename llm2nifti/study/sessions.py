@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llm2nifti import bids, glm
 from llm2nifti.bids import Session, checking, manifest
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.defaults import N_RELABELLINGS
+from llm2nifti.progress import stage, track
 from llm2nifti.study.analysis import (
     analyse_identification,
     analyse_maps,
@@ -60,14 +59,18 @@ def analyse(
     recording = bids.session(root, subject=subject, session=session)
     who = (recording.subject, recording.session)
     parts: dict[str, Any] = describe_dataset(recording)
-    parts["tasks"] = _all_maps(recording, mapper, quiet=quiet)
+    with stage("glm", quiet=quiet):
+        parts["tasks"] = _all_maps(recording, mapper, quiet=quiet)
     repeated = _is_repeated(recording)
     contrasts = glm.contrasts_of(recording) if repeated else None
     if repeated:
-        parts["similarity"] = analyse_similarity(recording, contrasts=contrasts, quiet=quiet)
+        with stage("similarity", quiet=quiet):
+            parts["similarity"] = analyse_similarity(recording, contrasts=contrasts, quiet=quiet)
     if repeated and len(recording.tasks) > 1:
-        parts["identification"] = analyse_identification(recording, contrasts=contrasts)
-    parts["null"] = analyse_null(recording, n=n_null, quiet=quiet)
+        with stage("identification", quiet=quiet):
+            parts["identification"] = analyse_identification(recording, contrasts=contrasts)
+    with stage("nulls", quiet=quiet):
+        parts["null"] = analyse_null(recording, n=n_null, quiet=quiet)
     parts["untrained"] = _analyse_untrained(recording, quiet=quiet)
     parts["options"] = {"n_null": n_null}
     parts["made_from"] = made_from(root, who)
@@ -82,7 +85,7 @@ def _all_maps(session: Session, mapper: Mapper, *, quiet: bool) -> dict[str, Any
         return analyse_maps(session, quiet=quiet)
     tasks = [session.of(task) for task in session.tasks]
     parts = mapper(partial(analyse_maps, quiet=True), tasks)
-    bar = tqdm(parts, total=len(tasks), desc="glm", unit="task", disable=quiet or None)
+    bar = track(parts, "glm tasks", total=len(tasks), unit="task", quiet=quiet)
     return {task: numbers for part in bar for task, numbers in part.items()}
 
 
@@ -124,7 +127,7 @@ def analyse_all(
         return bring_up_to_date(sessions[0], **{**how, "root": root}, quiet=quiet, mapper=mapper)
     todo = [who for who in sessions if not is_reported(root, who, n_null=n_null)]
     done = mapper(partial(bring_up_to_date, **how), todo)
-    for _ in tqdm(done, total=len(todo), desc="analyse", unit="session", disable=quiet or None):
+    for _ in track(done, "analyse", total=len(todo), unit="session", quiet=quiet):
         pass
     compare_sessions(root)
     return report.write_overview(root)
@@ -231,13 +234,14 @@ def _analyse_untrained(session: Session, *, quiet: bool) -> dict[str, Any] | Non
     if copy is None:
         return None
     out: dict[str, Any] = {"subject": copy.subject, "model": copy.model, "tasks": {}}
-    contrasts = glm.contrasts_of(tqdm(copy, desc="glm untrained", disable=quiet or None))
-    for task in copy.tasks:
-        maps = glm.pool(task, copy.brain, [c for (name, _), c in contrasts.items() if name == task])
-        out["tasks"][task] = {"share_below_05": maps.share_below()}
-    if _is_repeated(copy):
-        how: dict[str, Any] = {"contrasts": contrasts}
-        out["similarity"] = analyse_similarity(copy, **how, intervals=False, quiet=quiet)
-        if len(copy.tasks) > 1:
-            out["identification"] = analyse_identification(copy, **how)
+    with stage("untrained copy", quiet=quiet):
+        contrasts = glm.contrasts_of(copy)
+        for task in copy.tasks:
+            runs = [c for (name, _), c in contrasts.items() if name == task]
+            out["tasks"][task] = {"share_below_05": glm.pool(task, copy.brain, runs).share_below()}
+        if _is_repeated(copy):
+            how: dict[str, Any] = {"contrasts": contrasts}
+            out["similarity"] = analyse_similarity(copy, **how, intervals=False, quiet=quiet)
+            if len(copy.tasks) > 1:
+                out["identification"] = analyse_identification(copy, **how)
     return out

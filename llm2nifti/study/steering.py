@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import nibabel as nib
-from tqdm import tqdm
 
 from llm2nifti import bids, geometry, networks
 from llm2nifti.bids import Session
 from llm2nifti.interventions import steer
 from llm2nifti.networks import Network
+from llm2nifti.progress import track
 from llm2nifti.scanner.answering import answer
 from llm2nifti.study.conditions import Condition
 from llm2nifti.study.errors import StudyError
@@ -69,7 +69,7 @@ def steered_answers(
     template = session.settings["template"]
     todo = [(prompt, strength) for prompt in prompts for strength in strengths]
     out = []
-    for prompt, strength in tqdm(todo, desc="steer", disable=options.get("quiet") or None):
+    for prompt, strength in track(todo, "steer", quiet=options.get("quiet", False)):
         with steer(model, effect_img, strength, network=network):
             response = answer(model, prompt, n_tokens=n_tokens, template=template)
         out.append({"prompt": prompt, "strength": strength, "response": response})

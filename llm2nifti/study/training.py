@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from llm2nifti import bids
 from llm2nifti.bids import Run, Session
 from llm2nifti.models import LoadedModel
+from llm2nifti.progress import stage
 from llm2nifti.study.evaluations import Evaluations
 from llm2nifti.study.experiment import RATES, Experiment, Setup, owning
 from llm2nifti.study.masks import read_network
@@ -142,7 +142,7 @@ def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tup
     """Try the learning rates, then train with the best of each condition."""
     setup = experiment.setup
     pieces = {}
-    with tqdm(unit="training", disable=quiet or None) as bar:
+    with stage("train", total=len(CONDITIONS), unit="training", quiet=quiet) as bar:
         rates = {
             condition: _search(experiment, journal, condition, bar) for condition in CONDITIONS
         }
@@ -157,7 +157,7 @@ def _train_all(experiment: Experiment, journal: _Journal, *, quiet: bool) -> tup
 
 
 def _search(
-    experiment: Experiment, journal: _Journal, condition: str, bar: tqdm
+    experiment: Experiment, journal: _Journal, condition: str, bar: Any
 ) -> dict[float, dict[str, Any]]:
     """Try learning rates: the given ones and, while the best lies at an end, one beyond it."""
     todo = sorted(set(experiment.setup.rates))
