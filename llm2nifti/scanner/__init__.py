@@ -24,13 +24,15 @@ from llm2nifti.geometry import Site, layout
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, volume_counts
+from llm2nifti.scanner.answering import answer
 from llm2nifti.scanner.generating import Generator
 from llm2nifti.scanner.kernels import fast_linear, name_for
+from llm2nifti.scanner.likelihood import dialogues, log_likelihoods
 from llm2nifti.scanner.reading import Reader
 from llm2nifti.scanner.settings import ScanError, Settings
 from llm2nifti.scanner.stimulus import Stimuli, prepare
 
-__all__ = ["ScanError", "Settings", "check", "scan"]
+__all__ = ["ScanError", "Settings", "answer", "check", "dialogues", "log_likelihoods", "scan"]
 
 
 def scan(
