@@ -80,7 +80,8 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         numbers = numbers_of(args.code.resolve(), work, is_default=args.default)
     args.file.parent.mkdir(parents=True, exist_ok=True)
-    args.file.write_text(json.dumps(numbers, indent=0, ensure_ascii=False) + "\n", "utf-8")
+    short = {name: float(f"{v:.9g}") if type(v) is float else v for name, v in numbers.items()}
+    args.file.write_text(json.dumps(short, indent=0, ensure_ascii=False) + "\n", "utf-8")
     print(f"{len(numbers)} numbers in {args.file}")
 
 
@@ -189,9 +190,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
     renamed = {_new_name(name): value for name, value in before.items()}
     gone = [name for name in renamed if name not in after]
     new = [name for name in after if name not in renamed]
-    for title, names in (("gone", gone), ("new", new)):
-        for name in names:
-            print(f"{title}: {name}")
+    for name in gone:
+        print(f"gone: {name}")
     n_different = 0
     for name in renamed.keys() & after.keys():
         if not is_close(renamed[name], after[name]):
