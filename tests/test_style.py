@@ -195,11 +195,7 @@ def test_no_two_classes_have_one_name():
     assert not {name for name in names if names.count(name) > 1}
 
 
-@pytest.mark.parametrize(
-    "package", ["interventions", "models", "monitor", "networks", "scanner", "surgery"]
-)
-def test_variables_say_what_they_hold(package):
-    for path in (PACKAGE / package).rglob("*.py"):
-        nodes = ast.walk(tree(path))
-        names = {getattr(node, "id", getattr(node, "arg", "")) for node in nodes}
+def test_variables_say_what_they_hold():
+    for path in SOURCES:
+        names = {getattr(node, "id", getattr(node, "arg", "")) for node in ast.walk(tree(path))}
         assert not names & {"found", "some", "own"}, path

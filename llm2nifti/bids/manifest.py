@@ -94,10 +94,10 @@ class _Log:
 
     def _take_settled(self, text: bytes) -> int:
         """Take in the settled part that a manifest begins with; return its length."""
-        header, own = _HEADER.encode(), f"\n{MANIFEST.as_posix()}\t{_GROWING}\t".encode()
+        header, last = _HEADER.encode(), f"\n{MANIFEST.as_posix()}\t{_GROWING}\t".encode()
         if not text.startswith(header):
             raise self._damaged()
-        above, mark, rest = text.partition(own)
+        above, mark, rest = text.partition(last)
         if not mark:
             return len(header)
         digest = rest.partition(b"\n")[0]
@@ -327,8 +327,8 @@ def settle(root: Path) -> None:
     announced = ((name, content) for name, contents in log.pending.items() for content in contents)
     files |= {name: content for name, content in announced if content.is_in(root / name)}
     text = _HEADER + "".join(files[name].line(name) for name in sorted(files))
-    own = Content(-1, hashlib.sha256(text.encode()).hexdigest())
-    text += own.line(MANIFEST.as_posix())
+    last = Content(-1, hashlib.sha256(text.encode()).hexdigest())
+    text += last.line(MANIFEST.as_posix())
     path = root / MANIFEST
     if path.read_bytes() == text.encode():
         return

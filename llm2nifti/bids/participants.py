@@ -106,8 +106,8 @@ def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
     table = read_text_tsv(path)
     if "weights_hash" not in table:
         raise DamagedFileError(path, "the column weights_hash is missing")
-    found = table.loc[table.iloc[:, 0] == name, "weights_hash"]
-    return None if found.empty else str(found.iloc[0])
+    hashes = table.loc[table.iloc[:, 0] == name, "weights_hash"]
+    return None if hashes.empty else str(hashes.iloc[0])
 
 
 def _sessions_path(root: Path, subject: str) -> Path:

@@ -192,10 +192,10 @@ def _read_brain(paths: RunPaths) -> geometry.ModelBrain:
 def anatomy(root: Path | str, subject: str, session: str = "") -> nib.Nifti1Image:
     """Anatomical image of a model or of one of its sessions, the background of its maps."""
     folder = Path(root) / DERIVATIVES / folder_of(subject, session) / "anat"
-    found = sorted(folder.glob("*_T1w.nii.gz"))
-    if not found:
+    images = sorted(folder.glob("*_T1w.nii.gz"))
+    if not images:
         raise NoSuchRunError(f"{folder} has no anatomical image (_T1w.nii.gz)")
-    return read_img(found[0])
+    return read_img(images[0])
 
 
 def runs(root: Path | str) -> pd.DataFrame:

@@ -148,10 +148,10 @@ def pseudo_tasks(
     rates = []
     with tqdm(total=len(labels), desc="null: pseudo-tasks", disable=quiet or None) as bar:
         for start in range(0, len(labels), _BATCH):
-            some = labels[start : start + _BATCH]
-            t = t_of_labels(values, some)
-            rates += [_rates(row, one.df) for row, one in zip(t, some, strict=True)]
-            bar.update(len(some))
+            batch = labels[start : start + _BATCH]
+            t = t_of_labels(values, batch)
+            rates += [_rates(row, one.df) for row, one in zip(t, batch, strict=True)]
+            bar.update(len(batch))
     return _collect("whole control topics as pseudo-tasks", rates)
 
 

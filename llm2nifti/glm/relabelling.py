@@ -96,17 +96,17 @@ def t_of_labels(values: NDArray, labels: Sequence[Labels]) -> NDArray[np.float64
     regressor of norm 1 is its product with the data, and what it leaves of their sum of squares is
     the residual one. Values are centred first, so that little is lost in the subtraction.
     """
-    for some in labels:
-        some.check()
+    for group in labels:
+        group.check()
     n_units = values.shape[1]
-    ends = np.cumsum([len(some.is_on) for some in labels])
+    ends = np.cumsum([len(group.is_on) for group in labels])
     out = np.empty((ends[-1], n_units))
     for start in range(0, n_units, _TOGETHER):
         part = slice(start, start + _TOGETHER)
         Y = values[:, part].astype(np.float64)
         Y -= Y.mean(axis=0)
-        for some, end in zip(labels, ends, strict=True):
-            out[end - len(some.is_on) : end, part] = _t(Y, some)
+        for group, end in zip(labels, ends, strict=True):
+            out[end - len(group.is_on) : end, part] = _t(Y, group)
     return out
 
 

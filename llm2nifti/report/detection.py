@@ -13,13 +13,13 @@ from llm2nifti.tell.wording import count, interval, listing, number, percent
 _NAMES = {"network": "network", "probe": "linear probe", "words": "bag of words"}
 
 
-def detection_section(found: Mapping[str, Any]) -> Section:
+def detection_section(numbers: Mapping[str, Any]) -> Section:
     """What ``detection.json`` says."""
-    n_tokens, frames = found["n_tokens"], found["frames"]
+    n_tokens, frames = numbers["n_tokens"], numbers["frames"]
     when = f"by the one volume ({frames}) that was kept of each"
     if n_tokens > 1:
         when = f"after each of the {n_tokens} tokens that the model generates"
-    at = found["thresholds"]
+    at = numbers["thresholds"]
     passing = f"Thresholds let {percent(at['rate'], 0)} of control prompts of "
     if at["other_runs"]:
         passing += "other runs pass, scored by networks of yet other runs."
@@ -30,21 +30,21 @@ def detection_section(found: Mapping[str, Any]) -> Section:
         )
     what = (
         "The score of a network is the mean of its units beyond control prompts, in SDs. Networks "
-        f"({count(found['n_network_units'])} of {count(found['n_units'])} units of "
-        f"{listing(found['sites'])} each) are made from all runs but one, and tell the prompts of "
-        f"the remaining one apart, {when}. A linear probe (logistic regression on all of these "
+        f"({count(numbers['n_network_units'])} of {count(numbers['n_units'])} units of "
+        f"{listing(numbers['sites'])} each) are made from all runs but one, and tell the prompts "
+        f"of the remaining one apart, {when}. A linear probe (logistic regression on all of these "
         "units) and a bag of words of the prompt learn each comparison from the same runs. "
-        f"{found['n_task_prompts']} prompts a task, {found['n_control_prompts']} control prompts. "
-        f"Means are over {listing(found['mean_of'])}."
+        f"{numbers['n_task_prompts']} prompts a task, {numbers['n_control_prompts']} control "
+        f"prompts. Means are over {listing(numbers['mean_of'])}."
     )
     return Section(
         "detection",
         "Do the networks know what a prompt is about?",
-        [what, *_sentences(found)],
-        _plots(found),
-        _tables(found),
+        [what, *_sentences(numbers)],
+        _plots(numbers),
+        _tables(numbers),
         [
-            f"Intervals: bootstrap over prompts, {count(found['n_boot'])} draws; networks and "
+            f"Intervals: bootstrap over prompts, {count(numbers['n_boot'])} draws; networks and "
             f"probes are not made anew. {passing} Hits and false alarms: held-out prompts of the "
             "task, and control prompts, on which its network is above threshold after all tokens. "
             "Named right: of the networks above threshold, the task's own is furthest."
@@ -52,30 +52,30 @@ def detection_section(found: Mapping[str, Any]) -> Section:
     )
 
 
-def _methods(found: Mapping[str, Any], comparison: str) -> dict[str, list[dict[str, float]]]:
+def _methods(numbers: Mapping[str, Any], comparison: str) -> dict[str, list[dict[str, float]]]:
     """Mean AUC of each method over tasks, after 1, 2, ... tokens."""
-    return {_NAMES[name]: found["auc"][name][comparison]["mean"] for name in _NAMES} | {
-        f"{name}, untrained": found["untrained"]["auc"][name][comparison]["mean"]
+    return {_NAMES[name]: numbers["auc"][name][comparison]["mean"] for name in _NAMES} | {
+        f"{name}, untrained": numbers["untrained"]["auc"][name][comparison]["mean"]
         for name in ("network", "probe")
-        if "untrained" in found
+        if "untrained" in numbers
     }
 
 
-def _is_reduced(found: Mapping[str, Any]) -> bool:
+def _is_reduced(numbers: Mapping[str, Any]) -> bool:
     """Whether the untrained copy keeps the means of trials alone, where the model has tokens."""
-    auc = found.get("untrained", {}).get("auc")
-    return auc is not None and len(auc["network"]["control"]["mean"]) < found["n_tokens"]
+    auc = numbers.get("untrained", {}).get("auc")
+    return auc is not None and len(auc["network"]["control"]["mean"]) < numbers["n_tokens"]
 
 
-def _plots(found: Mapping[str, Any]) -> list[Plot]:
+def _plots(numbers: Mapping[str, Any]) -> list[Plot]:
     """AUC by tokens, against control and against other tasks, and the ROC curves."""
     out = []
     titles = {"control": "Against control prompts", "others": "Against the other tasks"}
     for comparison, title in titles.items():
-        curves = _methods(found, comparison)
-        last = [name for name in curves if _is_reduced(found) and name.endswith("untrained")]
+        curves = _methods(numbers, comparison)
+        last = [name for name in curves if _is_reduced(numbers) and name.endswith("untrained")]
         note = "; the untrained copy keeps one volume a prompt, so it has one value, after all"
-        null = found.get("shuffled") if comparison == "control" else None
+        null = numbers.get("shuffled") if comparison == "control" else None
         told = ", ".join(f"{name} {number(c[-1]['value'])}" for name, c in curves.items())
         out.append(
             Plot(
@@ -87,7 +87,7 @@ def _plots(found: Mapping[str, Any]) -> list[Plot]:
                 f"the prompt alone{note if last else ''}.",
             )
         )
-    curve = found["roc"]
+    curve = numbers["roc"]
     out.append(
         Plot(
             "roc",
@@ -100,9 +100,9 @@ def _plots(found: Mapping[str, Any]) -> list[Plot]:
     return out
 
 
-def _tables(found: Mapping[str, Any]) -> list[Table]:
+def _tables(numbers: Mapping[str, Any]) -> list[Table]:
     """AUC of networks and their alternatives, and what thresholds do."""
-    rows = _rows(found)
+    rows = _rows(numbers)
     areas = [
         ("task", "Task", False),
         ("network_control", "Network, control", True),
@@ -125,16 +125,16 @@ def _tables(found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def _rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+def _rows(numbers: Mapping[str, Any]) -> list[dict[str, str]]:
     """One row a task: AUC of its network, of the alternatives, and what thresholds do."""
-    thresholds, out = found["thresholds"], []
-    for task in found["tasks"]:
+    thresholds, out = numbers["thresholds"], []
+    for task in numbers["tasks"]:
         row = {"task": task}
         for comparison in ("control", "others"):
             for name in _NAMES:
-                last = found["auc"][name][comparison]["tasks"][task][-1]
+                last = numbers["auc"][name][comparison]["tasks"][task][-1]
                 row[f"{name}_{comparison}"] = f"{number(last['value'])} {interval(last)}"
-        row["first"] = number(found["auc"]["network"]["control"]["tasks"][task][0]["value"])
+        row["first"] = number(numbers["auc"]["network"]["control"]["tasks"][task][0]["value"])
         row["hits"] = percent(thresholds["hits"][task][-1], 0)
         row["alarms"] = percent(thresholds["false_alarms"][task][-1])
         row["right"] = percent(thresholds["named_right"][task][-1], 0)
@@ -142,16 +142,16 @@ def _rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
     return out
 
 
-def _sentences(found: Mapping[str, Any]) -> list[str]:
+def _sentences(numbers: Mapping[str, Any]) -> list[str]:
     """What the numbers say, whichever way."""
     out = []
     against = {"control": "against control prompts", "others": "against the other tasks"}
     for comparison, words in against.items():
-        last = found["auc"]["network"][comparison]["mean"][-1]
+        last = numbers["auc"]["network"][comparison]["mean"][-1]
         parts = []
         for name, title in (("probe", "a linear probe"), ("words", "a bag of words")):
-            other = found["auc"][name][comparison]["mean"][-1]["value"]
-            difference = found["difference"][comparison][name]
+            other = numbers["auc"][name][comparison]["mean"][-1]["value"]
+            difference = numbers["difference"][comparison][name]
             parts.append(
                 f"{title} {number(other)} (networks minus it {number(difference['value'])} "
                 f"{interval(difference)}, {_verdict(difference)})"
@@ -160,18 +160,18 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
             f"Telling a task's prompts {words}, networks reach an AUC of {number(last['value'])} "
             f"{interval(last)} on average, {' and '.join(parts)}."
         )
-    if "untrained" in found:
-        own = found["untrained"]["auc"]["network"]["control"]["mean"][-1]
-        text = f"{number(own['value'])} {interval(own)}"
-        when = ", after all tokens: it keeps one volume a prompt" if _is_reduced(found) else ""
+    if "untrained" in numbers:
+        copy = numbers["untrained"]["auc"]["network"]["control"]["mean"][-1]
+        text = f"{number(copy['value'])} {interval(copy)}"
+        when = ", after all tokens: it keeps one volume a prompt" if _is_reduced(numbers) else ""
         out.append(f"Networks of the untrained copy reach {text} against control prompts{when}.")
-    if "shuffled" in found:
-        null = {key: found["shuffled"][key][-1] for key in ("mean", "low", "high")}
+    if "shuffled" in numbers:
+        null = {key: numbers["shuffled"][key][-1] for key in ("mean", "low", "high")}
         out.append(
             f"Networks of shuffled labels reach {number(null['mean'])} {interval(null)} "
-            f"({found['shuffled']['n']} shuffles)."
+            f"({numbers['shuffled']['n']} shuffles)."
         )
-    thresholds = found["thresholds"]
+    thresholds = numbers["thresholds"]
     out.append(
         f"At a rate of {percent(thresholds['rate'], 0)} for each network, some network is above "
         f"its threshold after all tokens in {percent(thresholds['control_named'][-1])} of held-out "

@@ -212,8 +212,8 @@ def _repeatability_plot(similarity: Mapping[str, Any], shown: Sequence[str]) -> 
         values["different tasks"] = similarity["cross_task_r"]
         others = f"maps of different tasks and {others}"
     keys = {**{task: task for task in tasks}, "different tasks": "cross_task_r"}
-    found = similarity.get("intervals", {})
-    ends = {name: found[keys[name]] for name in values if keys[name] in found}
+    limits = similarity.get("intervals", {})
+    ends = {name: limits[keys[name]] for name in values if keys[name] in limits}
     intervals = {name: (both["low"], both["high"]) for name, both in ends.items()}
     values["shuffled labels"] = similarity["shuffled_same_task_r"]["mean"]
     figures = ", ".join(f"{name} {number(value)}" for name, value in values.items())

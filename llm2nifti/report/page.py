@@ -147,10 +147,10 @@ def _examples(source: Source) -> list[dict[str, str]]:
     wanted = [(run.events, run.task) for run in runs] + [(runs[0].events, glm.CONTROL)]
     rows = []
     for events, condition in wanted:
-        some = events[events["trial_type"] == condition].head(_N_EXAMPLES)
+        first = events[events["trial_type"] == condition].head(_N_EXAMPLES)
         rows += [
             {"condition": condition, "prompt": str(prompt), "response": str(response)}
-            for prompt, response in zip(_shown(some), some["response"], strict=True)
+            for prompt, response in zip(_shown(first), first["response"], strict=True)
         ]
     return rows
 

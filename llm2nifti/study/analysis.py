@@ -274,12 +274,12 @@ def analyse_identification(
         groups["_without_randomstrings"] = [t for t in groups[""] if t != "randomstrings"]
     out = {}
     for ending, tasks in groups.items():
-        some = {key: c for key, c in contrasts.items() if key[0] in tasks}
-        templates = _training(some, glm.t_map)
-        maps = {key: glm.t_map([c]) for key, c in some.items()}
+        kept = {key: c for key, c in contrasts.items() if key[0] in tasks}
+        templates = _training(kept, glm.t_map)
+        maps = {key: glm.t_map([c]) for key, c in kept.items()}
         sets = [t for t in trials if t.task in tasks]
         out["runs" + ending] = networks.name_runs(maps, templates).summary()
-        out["trials" + ending] = networks.name_trials(sets, _training(some, _effect)).summary()
+        out["trials" + ending] = networks.name_trials(sets, _training(kept, _effect)).summary()
         if any(prompt for t in sets for prompt in t.prompts):  # images have no characters
             out["prompts" + ending] = networks.name_prompts(sets).summary()
     return out

@@ -164,21 +164,24 @@ class Bench:
             See `network`; the texts are those of the fold.
         """
         by_task = self.texts[fold]
-        texts = [text for some in by_task.values() for text in some]
+        texts = [text for of_task in by_task.values() for text in of_task]
         if fold not in self._intact:
             self._intact[fold] = log_likelihoods(self.model, texts)
         before = read_beginning(self.model, texts) if condition.spare_template else None
         with self._acting(condition, name, fold, kind):
             after = log_likelihoods(self.model, texts, beginning=before)
         change = after - self._intact[fold]
-        ends = np.cumsum([len(some) for some in by_task.values()])[:-1]
+        ends = np.cumsum([len(of_task) for of_task in by_task.values()])[:-1]
         parts = np.split(change, ends)
         return {task: part.tolist() for task, part in zip(by_task, parts, strict=True)}
 
     def check(self, condition: Condition) -> None:
         """Raise StudyError if the texts have no beginning that could be spared."""
         texts = [
-            text for by_task in self.texts.values() for some in by_task.values() for text in some
+            text
+            for by_task in self.texts.values()
+            for of_task in by_task.values()
+            for text in of_task
         ]
         if condition.spare_template and read_beginning(self.model, texts) is None:
             raise StudyError(
@@ -210,11 +213,11 @@ class Bench:
         mean = np.ravel(sum(others[1:], others[0]).effect_size()) / len(others)
         if not kind.startswith("random"):
             return np.where(network.units, mean, 0)
-        own = self.network(condition, task, fold, "lesion").units
+        members = self.network(condition, task, fold, "lesion").units
         rng = np.random.default_rng([self.sizes.seed, int(kind.removeprefix("random"))])
         effect = np.zeros(self.brain.n_units)
         for site in self.brain.sites:
             inside = self.brain.slice_of(site)
-            values = rng.permutation(mean[inside][own[inside]])
+            values = rng.permutation(mean[inside][members[inside]])
             effect[inside][network.units[inside]] = values
         return effect

@@ -53,9 +53,9 @@ class Trials:
             out[comparison] = {}
             for i, task in enumerate(self.tasks):
                 off = self.off(task, comparison)
-                found = scores(i, off)
+                by_token = scores(i, off)
                 on = self.kind == task
-                out[comparison][task] = [draws.areas(column, on, off) for column in found.T]
+                out[comparison][task] = [draws.areas(column, on, off) for column in by_token.T]
         return out
 
     def mean(self, areas: Areas, comparison: str) -> list[NDArray[np.float64]]:
@@ -67,7 +67,9 @@ class Trials:
         """Estimates with intervals for JSON."""
         return {
             comparison: {
-                "tasks": {t: [measure.estimate(a) for a in some] for t, some in by_task.items()},
+                "tasks": {
+                    t: [measure.estimate(a) for a in series] for t, series in by_task.items()
+                },
                 "mean": [measure.estimate(a) for a in self.mean(areas, comparison)],
             }
             for comparison, by_task in areas.items()

@@ -272,9 +272,9 @@ def _differences(trials: Trials, methods: dict[str, Areas]) -> dict[str, Any]:
     """Network minus each alternative, mean over tasks, after all tokens, on the same draws."""
     out: dict[str, Any] = {}
     for comparison in ("control", "others"):
-        own = trials.mean(methods["network"], comparison)[-1]
+        of_networks = trials.mean(methods["network"], comparison)[-1]
         out[comparison] = {
-            name: measure.estimate(own - trials.mean(areas, comparison)[-1])
+            name: measure.estimate(of_networks - trials.mean(areas, comparison)[-1])
             for name, areas in methods.items()
             if name != "network"
         }

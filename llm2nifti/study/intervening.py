@@ -76,7 +76,7 @@ def intervene(
     kind = _kind_of(conditions, given)
     path = folder / f"{kind}.json"
     earlier = [condition for condition in _earlier(path) if condition not in conditions]
-    found: list[list[dict[str, Any]]] = []
+    measured: list[list[dict[str, Any]]] = []
     for group in groups:
         model = reload(
             group.first,
@@ -88,17 +88,17 @@ def intervene(
         kept = evaluations_of(folder, bench, kind, overwrite=options.get("overwrite", False))
         sweep(bench, conditions, kept, quiet=options.get("quiet", False))
         known = [condition for condition in earlier if is_measured(bench, condition, kept)]
-        found.append([results(bench, condition, kept) for condition in [*conditions, *known]])
+        measured.append([results(bench, condition, kept) for condition in [*conditions, *known]])
     content = {
         "model": recording.model,
         "held_out": not given,
         "sizes": asdict(sizes),
-        "effects": found[0][0]["effects"],
-        "conditions": found[0],
+        "effects": measured[0][0]["effects"],
+        "conditions": measured[0],
         "untrained": None,
     }
-    if len(found) > 1:
-        content["untrained"] = {"effects": found[1][0]["effects"], "conditions": found[1]}
+    if len(measured) > 1:
+        content["untrained"] = {"effects": measured[1][0]["effects"], "conditions": measured[1]}
     bids.write_json(path, root, content)
     return content
 
@@ -120,7 +120,7 @@ def _earlier(path: Path) -> list[Condition]:
     names = [field.name for field in fields(Condition)]
     kept = bids.read_json(path, {"conditions": list})["conditions"]
     values = [{name: condition[name] for name in names if name in condition} for condition in kept]
-    return [Condition(**{**some, "sites": tuple(some["sites"])}) for some in values]
+    return [Condition(**{**value, "sites": tuple(value["sites"])}) for value in values]
 
 
 def read_networks(session: Session, which: str) -> tuple[list[str], list[Network]]:

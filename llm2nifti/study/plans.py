@@ -65,11 +65,11 @@ class Design:
     def paradigms(self) -> list[Paradigm]:
         """All runs."""
         table = stimuli.load(self.stimuli_path, split=self.split)
-        found = [task for task in table["task"].unique() if task != stimuli.CONTROL]
+        known = [task for task in table["task"].unique() if task != stimuli.CONTROL]
         if medium_of(table):
             bids.stimulus_names(table)  # for its checks
         return paradigm.experiment(
-            self.tasks or found,
+            self.tasks or known,
             n_runs=self.n_runs,
             n_blocks=self.n_blocks,
             trials_per_block=self.trials_per_block,
@@ -224,7 +224,7 @@ def keep_plans(root: Path, plans: Sequence[Plan]) -> None:
         )
     if is_begun:
         kept = bids.read_json(path, {"design": dict, "scans": dict})
-        changed = _changes(_upgraded(kept), content)
+        changed = _changes(_completed(kept), content)
         if changed:
             raise StudyError(
                 f"{root} was made with other settings ({'; '.join(changed)}). Use the same "
@@ -269,7 +269,7 @@ def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None
         If one of them is needed and not given.
     """
     path = root / PLAN_FILE
-    content = _upgraded(bids.read_json(path, {"design": dict, "scans": dict}))
+    content = _completed(bids.read_json(path, {"design": dict, "scans": dict}))
     design = content["design"]
     if design["stimuli_path"] and stimuli is None:
         raise StudyError(
@@ -293,26 +293,15 @@ def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None
     return plans
 
 
-def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """Content as `_content` makes it, also of a file that an older version wrote.
-
-    What did not exist then had the value that is now the default. Once there was one model only.
-    """
-    design = {**asdict(Design()), **content["design"]}
-    if design["stimuli_path"]:
-        design["stimuli_path"] = Path(design["stimuli_path"]).name
-    scans = content.get("scans")
-    if scans is None:
-        name = models.short_name(content["model"]["name"])
-        kept = {"model": {**content["model"], "name": name}, "settings": content["settings"]}
-        scans = {f"sub-{bids.label(name)}": kept}
+def _completed(content: dict[str, Any]) -> dict[str, Any]:
+    """Content as `_content` makes it: what was no setting then had the value now the default."""
     model, settings = asdict(ModelChoice()), asdict(Settings())
     del model["subject"], model["session"]
     scans = {
         who: {"model": {**model, **kept["model"]}, "settings": {**settings, **kept["settings"]}}
-        for who, kept in scans.items()
+        for who, kept in content["scans"].items()
     }
-    return {**content, "design": design, "scans": scans}
+    return {**content, "design": {**asdict(Design()), **content["design"]}, "scans": scans}
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

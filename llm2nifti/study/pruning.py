@@ -255,11 +255,11 @@ def variants(
 def _measure(bench: Bench, fold: int, removed: Network | None) -> dict[str, list[float]]:
     """Mean log probability of each held-out text, by task."""
     by_task = bench.texts[fold]
-    texts = [text for some in by_task.values() for text in some]
+    texts = [text for of_task in by_task.values() for text in of_task]
     if removed is None:
         values = log_likelihoods(bench.model, texts)
     else:
         with lesion(bench.model, removed, "zero"):
             values = log_likelihoods(bench.model, texts)
-    ends = np.cumsum([len(some) for some in by_task.values()])[:-1]
+    ends = np.cumsum([len(of_task) for of_task in by_task.values()])[:-1]
     return {t: v.tolist() for t, v in zip(by_task, np.split(values, ends), strict=True)}

@@ -148,8 +148,8 @@ def _check(runs: Sequence[Run]) -> None:
     numbers: dict[str, list[int]] = {}
     for run in runs:
         numbers.setdefault(run.task, []).append(run.run)
-    if len({tuple(sorted(some)) for some in numbers.values()}) > 1:
-        told = ", ".join(f"{task}: {some}" for task, some in numbers.items())
+    if len({tuple(sorted(of_task)) for of_task in numbers.values()}) > 1:
+        told = ", ".join(f"{task}: {of_task}" for task, of_task in numbers.items())
         raise DetectionError(f"every task needs the same runs; there are {told}. Finish the scan")
     counts = {int(n) for run in runs for n in run.volume_counts}
     if len(counts) > 1 and n_moments(runs) > 1:

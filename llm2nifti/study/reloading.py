@@ -59,10 +59,10 @@ def reload(
     except models.ModelError as error:
         hint = "" if name else "; say where it is with model=..."
         raise models.ModelError(f"{error}{hint}") from error
-    found, expected = model.source["WeightsHash"], scanned["WeightsHash"]
+    loaded, expected = model.source["WeightsHash"], scanned["WeightsHash"]
     if not models.has_weights(model, expected):
         message = (
-            f"model {model.name!r} has other weights ({found}) than those that sub-{run.subject} "
+            f"model {model.name!r} has other weights ({loaded}) than those that sub-{run.subject} "
             f"was scanned with ({expected})"
         )
         if not other_weights:

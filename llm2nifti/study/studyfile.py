@@ -261,5 +261,5 @@ def _design(table: Table, folder: Path) -> Design:
 
 def _settings(table: Table, model: Table) -> Settings:
     """How a session is recorded."""
-    own = {key: model[key] for key in ("seed", "temperature") if key in model}
-    return Settings(**{key: v for key, v in table.items() if key != "compress"}, **own)
+    sampling = {key: model[key] for key in ("seed", "temperature") if key in model}
+    return Settings(**{key: v for key, v in table.items() if key != "compress"}, **sampling)

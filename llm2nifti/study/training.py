@@ -54,9 +54,9 @@ def rank_modules(
     DataFrame
         See `llm2nifti.surgery.target_modules`; units that own no weights are left out.
     """
-    found = owning(read_network(session, network))
-    check_owning(found)
-    return target_modules(found, model=_loaded(session.first, model))
+    chosen = owning(read_network(session, network))
+    check_owning(chosen)
+    return target_modules(chosen, model=_loaded(session.first, model))
 
 
 def train(

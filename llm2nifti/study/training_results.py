@@ -55,18 +55,18 @@ def summarise(
     figures = _figures(task, list(before))
     conditions: dict[str, Any] = {}
     for name, change in changes.items():
-        some = [piece for (c, _), piece in pieces.items() if c == name]
+        trained = [piece for (c, _), piece in pieces.items() if c == name]
         conditions[name] = {
-            "n_modules": len(some[0]["modules"]),
-            "n_weights": some[0]["n_weights"],
+            "n_modules": len(trained[0]["modules"]),
+            "n_weights": trained[0]["n_weights"],
             "rate": best_rate(rates[name]),
             "rates": {
-                f"{rate:g}": _known(found["loss"], None)
-                for rate, found in sorted(rates[name].items())
+                f"{rate:g}": _known(trial["loss"], None)
+                for rate, trial in sorted(rates[name].items())
             },
             "change": _estimates(figures, change),
-            "epochs": [piece["epochs"] for piece in some],
-            "modules": [piece["modules"] for piece in some] if name == "random" else None,
+            "epochs": [piece["epochs"] for piece in trained],
+            "modules": [piece["modules"] for piece in trained] if name == "random" else None,
         }
     differences = {
         f"network - {other}": _estimates(figures, changes["network"], changes[other])
@@ -95,9 +95,9 @@ def _changes(
     condition: str, before: Losses, pieces: Mapping[tuple[str, int], Mapping[str, Any]]
 ) -> dict[str, NDArray[np.float64]]:
     """(n_seeds, n_prompts) change of the loss by task."""
-    some = [piece["losses"] for (c, _), piece in pieces.items() if c == condition]
+    trained = [piece["losses"] for (c, _), piece in pieces.items() if c == condition]
     return {
-        name: np.array([losses[name] for losses in some]) - values
+        name: np.array([losses[name] for losses in trained]) - values
         for name, values in before.items()
     }
 
