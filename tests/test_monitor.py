@@ -13,6 +13,7 @@ from llm2nifti import geometry, interventions, models, monitor, networks, paradi
 from llm2nifti.geometry import Site
 from llm2nifti.monitor import Crossing, MonitorError, NetworkMonitor
 from llm2nifti.networks import Controls, Network, Thresholds, calibrate
+from llm2nifti.networks.readout import running_means
 
 GENERATING = [kind for kind in tiny.CONFIGS if kind not in ("vit", "bert")]
 N_TOKENS = 5
@@ -216,7 +217,7 @@ def test_generation_ends_at_the_token_whose_mean_is_above_the_threshold(tiny_mod
     prompts = ["What is a bone?", "Why?", "Where is Rome?"]
     with NetworkMonitor(tiny_model, some, baseline) as free:
         whole = generate(tiny_model, padded(tiny_model, prompts), n_tokens=9)
-    means = networks.running_means(free.scores)[..., 1]
+    means = running_means(free.scores)[..., 1]
     limit = float(np.median(means[:, 3:6].max(axis=1)))
     ends = [int(np.argmax(m > limit)) + 1 if (m > limit).any() else 9 for m in means]
     assert len(set(ends)) > 1  # sequences of one batch end at different tokens
@@ -237,7 +238,7 @@ def test_a_callback_comes_once_for_each_network_and_sequence(tiny_model):
     inputs = padded(tiny_model, ["What is a bone?", "Why?"])
     with NetworkMonitor(tiny_model, some, baseline) as free:
         generate(tiny_model, inputs)
-    means = networks.running_means(free.scores)
+    means = running_means(free.scores)
     limit = float(np.median(means))
     expected = {
         (some[k].name, s, int(np.argmax(means[s, :, k] > limit)) + 1)

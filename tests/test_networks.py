@@ -8,6 +8,8 @@ from scipy import stats
 from tests_support import count_calls
 
 from llm2nifti import geometry, networks
+from llm2nifti.networks.network import largest
+from llm2nifti.networks.similarity import corrected
 
 
 def test_mask_image_round_trip():
@@ -91,33 +93,24 @@ def test_matrix_of_one_run_raises():
 
 def test_corrected_divides_by_reliability():
     r = np.array([[0.64, 0.3, 0.1], [0.3, 0.25, 0.2], [0.1, 0.2, -0.1]])
-    got = networks.corrected(r)
+    got = corrected(r)
     assert got[0, 1] == got[1, 0] == pytest.approx(0.3 / (0.8 * 0.5))
     np.testing.assert_allclose(np.diag(got)[:2], 1)
     assert np.isnan(got[2]).all()
     assert np.isnan(got[:, 2]).all()
 
 
-def test_chance_overlap_equals_simulation():
-    rng = np.random.default_rng(6)
-    a = np.arange(300) < 60
-    overlaps = np.array([(a & rng.permutation(np.arange(300) < 90)).sum() for _ in range(6000)])
-    limit = networks.chance_overlap(300, 60, 90)
-    assert (overlaps > limit).mean() < 0.06
-    assert (overlaps > limit - 1).mean() > 0.045
-
-
 def test_largest_marks_the_share_and_breaks_ties_by_position():
     scores = np.tile([1.0, 0.0], 400)
-    assert np.flatnonzero(networks.largest(scores, 0.1)).tolist() == list(range(0, 160, 2))
-    assert networks.largest(scores, 0.001).sum() == 1
+    assert np.flatnonzero(largest(scores, 0.1)).tolist() == list(range(0, 160, 2))
+    assert largest(scores, 0.001).sum() == 1
     rng = np.random.default_rng(12)
     for share in (0.003, 0.1, 0.5, 1):
         scores = rng.integers(0, 9, 300).astype(float)
         first = sorted(range(300), key=lambda i: (-scores[i], i))[: max(1, round(share * 300))]
-        assert np.flatnonzero(networks.largest(scores, share)).tolist() == sorted(first)
+        assert np.flatnonzero(largest(scores, share)).tolist() == sorted(first)
     scores[5] = np.nan
-    assert np.flatnonzero(~networks.largest(scores, 299 / 300)).tolist() == [5]
+    assert np.flatnonzero(~largest(scores, 299 / 300)).tolist() == [5]
 
 
 def figures_of(maps):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llm2nifti import bids, cli, models, paradigm, scanner
-from llm2nifti.networks import running_means
+from llm2nifti.networks.readout import running_means
 from llm2nifti.study import readouts
 
 PROMPTS = "What is a bone?\n\n   \nWho sits in a senate?\n"

@@ -19,7 +19,8 @@ from llm2nifti.interventions import InterventionError
 from llm2nifti.interventions.editing import Edit, Edited, edited
 from llm2nifti.models import LoadedModel
 from llm2nifti.monitor.projecting import MonitorError, Projection
-from llm2nifti.networks import Controls, Network, Readout, Thresholds, read_out, running_means
+from llm2nifti.networks import Controls, Network, Readout, Thresholds, read_out
+from llm2nifti.networks.readout import running_means
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,5 @@
 """Which set of units is it; how repeatable, how distinct; which task is this run?"""
 
-from llm2nifti.networks.dissociation import (
-    Changes,
-    DissociationError,
-    double_dissociations,
-    effect,
-    selectivity,
-)
 from llm2nifti.networks.identification import (
     Identification,
     IdentificationError,
@@ -19,9 +12,7 @@ from llm2nifti.networks.matched import matched
 from llm2nifti.networks.network import (
     Network,
     ThresholdError,
-    chance_overlap,
     from_mask,
-    largest,
 )
 from llm2nifti.networks.readout import (
     RATE,
@@ -32,15 +23,10 @@ from llm2nifti.networks.readout import (
     Thresholds,
     calibrate,
     read_out,
-    running_means,
-    thresholds_of,
 )
 from llm2nifti.networks.select import Rule, ranked, select
 from llm2nifti.networks.similarity import (
-    TOP,
-    Estimate,
     SimilarityError,
-    corrected,
     correlation,
     dice,
     jaccard,
@@ -54,11 +40,7 @@ from llm2nifti.networks.similarity import (
 __all__ = [
     "RATE",
     "SHARE",
-    "TOP",
-    "Changes",
     "Controls",
-    "DissociationError",
-    "Estimate",
     "Identification",
     "IdentificationError",
     "Network",
@@ -70,16 +52,11 @@ __all__ = [
     "Thresholds",
     "TrialSet",
     "calibrate",
-    "chance_overlap",
-    "corrected",
     "correlation",
     "dice",
-    "double_dissociations",
-    "effect",
     "from_mask",
     "jaccard",
     "jackknife",
-    "largest",
     "matched",
     "matrix",
     "name_prompts",
@@ -87,11 +64,8 @@ __all__ = [
     "name_trials",
     "ranked",
     "read_out",
-    "running_means",
     "same_and_cross",
     "select",
-    "selectivity",
     "tasks_of",
-    "thresholds_of",
     "top_masks",
 ]

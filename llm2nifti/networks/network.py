@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
@@ -164,8 +163,3 @@ def largest(scores: NDArray, share: float) -> NDArray[np.bool_]:
     keep = order < last
     keep[np.flatnonzero(order == last)[: k - keep.sum()]] = True
     return keep
-
-
-def chance_overlap(n_units: int, size_a: int, size_b: int, *, alpha: float = 0.05) -> float:
-    """Overlap in units that random networks of these sizes exceed with probability `alpha`."""
-    return float(stats.hypergeom.isf(alpha, n_units, size_a, size_b))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from llm2nifti import bids, glm, networks
 from llm2nifti.bids import Run, Session
 from llm2nifti.networks import Rule
+from llm2nifti.networks.similarity import TOP, corrected
 
 N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
 
@@ -167,12 +168,12 @@ def analyse_similarity(
     masks = networks.top_masks(maps)
     out: dict[str, Any] = {
         "tasks": tasks,
-        "top_share": networks.TOP,
+        "top_share": TOP,
         "r": r.tolist(),
-        "r_corrected": _none_for_nan(networks.corrected(r)),
+        "r_corrected": _none_for_nan(corrected(r)),
         "dice": networks.matrix(masks, networks.dice).tolist(),
         "jaccard": networks.matrix(masks, networks.jaccard).tolist(),
-        "dice_chance": networks.TOP,
+        "dice_chance": TOP,
     }
     same, cross = networks.same_and_cross(r)
     out |= {"same_task_r": same, "cross_task_r": None, "same_minus_cross": None}

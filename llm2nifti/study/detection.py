@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from llm2nifti import bids
 from llm2nifti.bids import Run, manifest
-from llm2nifti.networks import RATE, SHARE, Readout, Thresholds, thresholds_of
+from llm2nifti.networks import RATE, SHARE, Readout, Thresholds
 from llm2nifti.networks import detection as measure
 from llm2nifti.networks.detection import N_BOOT, Bootstrap, DetectionError
 from llm2nifti.networks.network import at_sites
+from llm2nifti.networks.readout import thresholds_of
 from llm2nifti.progress import stage
 from llm2nifti.study.comparisons import Areas, Trials
 from llm2nifti.study.readouts import Evidence, gather, n_moments, project

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2nifti import networks
-from llm2nifti.networks import Network
+from llm2nifti.networks import Network, dissociation
 from llm2nifti.progress import track
 from llm2nifti.study.bench import Bench
 from llm2nifti.study.conditions import LESIONS, Condition, kinds
@@ -96,8 +95,8 @@ def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dic
     Returns
     -------
     dict
-        ``effects[network][task]`` (see `llm2nifti.networks.effect`) and, where there are networks
-        of 2 or more tasks, ``selectivity`` and ``double_dissociations``.
+        ``effects[network][task]`` (see `llm2nifti.networks.dissociation.effect`) and, where there
+        are networks of 2 or more tasks, ``selectivity`` and ``double_dissociations``.
     """
     changes = [_changes(bench, condition, name, evaluations) for name in bench.names]
     seed = bench.sizes.seed
@@ -105,20 +104,20 @@ def results(bench: Bench, condition: Condition, evaluations: Evaluations) -> dic
         **asdict(condition),
         "sites": list(condition.sites),
         "effects": {
-            c.network: {task: networks.effect(c, task, seed=seed) for task in c.lesion}
+            c.network: {task: dissociation.effect(c, task, seed=seed) for task in c.lesion}
             for c in changes
         },
     }
     if not bench.given and len(changes) > 1:
-        out["selectivity"] = networks.selectivity(changes, seed=seed)
+        out["selectivity"] = dissociation.selectivity(changes, seed=seed)
         if condition.mode in LESIONS:
-            out["double_dissociations"] = networks.double_dissociations(changes, seed=seed)
+            out["double_dissociations"] = dissociation.double_dissociations(changes, seed=seed)
     return out
 
 
 def _changes(
     bench: Bench, condition: Condition, name: str, evaluations: Evaluations
-) -> networks.Changes:
+) -> dissociation.Changes:
     """Changes of one network's lesions, the texts of all folds together."""
 
     def of(kind: str) -> dict[str, NDArray[np.float64]]:
@@ -130,7 +129,7 @@ def _changes(
     random = [of(f"random{i}") for i in range(bench.sizes.n_random)]
     stacked = {task: np.stack([r[task] for r in random]) for task in random[0]}
     bottom = of("bottom") if "bottom" in kinds(condition, bench.sizes) else {}
-    return networks.Changes(name, of("lesion"), stacked, bottom)
+    return dissociation.Changes(name, of("lesion"), stacked, bottom)
 
 
 def evaluations_of(folder: Path, bench: Bench, kind: str, *, overwrite: bool) -> Evaluations:

@@ -15,6 +15,7 @@ from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.slabs import plain_files, read_slab
 from llm2nifti.networks import SHARE, Controls, Network, Readout, Rule
 from llm2nifti.networks.detection import DetectionError
+from llm2nifti.networks.readout import thresholds_of
 from llm2nifti.progress import track
 
 # What the blocks add to the stream: every unit once, where it arises. The stream itself carries
@@ -273,4 +274,4 @@ def calibrated(
     fold = np.concatenate([np.full(len(run.events), run.run) for run in runs])
     control = np.concatenate([(run.events["trial_type"] == glm.CONTROL) for run in runs])
     means = np.concatenate([s[control & (fold == n)] for n, s in zip(numbers, scores, strict=True)])
-    return networks.thresholds_of(evidence.tasks, means, rate=rate)
+    return thresholds_of(evidence.tasks, means, rate=rate)
