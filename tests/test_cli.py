@@ -194,7 +194,7 @@ def test_glm_with_another_threshold_keeps_summary_and_maps_together(dataset, tmp
     args = ["glm", copy, "--height-control", "top", "--top", "0.2", "--quiet"]
     assert call(capsys, *args)[0] == 0
     tasks = study.read_summary(copy)["tasks"]
-    assert {numbers["threshold"] for numbers in tasks.values()} == {"top 20.0% by t, two-sided"}
+    assert {numbers["threshold"] for numbers in tasks.values()} == {"top 20% by t, two-sided"}
     assert call(capsys, "report", copy, "--quiet")[0] == 0
 
 
