@@ -122,7 +122,7 @@ def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(StudyError, match="another llm2nifti is writing"):
+        with pytest.raises(bids.InUseError, match="another llm2nifti is writing"):
             study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
     finally:
         holder.kill()
@@ -161,7 +161,7 @@ def test_full_disk_is_one_clear_line(tiny_folders, tmp_path):
 
 
 def test_unwritable_folder_is_one_clear_line(tiny_folders):
-    with pytest.raises(StudyError, match="cannot write to"):
+    with pytest.raises(bids.InUseError, match="cannot write to"):
         study.scan(Path("/proc/ds"), small_plan(tiny_folders["llama"]), quiet=True)
 
 
@@ -240,12 +240,12 @@ def test_copies_with_tokens_stay_and_can_be_mixed_with_others(scanned, tiny_fold
         bids.write(record(), scanned, overwrite=True)  # as earlier versions did
     study.run(scanned, small_plan(tiny_folders["llama"]), n_null=3, quiet=True)
     who = {"subject": "tiny-llama-untrained"}
-    assert {run.frames for run in bids.read_all(scanned, **who)} == {"token"}
+    assert {run.frames for run in bids.session(scanned, **who)} == {"token"}
     whole = detection.detect(scanned, rate=0.1, n_boot=5, quiet=True)["untrained"]
     assert whole["n_tokens"] == 2
     next(scanned.rglob("*untrained*_run-2_*desc-trial_bold.json")).unlink()
     study.run(scanned, small_plan(tiny_folders["llama"]), n_null=3, quiet=True)
-    assert {run.frames for run in bids.read_all(scanned, **who)} == {"token", "trial"}
+    assert {run.frames for run in bids.session(scanned, **who)} == {"token", "trial"}
     validate(scanned)
     mixed = detection.detect(scanned, rate=0.1, n_boot=5, quiet=True)["untrained"]
     assert mixed["n_tokens"] == 1
@@ -272,7 +272,7 @@ def test_one_model_is_held_at_a_time_and_none_after_the_scan(tiny_folders, tmp_p
             n_held.append(len({id(ref()) for ref in loaded if ref()}))
             return model
 
-    with study.locked(tmp_path / "ds"):
+    with bids.locked(tmp_path / "ds"):
         scanning.scan(
             tmp_path / "ds", small_plan(tiny_folders["llama"]), crew=Watched(), quiet=True
         )
