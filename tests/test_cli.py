@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests_support import make_dataset
 
-from llm2nifti import cli, study
+from llm2nifti import bids, cli, geometry, glm, networks, study
 from llm2nifti.cli import program
 
 COMMANDS = ["run", "scan", "glm", "networks", "null", "report", "where", "models", "stimuli"]
@@ -195,6 +196,17 @@ def test_glm_with_another_threshold_keeps_summary_and_maps_together(dataset, tmp
     assert call(capsys, *args)[0] == 0
     tasks = study.read_summary(copy)["tasks"]
     assert {numbers["threshold"] for numbers in tasks.values()} == {"top 20% by t, two-sided"}
+    for task, numbers in tasks.items():  # the rule that is kept makes the same network
+        runs = bids.session(copy).of(task)
+        kept = {**numbers["rule"], "sites": tuple(numbers["rule"]["sites"])}
+        path = runs.first.paths.network(desc=numbers["network"])
+        assert (
+            bids.read_json(path.parent / path.name.replace(".nii.gz", ".json"))["Rule"]
+            == (numbers["rule"])
+        )
+        maps = glm.fit(runs).contrast(f"{task} - control")
+        mask = geometry.from_img(runs.brain, bids.read_img(path)) > 0
+        assert np.array_equal(networks.select(maps, networks.Rule(**kept)).units, mask)
     assert call(capsys, "report", copy, "--quiet")[0] == 0
 
 

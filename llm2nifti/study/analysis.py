@@ -6,6 +6,7 @@ Each function reads the dataset alone, writes its files, and returns numbers for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,13 @@ def analyse_maps(
                 maps = fitted.of_run(i).contrast(f"{task} - {glm.CONTROL}")
                 single.append(maps)
                 network = networks.select(maps, rule, runs=[run])
-                _write_maps(run, maps, network, only_run=True, desc=desc)
+                _write_maps(run, maps, network, rule, only_run=True, desc=desc)
             maps = fitted.contrast(f"{task} - {glm.CONTROL}")
             network = networks.select(maps, rule, runs=runs)
-            _write_maps(runs.first, maps, network, only_run=False, desc=desc)
+            _write_maps(runs.first, maps, network, rule, only_run=False, desc=desc)
             bar.update(len(runs))
-            out[task] = {**_task_numbers(runs, maps, network, single), "network": desc}
+            out[task] = _task_numbers(runs, maps, network, single)
+            out[task] |= {"network": desc, "rule": asdict(rule)}
     return out
 
 
@@ -109,7 +111,13 @@ def _task_numbers(
 
 
 def _write_maps(
-    run: Run, maps: glm.StatMaps, network: networks.Network, *, only_run: bool, desc: str
+    run: Run,
+    maps: glm.StatMaps,
+    network: networks.Network,
+    rule: Rule,
+    *,
+    only_run: bool,
+    desc: str,
 ) -> None:
     """Write t, z and effect maps and the network mask, of one run or of all runs together."""
     root = run.paths.root
@@ -126,6 +134,7 @@ def _write_maps(
         "Sources": [f"bids::{run.paths.trial_bold.relative_to(root / bids.DERIVATIVES)}"],
         "Description": f"Units that respond to {maps.name}: {network.how}.",
         "SpatialReference": run.sidecar["SpatialReference"],
+        "Rule": asdict(rule),
     }
     bids.write_json(_beside(path), root, sidecar)
 
