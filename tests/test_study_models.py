@@ -204,14 +204,14 @@ def small_plan(tiny_folders) -> Plan:
     return Plan(ModelChoice(str(tiny_folders["llama"]), untrained=False), design)
 
 
-def test_a_dataset_of_one_model_from_before_is_resumed(tiny_folders, tmp_path):
+def test_a_dataset_from_before_there_were_some_settings_is_resumed(tiny_folders, tmp_path):
     plan = small_plan(tiny_folders)
     study.scan(tmp_path / "ds", plan, quiet=True)
     path = tmp_path / "ds" / plans.PLAN_FILE
     kept = json.loads(path.read_text())
-    (scan,) = kept.pop("scans").values()
+    (scan,) = kept["scans"].values()
     del scan["model"]["revision"], scan["settings"]["mode"], scan["settings"]["frames"]
-    path.write_text(json.dumps({**kept, **scan}))
+    path.write_text(json.dumps(kept))
     (tmp_path / "ds" / bids.manifest.MANIFEST).unlink()  # there was none
     study.scan(tmp_path / "ds", plan, quiet=True)
     assert list(json.loads(path.read_text())["scans"]) == ["sub-tinyllama"]
