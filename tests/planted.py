@@ -55,6 +55,7 @@ class PlantedRun:
     table: pd.DataFrame
     array: np.ndarray  # (n_trials, n_frames, n_units)
     brain: ModelBrain
+    run: int = 1
 
     @property
     def n_frames(self) -> int:

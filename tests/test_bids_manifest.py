@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from pathlib import Path
+import sys
 
 import pandas as pd
 import pytest
@@ -250,23 +250,33 @@ def test_every_damage_of_the_manifest_itself_is_seen(dataset):
     manifest.check(dataset)
 
 
-@pytest.mark.parametrize("has_folder", [False, True])
-def test_a_new_dataset_is_ours_at_every_moment(tmp_path, monkeypatch, has_folder):
+WATCHED, SEEN = [], []
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+
+def watch(event, _args):
+    """Look at a folder as another process may, before every change of any file."""
+    if WATCHED and event in CHANGES:
+        root = WATCHED.pop()
+        SEEN.append(sorted(path.name for path in root.iterdir()))
+        bids.check_folder(root)
+        manifest.check(root)
+        WATCHED.append(root)
+
+
+sys.addaudithook(watch)
+
+
+def test_a_new_dataset_is_ours_at_every_moment(tmp_path):
     """Another process that looks while it is begun must not take it for damaged or foreign."""
-    if has_folder:
-        (tmp_path / "code").mkdir()
-
-    def interrupted(source, target):
-        assert not manifest.has_manifest(tmp_path)
-        assert (tmp_path / "code").exists() is has_folder
-        raise KeyboardInterrupt
-
     with bids.shared(tmp_path):
-        monkeypatch.setattr(Path, "replace" if has_folder else "rename", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            manifest.begin(tmp_path)
-        monkeypatch.undo()
-        manifest.begin(tmp_path)
-    manifest.check(tmp_path)
+        WATCHED.append(tmp_path)
+        try:
+            bids.write_dataset_files(tmp_path)
+        finally:
+            WATCHED.clear()
+    assert [manifest.WORK] in SEEN
+    assert [manifest.WORK, "code"] in SEEN
+    assert len(SEEN) > 20
     assert manifest.has_manifest(tmp_path)
     assert not (tmp_path / manifest.WORK / "code").exists()

@@ -90,6 +90,7 @@ def test_rules_have_labels_and_words_that_tell_them_apart():
     rules = [Rule(c, two_sided=side, sites=at) for c, side, at in product(controls, sides, where)]
     rules += [Rule(alpha=0.01), Rule("top", share=0.02), Rule("bottom")]
     assert Rule().label == ""
+    assert Rule(share=0.2).label == ""  # no share is used, so the network is the same
     assert Rule(alpha=0.01).label == "fdr0p01"
     assert Rule("top", two_sided=False, sites=("mlp_hidden",)).label == "top0p01onesidedmlphidden"
     assert len({rule.label for rule in rules}) == len({str(rule) for rule in rules}) == len(rules)

@@ -172,11 +172,7 @@ def begin(root: Path) -> None:
     temporary = root / WORK / path.relative_to(root)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(_HEADER, "utf-8")
-    if path.parent.exists():
-        temporary.replace(path)
-        temporary.parent.rmdir()
-    else:
-        temporary.parent.rename(path.parent)
+    temporary.parent.rename(path.parent)
 
 
 def has_manifest(root: Path) -> bool:

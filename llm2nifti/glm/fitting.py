@@ -225,7 +225,12 @@ def fit(
         ]
         done, n = mapper(fit_slab, slabs), len(slabs)
         parts = list(tqdm(done, "glm", n, leave=False, unit="slab", disable=quiet or None))
-    return _checked(Fit(parts, designs, brain, TOKEN_NOTE if is_token else ""))
+    fitted = Fit(parts, designs, brain, TOKEN_NOTE if is_token else "")
+    if not fitted.analysed.any():
+        raise DesignError(
+            f"all of {brain.n_units} units are constant within a run; record it again"
+        )
+    return fitted
 
 
 def _check_runs(runs: Sequence[RunLike], *, is_token: bool) -> None:
@@ -254,14 +259,6 @@ def _check_images(
                 f"image {i} has shape {img.shape}, its events ask for {len(design)} volumes; "
                 "record or write the run again"
             )
-
-
-def _checked(fitted: Fit) -> Fit:
-    """The fit; raise DesignError unless some unit varies."""
-    if not fitted.analysed.any():
-        n_units = fitted.brain.n_units
-        raise DesignError(f"all of {n_units} units are constant within a run; record it again")
-    return fitted
 
 
 def fit_slab(slab: Slab) -> Part:

@@ -86,13 +86,14 @@ def relabelled(
     shares = [len(part) for part in np.array_split(np.arange(n), len(runs))]
     with tqdm(total=n, desc="null: relabelled controls", disable=quiet or None) as bar:
         for run, n_here in zip(runs, shares, strict=True):
+            if not n_here:
+                continue  # more runs than relabellings
             values, events = _controls(run)
             n_on = round(len(values) / 2.5)  # 1.5 control trials a task trial, as designs allow
             base = np.arange(len(values)) < n_on
-            is_on = np.stack([rng.permutation(base) for _ in range(n_here)] or [base])
+            is_on = np.stack([rng.permutation(base) for _ in range(n_here)])
             labels = Labels(is_on, nuisance(events).to_numpy()).testable()
-            t = t_of_labels(values, [labels])[:n_here]
-            rates += [_rates(row, labels.df) for row in t]
+            rates += [_rates(row, labels.df) for row in t_of_labels(values, [labels])]
             bar.update(n_here)
     return _collect("control trials relabelled within runs", rates)
 
@@ -223,7 +224,7 @@ def _rates(t: NDArray, df: float) -> tuple[float, float, bool]:
     """Shares of units below .05 and .001, and whether any passes FDR, of the units that vary."""
     sizes, n_varying = np.abs(t), int((t != 0).sum())
     if not n_varying:
-        return float("nan"), float("nan"), False
+        raise DesignError("no unit varies in the relabelled trials; record them again")
     p = 2 * stats.t.sf(np.sort(sizes[sizes > stats.t.isf(0.025, df)])[::-1], df)
     # Benjamini and Hochberg's: no larger p can pass.
     any_fdr = bool((p * n_varying < 0.05 * np.arange(1, len(p) + 1)).any())

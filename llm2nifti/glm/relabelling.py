@@ -123,11 +123,22 @@ def _t(Y: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
 
 
 def shuffled(run: RunLike, *, n: int, seed: int = 0) -> Labels:
-    """Trial types of a run, shuffled `n` times; what cannot be tested is drawn again."""
+    """Trial types of a run, shuffled `n` times; what cannot be tested is drawn again.
+
+    Raises
+    ------
+    DesignError
+        If question frames leave too few shuffles that can be tested.
+    """
     rng = np.random.default_rng([seed, *run.task.encode()])
     is_on = (run.events["trial_type"] != CONTROL).to_numpy()
     draws = np.stack([rng.permutation(is_on) for _ in range(10 * n)])
     labels = Labels(draws, nuisance(run.events).to_numpy()).testable()
+    if len(labels.is_on) < n:
+        raise DesignError(
+            f"task {run.task}, run {run.run}: question frames are mixed up with nearly every "
+            "shuffle of the trials; scan more trials_per_block"
+        )
     return replace(labels, is_on=labels.is_on[:n])
 
 

@@ -226,13 +226,9 @@ def match(
     """
     controls = np.concatenate([t.values[~t.is_task] for t in training])
     trials = np.concatenate([t.values[t.is_task] for t in held_out])
-    of_control, of_trial = (
-        _frame_weights(
-            np.concatenate([t.frames[~t.is_task] for t in training]),
-            np.concatenate([t.frames[t.is_task == is_task] for t in sets]),
-        )
-        for sets, is_task in ((training, False), (held_out, True))
-    )
+    known = np.concatenate([t.frames[~t.is_task] for t in training])
+    of_control = _frame_weights(known, known)
+    of_trial = _frame_weights(known, np.concatenate([t.frames[t.is_task] for t in held_out]))
     n, n_units = len(controls), controls.shape[1]
     n_rows = n + len(trials) + len(patterns)
     products, sums = np.zeros((n_rows, n_rows)), np.zeros(n_rows)

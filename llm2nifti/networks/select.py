@@ -99,7 +99,7 @@ class Rule:
     @property
     def label(self) -> str:
         """Letters and digits that tell the rule from others, for file names; empty for `Rule()`."""
-        if self == Rule():
+        if str(self) == str(Rule()):  # a share that nothing is made of tells nothing apart
             return ""
         level = f"{self.share if self.is_ranked else self.alpha:g}".replace(".", "p")
         side = "" if self.two_sided else "onesided"

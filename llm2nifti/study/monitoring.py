@@ -72,7 +72,7 @@ def prepared(
     watching = NetworkMonitor(
         loaded,
         evidence.networks(numbers),
-        evidence.baseline(numbers),
+        evidence.controls(numbers),
         thresholds=calibrated(evidence, runs, rate=rate, quiet=quiet),
     )
     with watching:

@@ -26,7 +26,7 @@ SLAB_UNITS = 1024  # read together from all runs: 33 MB of a default dataset
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What single runs say; sums over runs make networks and baselines.
+    """What single runs say; sums over runs make networks and their scales.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Evidence:
     shuffled: dict[tuple[str, int], NDArray[np.float32]] = field(repr=False)
     rule: Rule
 
-    def baseline(self, numbers: Sequence[int]) -> Controls:
+    def controls(self, numbers: Sequence[int]) -> Controls:
         """Mean and SD of the control trials of some runs."""
         n, total, squares = np.sum([self.moments[number] for number in numbers], axis=0)
         variance = np.maximum(squares - total**2 / n, 0) / np.maximum(n - 1, 1)
@@ -71,7 +71,7 @@ class Evidence:
 
     def readout(self, numbers: Sequence[int]) -> Readout:
         """Functionals that score these networks."""
-        return networks.read_out(self.networks(numbers), self.baseline(numbers))
+        return networks.read_out(self.networks(numbers), self.controls(numbers))
 
     def shuffled_readout(self, numbers: Sequence[int], shuffle: int) -> Readout:
         """The same where the runs' labels were shuffled."""
@@ -84,7 +84,7 @@ class Evidence:
             )
             for task in self.tasks
         ]
-        return networks.read_out(drawn, self.baseline(numbers))
+        return networks.read_out(drawn, self.controls(numbers))
 
     def _t(self, task: str, numbers: Sequence[int]) -> NDArray[np.float64]:
         """(n_units,) t of a task in some runs."""

@@ -54,8 +54,10 @@ def steered_answers(
 
     Raises
     ------
+    llm2nifti.bids.NoSuchRunError
+        If the task was not recorded.
     StudyError
-        If the task was not recorded or not analysed.
+        If it was not analysed.
     """
     sites = tuple(options.get("sites", ()))
     condition = Condition(sites, "steer", options.get("share", 0.01))
@@ -80,10 +82,7 @@ def _effect_of(
     session: Session, task: str, condition: Condition
 ) -> tuple[nib.Nifti1Image, Network]:
     """Effect map of a task, as the analysis wrote it, and the units with the largest |t|."""
-    try:
-        run = session.of(task).first
-    except bids.NoSuchRunError as error:
-        raise StudyError(str(error)) from error
+    run = session.of(task).first
     paths = run.paths
     for path in (paths.stat_map("effect"), paths.stat_map("t")):
         if not path.exists():
