@@ -176,6 +176,11 @@ def test_hostile_text_of_the_data_is_escaped(dataset: Path):
     assert html.escape(EVIL) in text
 
 
+def test_sentences_of_the_page_have_a_space_between_them(dataset: Path):
+    shown = " ".join(Page(page_of(dataset)).texts)
+    assert re.findall(r"[a-z)][.:;,][A-Z]\w*", shown) == []
+
+
 def test_page_loads_nothing_from_outside(dataset: Path):
     pages = [Page(page_of(dataset))]
     pages += [Page(document) for document in pages[0].documents]

@@ -145,8 +145,8 @@ def _rows(numbers: Mapping[str, Any]) -> list[dict[str, str]]:
 def _sentences(numbers: Mapping[str, Any]) -> list[str]:
     """What the numbers say, whichever way."""
     out = []
-    against = {"control": "against control prompts", "others": "against the other tasks"}
-    for comparison, words in against.items():
+    others = {"control": "control prompts", "others": "prompts of the other tasks"}
+    for comparison, words in others.items():
         last = numbers["auc"]["network"][comparison]["mean"][-1]
         parts = []
         for name, title in (("probe", "a linear probe"), ("words", "a bag of words")):
@@ -157,8 +157,8 @@ def _sentences(numbers: Mapping[str, Any]) -> list[str]:
                 f"{interval(difference)}, {_verdict(difference)})"
             )
         out.append(
-            f"Telling a task's prompts {words}, networks reach an AUC of {number(last['value'])} "
-            f"{interval(last)} on average, {' and '.join(parts)}."
+            f"Telling a task's prompts from {words}, networks reach an AUC of "
+            f"{number(last['value'])} {interval(last)} on average, {' and '.join(parts)}."
         )
     if "untrained" in numbers:
         copy = numbers["untrained"]["auc"]["network"]["control"]["mean"][-1]
