@@ -8,12 +8,7 @@ from llm2nifti.networks.identification import (
     name_runs,
     name_trials,
 )
-from llm2nifti.networks.matched import matched
-from llm2nifti.networks.network import (
-    Network,
-    ThresholdError,
-    from_mask,
-)
+from llm2nifti.networks.network import Network, ThresholdError, from_mask, matched
 from llm2nifti.networks.readout import (
     RATE,
     SHARE,

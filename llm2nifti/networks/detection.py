@@ -30,21 +30,11 @@ def roc(scores: NDArray, positive: NDArray[np.bool_], fold: NDArray) -> NDArray[
 
 
 class Bootstrap:
-    """Prompts drawn with replacement, those of each kind in each fold among themselves.
+    """Prompts drawn `n` times with replacement, those of each kind and fold among themselves.
 
-    The same draws serve every score, so that differences and means of AUCs have intervals, too.
-    What was learned is not learned again: the intervals are those of these detectors.
-
-    Parameters
-    ----------
-    kind : (n_trials,) str array
-        Condition of each trial.
-    fold : (n_trials,) array
-        Fold of each trial.
-    n : int, default=1000
-        Draws; without any, areas are estimates alone.
-    seed : int, default=0
-        Seed of the draws.
+    `kind` and `fold` are (n_trials,) arrays. The same draws serve every score, so that differences
+    and means of AUCs have intervals, too. What was learned is not learned again: the intervals are
+    those of these detectors. Without any draws, areas are estimates alone.
     """
 
     def __init__(self, kind: NDArray, fold: NDArray, *, n: int = N_BOOT, seed: int = 0) -> None:
@@ -52,25 +42,16 @@ class Bootstrap:
         self.fold = fold
         self.weights = np.ones((n + 1, len(kind)), np.float32)  # the first row draws each once
         for f in np.unique(fold):
-            for k in np.unique(kind):
+            for k in np.unique(kind[fold == f]):
                 rows = np.flatnonzero((fold == f) & (kind == k))
-                if len(rows):
-                    even = np.full(len(rows), 1 / len(rows))
-                    self.weights[1:, rows] = rng.multinomial(len(rows), even, size=n)
+                even = np.full(len(rows), 1 / len(rows))
+                self.weights[1:, rows] = rng.multinomial(len(rows), even, size=n)
 
     def areas(
         self, scores: NDArray, positive: NDArray[np.bool_], negative: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
-        """(1 + n_draws,) AUC within folds: the estimate, then that of each draw.
-
-        Parameters
-        ----------
-        scores : (n_trials,) array
-            Higher for positives.
-        positive, negative : (n_trials,) bool array
-            What is to be told apart.
-        """
-        wins, pairs = np.zeros(len(self.weights)), np.zeros(len(self.weights))
+        """(1 + n_draws,) AUC of (n_trials,) scores within folds: the estimate, then each draw's."""
+        wins, pairs = np.zeros((2, len(self.weights)))
         for f in np.unique(self.fold):
             on = np.flatnonzero(positive & (self.fold == f))
             off = np.flatnonzero(negative & (self.fold == f))
@@ -91,24 +72,12 @@ def estimate(areas: NDArray) -> dict[str, float]:
 def probe(
     gram: NDArray, on: NDArray[np.bool_], off: NDArray[np.bool_], train: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Scores of scikit-learn's logistic regression on activations, given their products alone.
+    """(n_trials,) scores of a logistic regression on activations, given their products alone.
 
-    An L2 penalty does not see rotations: on the coordinates of the training trials in the space
-    that they span, logistic regression is the one on all units, at a fraction of the cost.
-
-    Parameters
-    ----------
-    gram : (n_trials, n_trials) array
-        Products of the trials' standardised activations.
-    on, off : (n_trials,) bool array
-        The two classes.
-    train : (n_trials,) bool array
-        Trials to learn from.
-
-    Returns
-    -------
-    (n_trials,) array
-        Decision function of all trials.
+    `gram` holds the (n_trials, n_trials) products of the trials' standardised activations, `on` and
+    `off` the two classes, `train` the trials to learn from. An L2 penalty does not see rotations:
+    on the coordinates of the training trials in the space that they span, scikit-learn's logistic
+    regression is the one on all units, at a fraction of the cost.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -116,31 +85,14 @@ def probe(
     values, vectors = np.linalg.eigh(gram[np.ix_(rows, rows)].astype(np.float64))
     keep = values > 1e-6 * values[-1]
     features = gram[:, rows] @ (vectors[:, keep] / np.sqrt(values[keep]))
-    return (
-        LogisticRegression(max_iter=2000).fit(features[rows], on[rows]).decision_function(features)
-    )
+    model = LogisticRegression(max_iter=2000).fit(features[rows], on[rows])
+    return model.decision_function(features)
 
 
 def words(
-    prompts: Sequence[str],
-    on: NDArray[np.bool_],
-    off: NDArray[np.bool_],
-    train: NDArray[np.bool_],
+    prompts: Sequence[str], on: NDArray[np.bool_], off: NDArray[np.bool_], train: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Scores of a bag of words: scikit-learn's word counts and logistic regression.
-
-    Parameters
-    ----------
-    prompts : sequence of str
-        Text of each trial.
-    on, off, train
-        See `probe`.
-
-    Returns
-    -------
-    (n_trials,) array
-        Decision function of all trials.
-    """
+    """(n_trials,) scores of a logistic regression on scikit-learn's word counts; see `probe`."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2nifti.networks.similarity import standardised
+from llm2nifti.networks.similarity import correlation
 
 _TOGETHER = 4096  # units
 SHRINKAGE = 0.5  # on the development split .2, .5 and .9 name trials equally well
@@ -25,10 +25,8 @@ class TrialSet:
 
     Attributes
     ----------
-    task : str
-        Name of the task.
-    run : int
-        Number of the run: the fold.
+    task, run : str, int
+        Name of the task, and number of the run: the fold.
     values : (n_trials, n_units) array
         Prompt-level activations.
     is_task : (n_trials,) bool array
@@ -88,14 +86,11 @@ class Identification:
         Trials of one run stay together, because they are not independent of each other.
         """
         rng = np.random.default_rng(seed)
-        n_tasks = len(self.tasks)
-        folds = np.unique(self.fold)
-        hits = np.zeros((len(folds), n_tasks, n_tasks))  # items of a run that would be right
-        for f, fold in enumerate(folds):
-            inside = self.fold == fold
-            np.add.at(hits[f], (self.truth[inside], self.named[inside]), 1)
+        rows, draws = np.arange(len(self.tasks)), np.zeros(n_perm)
+        folds, fold = np.unique(self.fold, return_inverse=True)
+        hits = np.zeros((len(folds), len(rows), len(rows)))  # items of a run that would be right
+        np.add.at(hits, (fold, self.truth, self.named), 1)
         observed = np.trace(hits, axis1=1, axis2=2).sum()
-        rows, draws = np.arange(n_tasks), np.zeros(n_perm)
         for of_fold in hits:
             labels = rng.permuted(np.tile(rows, (n_perm, 1)), axis=1)
             draws += of_fold[rows, labels].sum(axis=1)
@@ -125,10 +120,6 @@ def name_trials(
     templates : mapping of run to mapping of task to (n_units,) array
         For each held-out run, the effects (task minus control) of the other runs alone.
 
-    Returns
-    -------
-    Identification
-
     Notes
     -----
     A trial's deviation is taken from the training controls of its question frame. Deviations and
@@ -138,18 +129,17 @@ def name_trials(
     On the development split this named 80 % of single trials right, without whitening 70 %.
     """
     tasks = list(dict.fromkeys(t.task for t in trials))
-    truth, named, fold = [], [], []
-    for run in sorted(templates):
+
+    def scores_of(run: int) -> tuple[list[str], NDArray]:
         training = [t for t in trials if t.run != run]
         if not training:
             raise IdentificationError("identification needs at least 2 runs of each task")
         held_out = [t for t in trials if t.run == run]
-        pattern = np.stack([templates[run][task] for task in tasks])
-        best = match(training, held_out, pattern).argmax(axis=1)
-        named += best.tolist()
-        truth += [tasks.index(t.task) for t in held_out for _ in range(t.is_task.sum())]
-        fold += [run] * len(best)
-    return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
+        patterns = np.stack([templates[run][task] for task in tasks])
+        truth = [t.task for t in held_out for _ in range(t.is_task.sum())]
+        return truth, match(training, held_out, patterns)
+
+    return _name(tasks, {run: scores_of(run) for run in sorted(templates)})
 
 
 def name_runs(
@@ -165,16 +155,14 @@ def name_runs(
         For each held-out run, the maps made from the other runs alone.
     """
     tasks = list(dict.fromkeys(task for task, _ in maps))
-    truth, named, fold = [], [], []
-    for run in sorted(templates):
-        pattern = _standardised(np.stack([templates[run][task] for task in tasks]))
-        for i, task in enumerate(tasks):
-            if (task, run) in maps:
-                score = pattern @ _standardised(maps[task, run][None])[0]
-                named.append(int(score.argmax()))
-                truth.append(i)
-                fold.append(run)
-    return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
+
+    def scores_of(run: int) -> tuple[list[str], NDArray]:
+        shown = [task for task in tasks if (task, run) in maps]
+        patterns = np.stack([templates[run][task] for task in tasks])
+        r = correlation(np.stack([maps[task, run] for task in shown]), patterns)
+        return shown, np.nan_to_num(r)  # that of a constant map
+
+    return _name(tasks, {run: scores_of(run) for run in sorted(templates)})
 
 
 def name_prompts(trials: Sequence[TrialSet]) -> Identification:
@@ -186,43 +174,38 @@ def name_prompts(trials: Sequence[TrialSet]) -> Identification:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     tasks = list(dict.fromkeys(t.task for t in trials))
-    truth, named, fold = [], [], []
-    for run in sorted({t.run for t in trials}):
+    rows = [(prompt, t.task, t.run) for t in trials for prompt in compress(t.prompts, t.is_task)]
+    prompts, truth, runs = (np.array(column, object) for column in zip(*rows, strict=True))
+
+    def scores_of(run: int) -> tuple[list[str], NDArray]:
+        known = runs != run
         vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
-        texts, of_task = _task_prompts([t for t in trials if t.run != run], tasks)
-        rows = vectorizer.fit_transform(texts)
-        ends = np.searchsorted(of_task, np.arange(len(tasks) + 1))
-        centroids = np.concatenate([rows[a:b].mean(axis=0) for a, b in pairwise(ends)])
+        rows = vectorizer.fit_transform(prompts[known])
+        centroids = np.concatenate([rows[truth[known] == task].mean(axis=0) for task in tasks])
         centroids = np.asarray(centroids) / np.linalg.norm(centroids, axis=1, keepdims=True)
-        texts, of_task = _task_prompts([t for t in trials if t.run == run], tasks)
-        truth += of_task
-        named += (vectorizer.transform(texts) @ centroids.T).argmax(axis=1).tolist()
-        fold += [run] * len(texts)
-    return Identification(tasks, np.array(truth), np.array(named), np.array(fold))
+        return truth[~known].tolist(), vectorizer.transform(prompts[~known]) @ centroids.T
+
+    return _name(tasks, {run: scores_of(run) for run in sorted({t.run for t in trials})})
+
+
+def _name(tasks: list[str], scores: Mapping[int, tuple[list[str], NDArray]]) -> Identification:
+    """Give each item the task of its best score, from each run's true tasks and scores."""
+    truth = [tasks.index(task) for known, _ in scores.values() for task in known]
+    named = [rows.argmax(axis=1) for _, rows in scores.values()]
+    fold = np.repeat(list(scores), [len(rows) for rows in named])
+    return Identification(tasks, np.array(truth), np.concatenate(named), fold)
 
 
 def match(
     training: Sequence[TrialSet], held_out: Sequence[TrialSet], patterns: NDArray
 ) -> NDArray[np.float64]:
-    """Correlate whitened deviations of held-out task trials with whitened patterns.
+    """(n_trials, n_patterns) correlations of whitened deviations with whitened patterns.
 
-    Parameters
-    ----------
-    training, held_out : sequence of TrialSet
-        Runs whose controls give mean and noise, and runs whose task trials are matched.
-    patterns : (n_patterns, n_units) array
-        Effects.
-
-    Returns
-    -------
-    (n_trials, n_patterns) array
-        Pearson correlations; see `name_trials`.
-
-    Notes
-    -----
-    Whitening rescales only the directions that the training controls vary in, far fewer than units,
-    so the products of all rows with each other are enough: no whitened row is ever made. Products
-    of rows in SDs are taken in float32, some units at a time, and added up in float64.
+    Controls of `training` give mean and noise, the task trials of `held_out` are matched with the
+    effects in `patterns`, (n_patterns, n_units); see `name_trials`. Whitening rescales only the
+    directions that the training controls vary in, far fewer than units, so the products of all rows
+    with each other are enough: no whitened row is ever made. Products of rows in SDs are taken in
+    float32, some units at a time, and added up in float64.
     """
     controls = np.concatenate([t.values[~t.is_task] for t in training])
     trials = np.concatenate([t.values[t.is_task] for t in held_out])
@@ -277,18 +260,3 @@ def _whitened_correlations(
     norms = np.sqrt(np.maximum(np.diag(covariance), 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.nan_to_num(covariance / np.outer(norms, norms), posinf=0, neginf=0)
-
-
-def _standardised(rows: NDArray) -> NDArray[np.float64]:
-    """Rows with mean 0 and norm 1, so that products are correlations; constant ones are 0."""
-    return np.nan_to_num(standardised(rows))
-
-
-def _task_prompts(trials: Sequence[TrialSet], tasks: list[str]) -> tuple[list[str], list[int]]:
-    """Task prompts, sorted by task, and the number of each one's task."""
-    number = {task: i for i, task in enumerate(tasks)}
-    prompts: list[list[str]] = [[] for _ in tasks]
-    for t in trials:
-        shown = zip(t.prompts, t.is_task, strict=True)
-        prompts[number[t.task]] += [prompt for prompt, is_task in shown if is_task]
-    return list(chain(*prompts)), [i for i, shown in enumerate(prompts) for _ in shown]

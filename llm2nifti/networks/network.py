@@ -1,4 +1,4 @@
-"""Which set of units is it? Networks from thresholded maps or from any mask image."""
+"""Which set of units is it? Networks, also from any mask image, and random ones that match them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
 
+N_BINS = 10  # of a site's activities, in which a network and its control are equal in number
+
 
 class ThresholdError(ValueError):
     """A map cannot be thresholded this way."""
@@ -24,14 +26,12 @@ class Network:
 
     Attributes
     ----------
-    name : str
-        What it is the network of.
+    name, how : str
+        What it is the network of, and how it was found.
     brain : ModelBrain
         Geometry.
     signs : (n_units,) int8 array
         1 for units that respond more, -1 for less, 0 for units outside the network.
-    how : str
-        How it was found.
     weights : (n_units,) float array, optional
         How much each unit counts, 0 to 1, where the network came from a map that says so.
     """
@@ -58,13 +58,7 @@ class Network:
         return self.units.astype(float) if self.weights is None else self.weights * self.units
 
     def at(self, *sites: str) -> Network:
-        """Keep the units at sites of these names, such as ``attn`` and ``mlp``.
-
-        Raises
-        ------
-        ThresholdError
-            If a site was not recorded.
-        """
+        """Keep the units at sites of these names, such as ``attn``; see `at_sites`."""
         return replace(self, signs=np.where(at_sites(self.brain, sites), self.signs, 0))
 
     def mask_img(self) -> nib.Nifti1Image:
@@ -72,13 +66,7 @@ class Network:
         return geometry.to_img(self.brain, self.units)
 
     def profile(self) -> pd.DataFrame:
-        """Distribution over layers and sites.
-
-        Returns
-        -------
-        DataFrame
-            One row a recorded site of a layer: ``layer, site, n_units, n_active, share``.
-        """
+        """A row a recorded site of a layer: ``layer, site, n_units, n_active, share``."""
         rows = []
         for site in self.brain.sites:
             active = int(self.units[self.brain.slice_of(site)].sum())
@@ -86,7 +74,7 @@ class Network:
         return pd.DataFrame(rows, columns=["layer", "site", "n_units", "n_active", "share"])
 
     def __repr__(self) -> str:
-        """Size, then units by site and by third of the depth."""
+        """Size, then units by site, by direction, and where they are densest."""
         n, total = self.n_units, self.brain.n_units
         text = f"Network {self.name!r}: {n} of {total} units ({n / total:.1%}), {self.how}"
         if not n:
@@ -105,10 +93,7 @@ class Network:
 def at_sites(brain: ModelBrain, sites: Sequence[str]) -> NDArray[np.bool_]:
     """(n_units,) whether each unit is at a site of these names; everywhere if none is given.
 
-    Raises
-    ------
-    ThresholdError
-        If a site was not recorded.
+    Raises ThresholdError if a site was not recorded.
     """
     recorded = list(dict.fromkeys(site.name for site in brain.sites))
     unknown = [name for name in sites if name not in recorded]
@@ -133,10 +118,6 @@ def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") ->
     name : str, default="mask"
         What to call the network.
 
-    Returns
-    -------
-    Network
-
     Raises
     ------
     llm2nifti.geometry.SpaceError
@@ -153,6 +134,66 @@ def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") ->
     is_map = bool((values % 1).any()) and len(np.unique(sizes[sizes > 0])) > 1
     weights = sizes / sizes.max() if is_map else None
     return Network(name, brain, np.sign(values).astype(np.int8), "mask image", weights)
+
+
+def matched(network: Network, activity: NDArray[np.floating], *, seed: int = 0) -> Network:
+    """Draw random units that match a network in size, layer, site and size of activation.
+
+    A fair control: units differ in size by orders of magnitude, and large ones do the most damage
+    when removed, so an unmatched control proves nothing.
+
+    Parameters
+    ----------
+    network : Network
+        What to match.
+    activity : (n_units,) array
+        Mean |activation| of each unit.
+    seed : int, default=0
+        Seed of the draw.
+
+    Returns
+    -------
+    Network
+        As many units in each site of each layer and each tenth of its activities, none of them in
+        the network. Where a tenth has too few others, the units nearest in activity stand in.
+
+    Raises
+    ------
+    ThresholdError
+        If the network holds more than half of a site, so that no control of its size is left.
+    """
+    rng = np.random.default_rng([seed, 20231110])
+    signs = np.zeros(network.brain.n_units, np.int8)
+    for site in network.brain.sites:
+        inside = network.brain.slice_of(site)
+        members = network.units[inside]
+        if 2 * members.sum() > len(members):
+            raise ThresholdError(
+                f"network {network.name!r} holds {members.sum()} of the {len(members)} units of "
+                f"{site.key}: no matched control is left; choose a smaller share"
+            )
+        signs[inside][_draw(members, np.asarray(activity[inside]), rng)] = 1
+    return Network(f"matched with {network.name}", network.brain, signs, f"random, seed {seed}")
+
+
+def _draw(
+    members: NDArray[np.bool_], activity: NDArray, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Positions of the control units of one site of one layer."""
+    ranks = np.argsort(np.argsort(activity, kind="stable"), kind="stable")
+    bins = ranks * N_BINS // len(ranks)
+    is_free, draws = ~members, []
+    for inside in (bins == b for b in range(N_BINS)):
+        n_wanted = int((members & inside).sum())
+        picked = rng.permutation(np.flatnonzero(is_free & inside))[:n_wanted]
+        if len(picked) < n_wanted:  # those nearest in rank stand in
+            others = np.flatnonzero(is_free & ~inside)
+            distance = np.abs(ranks[others] - ranks[inside].mean())
+            near = others[np.argsort(distance, kind="stable")]
+            picked = np.concatenate([picked, near[: n_wanted - len(picked)]])
+        is_free[picked] = False
+        draws.append(picked)
+    return np.concatenate(draws)
 
 
 def largest(scores: NDArray, share: float) -> NDArray[np.bool_]:

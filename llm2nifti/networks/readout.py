@@ -58,10 +58,8 @@ class Readout:
 
     Attributes
     ----------
-    brain : ModelBrain
-        Geometry.
-    names : tuple of str
-        Of the networks.
+    brain, names : ModelBrain, tuple of str
+        Geometry, and names of the networks.
     weights : (n_units, n_networks) array
         What a unit adds to each score.
     offsets : (n_networks,) array
@@ -92,47 +90,38 @@ def read_out(networks: Network | Sequence[Network], controls: Controls) -> Reado
     controls : Controls
         Mean and SD of every unit in control trials.
 
-    Returns
-    -------
-    Readout
-
     Raises
     ------
     ReadoutError
         If names repeat, spaces differ, or a network has no unit that varies in control trials.
     """
     chosen = [networks] if isinstance(networks, Network) else list(networks)
-    _check(chosen, controls)
-    sd = np.nan_to_num(np.asarray(controls.sd, float))
-    scale = np.where(sd > 0, sd, np.inf)
-    columns = []
-    for network in chosen:
-        used = network.units & (sd > 0)
-        if not used.any():
-            raise ReadoutError(
-                f"network {network.name!r} has no unit that varies in control trials "
-                f"({network.n_units} units); use another network, or at least 2 control trials"
-            )
-        columns.append(network.signs * network.strengths / scale / used.sum())
-    weights = np.stack(columns, axis=1)
-    offsets = -np.asarray(controls.mean, float) @ weights
-    return Readout(controls.brain, tuple(n.name for n in chosen), weights, offsets)
-
-
-def _check(chosen: Sequence[Network], controls: Controls) -> None:
-    """Raise unless the networks fit together and to the control trials."""
-    names = [network.name for network in chosen]
+    names = tuple(network.name for network in chosen)
     if not names:
         raise ReadoutError("no network is given; give at least one")
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise ReadoutError(f"two networks are called {twice[0]!r}; give each its own name")
-    for network in chosen:
-        if network.brain.space != controls.brain.space:
-            raise ReadoutError(
-                f"network {network.name!r} is in space {network.brain.space}, the control trials "
-                f"are in {controls.brain.space}; use a dataset of the same model and sites"
-            )
+    weights = np.stack([_column(network, controls) for network in chosen], axis=1)
+    offsets = -np.asarray(controls.mean, float) @ weights
+    return Readout(controls.brain, names, weights, offsets)
+
+
+def _column(network: Network, controls: Controls) -> NDArray[np.float64]:
+    """(n_units,) weights of one network's score."""
+    if network.brain.space != controls.brain.space:
+        raise ReadoutError(
+            f"network {network.name!r} is in space {network.brain.space}, the control trials "
+            f"are in {controls.brain.space}; use a dataset of the same model and sites"
+        )
+    sd = np.nan_to_num(np.asarray(controls.sd, float))
+    used = network.units & (sd > 0)
+    if not used.any():
+        raise ReadoutError(
+            f"network {network.name!r} has no unit that varies in control trials "
+            f"({network.n_units} units); use another network, or at least 2 control trials"
+        )
+    return network.signs * network.strengths / np.where(sd > 0, sd, np.inf) / used.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +130,8 @@ class Thresholds:
 
     Attributes
     ----------
-    names : tuple of str
-        Of the networks.
-    rate : float
-        Share of control trials above the threshold, for each network alone.
+    names, rate : tuple of str, float
+        Of the networks, and the share of control trials above each one's threshold.
     values : (n_tokens, n_networks) array
         Threshold of the mean over the first 1, 2, ... tokens.
     spread : (n_tokens, n_networks) array
@@ -198,10 +185,6 @@ def calibrate(names: Sequence[str], scores: NDArray, *, rate: float = RATE) -> T
         Scores of control trials, best of ones that did not make the networks.
     rate : float, default=0.05
         False-positive rate of each network at each number of tokens.
-
-    Returns
-    -------
-    Thresholds
 
     Raises
     ------

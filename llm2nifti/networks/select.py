@@ -6,9 +6,8 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from nilearn.glm import threshold_stats_img
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.glm import nuisance
+from llm2nifti.glm import RunLike, StatMaps, nuisance
 from llm2nifti.networks.network import Network, ThresholdError, at_sites, largest
 from llm2nifti.stimuli import CONTROL
 
@@ -24,35 +23,9 @@ HeightControl = Literal["fdr", "bonferroni", "fpr", "permutation", "top", "botto
 N_PERM = 1000
 
 
-class Contrasted(Protocol):
-    """What `select` needs of a contrast; `llm2nifti.glm.StatMaps` has it."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def note(self) -> str: ...  # noqa: D102
-    @property
-    def z_img(self) -> nib.Nifti1Image: ...  # noqa: D102
-    @property
-    def mask_img(self) -> nib.Nifti1Image: ...  # noqa: D102
-    @property
-    def brain(self) -> ModelBrain: ...  # noqa: D102
-    def t(self) -> NDArray[np.float64]: ...  # noqa: D102
-
-
-class Shown(Protocol):
-    """What a permutation needs of a run; `llm2nifti.bids.Run` has it."""
-
-    @property
-    def events(self) -> pd.DataFrame: ...  # noqa: D102
-    def values(self) -> NDArray[np.float32]: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Rule:
-    """Which units of a contrast are a network.
-
-    Raises ThresholdError where a value makes no sense.
+    """Which units of a contrast are a network; ThresholdError where a value makes no sense.
 
     Attributes
     ----------
@@ -116,10 +89,10 @@ class Rule:
 
 
 def select(
-    maps: Contrasted,
+    maps: StatMaps,
     rule: Rule | None = None,
     *,
-    runs: Sequence[Shown] = (),
+    runs: Sequence[RunLike] = (),
     name: str | None = None,
 ) -> Network:
     """Keep the units of a contrast that a rule asks for.
@@ -134,10 +107,6 @@ def select(
         Runs of the contrast, whose trials a permutation exchanges.
     name : str, optional
         What to call the network; by default as the contrast.
-
-    Returns
-    -------
-    Network
 
     Raises
     ------
@@ -168,18 +137,12 @@ def ranked(name: str, brain: ModelBrain, t: NDArray[np.floating], rule: Rule) ->
 
     Parameters
     ----------
-    name : str
-        What to call the network.
-    brain : ModelBrain
-        Geometry.
+    name, brain : str, ModelBrain
+        What to call the network, and its geometry.
     t : (n_units,) array
         What is ranked.
     rule : Rule
         With the height control ``top`` or ``bottom``.
-
-    Returns
-    -------
-    Network
     """
     inside, is_bottom = at_sites(brain, rule.sites), rule.height_control == "bottom"
     scores = (np.abs(t) if rule.two_sided else t)[inside]
@@ -189,10 +152,9 @@ def ranked(name: str, brain: ModelBrain, t: NDArray[np.floating], rule: Rule) ->
     return Network(name, brain, (signs * keep).astype(np.int8), str(rule))
 
 
-def _thresholded(maps: Contrasted, rule: Rule) -> NDArray[np.bool_]:
+def _thresholded(maps: StatMaps, rule: Rule) -> NDArray[np.bool_]:
     """Units that pass nilearn's threshold."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "no voxel survives" is a result, not a warning
+    with warnings.catch_warnings(action="ignore"):  # "no voxel survives" is a result
         img, _ = threshold_stats_img(
             maps.z_img,
             mask_img=maps.mask_img,
@@ -203,7 +165,7 @@ def _thresholded(maps: Contrasted, rule: Rule) -> NDArray[np.bool_]:
     return geometry.from_img(maps.brain, img) != 0
 
 
-def _permuted(maps: Contrasted, rule: Rule, runs: Sequence[Shown]) -> NDArray[np.bool_]:
+def _permuted(maps: StatMaps, rule: Rule, runs: Sequence[RunLike]) -> NDArray[np.bool_]:
     """Units whose t exceeds the largest t under permutation."""
     if maps.note:
         raise ThresholdError("permutation tests prompts, not tokens: use frames='trial'")
@@ -228,24 +190,16 @@ def permutation(
     *,
     n_perm: int = N_PERM,
 ) -> NDArray[np.bool_]:
-    """Mark units by nilearn's `permuted_ols`.
+    """(n_units,) whether units pass nilearn's `permuted_ols`.
 
     Parameters
     ----------
-    values : (n_trials, n_units) array
-        Prompt-level activations.
-    is_task : (n_trials,) bool array
-        The condition of each trial.
+    values, is_task : (n_trials, n_units) array, (n_trials,) bool array
+        Prompt-level activations, and the condition of each trial.
     confounds : (n_trials, n_confounds) array
         Nuisance columns, without a constant.
-    rule : Rule
-        Its level and sides.
-    n_perm : int, default=1000
-        Permutations; the smallest p is ``1 / (n_perm + 1)``.
-
-    Returns
-    -------
-    (n_units,) bool array
+    rule, n_perm
+        Level and sides, and permutations; the smallest p is ``1 / (n_perm + 1)``.
     """
     from nilearn.mass_univariate import permuted_ols
 

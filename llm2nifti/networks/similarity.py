@@ -7,7 +7,7 @@ so that same-task and cross-task figures are comparable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from typing import Any
 
@@ -37,46 +37,39 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Similarity:
     >>> dice(np.array([True, True, False]), np.array([True, False, False]))
     0.6666666666666666
     """
-    return _ratio(2 * _n_both(a, b), _n_added(a, b))
+    both, added = _sizes(a, b)
+    return _ratio(2 * both, added)
 
 
 def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Similarity:
     """Jaccard index of two masks; 0 for two empty ones. Of two stacks, a matrix."""
-    both = _n_both(a, b)
-    return _ratio(both, _n_added(a, b) - both)
+    both, added = _sizes(a, b)
+    return _ratio(both, added - both)
 
 
 def correlation(a: NDArray, b: NDArray) -> Similarity:
     """Pearson correlation of two maps over units; NaN for a constant one. Of stacks, a matrix."""
-    return _plain(np.inner(standardised(a), standardised(b)))
+
+    def standardised(maps: NDArray) -> NDArray[np.float64]:
+        centred = np.asarray(maps, float)
+        centred = centred - centred.mean(axis=-1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return centred / np.linalg.norm(centred, axis=-1, keepdims=True)
+
+    r = np.inner(standardised(a), standardised(b))
+    return r if np.ndim(r) else float(r)
 
 
-def _n_both(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Units in both of two masks; float32 counts them exactly up to 16 million."""
-    return np.inner(a.astype(np.float32), b.astype(np.float32)).astype(float)
-
-
-def _n_added(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Sum of the sizes of two masks."""
-    return np.add.outer(a.sum(axis=-1), b.sum(axis=-1)).astype(float)
+def _sizes(a: NDArray, b: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Units in both of two masks, which float32 counts up to 16 million, and sum of their sizes."""
+    both = np.inner(a.astype(np.float32), b.astype(np.float32))
+    return both.astype(float), np.add.outer(a.sum(axis=-1), b.sum(axis=-1)).astype(float)
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> Similarity:
     """Share, 0 of nothing."""
-    return _plain(part / np.where(whole > 0, whole, 1))
-
-
-def _plain(values: NDArray[np.float64]) -> Similarity:
-    """One number as a float."""
-    return values if np.ndim(values) else float(values)
-
-
-def standardised(maps: NDArray) -> NDArray[np.float64]:
-    """Maps with mean 0 and norm 1, so that products are correlations; NaN where they can't be."""
-    maps = np.asarray(maps, float)
-    maps = maps - maps.mean(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return maps / np.linalg.norm(maps, axis=-1, keepdims=True)
+    share = part / np.where(whole > 0, whole, 1)
+    return share if np.ndim(share) else float(share)
 
 
 def tasks_of(maps: Maps) -> list[str]:
@@ -90,7 +83,7 @@ def matrix(maps: Maps, measure: Measure = correlation) -> NDArray[np.float64]:
     Parameters
     ----------
     maps : mapping of (task, run) to (n_units,) array
-        One map a task and run.
+        Of at least two runs, or SimilarityError.
     measure : callable, default=correlation
         (n, m) similarity of two stacks of maps, (n, n_units) and (m, n_units).
 
@@ -98,11 +91,6 @@ def matrix(maps: Maps, measure: Measure = correlation) -> NDArray[np.float64]:
     -------
     (n_tasks, n_tasks) array
         Symmetric; the diagonal is the repeatability of each task across its runs.
-
-    Raises
-    ------
-    SimilarityError
-        If there is only one run.
     """
     stack = np.stack(list(maps.values()))
     total, n_pairs = _sums(maps, np.asarray(measure(stack, stack)))
@@ -134,12 +122,7 @@ def top_masks(maps: Maps, share: float = TOP) -> dict[tuple[str, int], NDArray[n
 
 
 def corrected(r: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlations corrected for reliability, r_ij / sqrt(r_ii r_jj); NaN where r_ii <= 0.
-
-    Notes
-    -----
-    Spearman's correction for attenuation (1904).
-    """
+    """Spearman's (1904) correction for attenuation, r_ij / sqrt(r_ii r_jj); NaN where r_ii <= 0."""
     reliability = np.diag(r)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.sqrt(np.where(reliability > 0, reliability, np.nan))
@@ -154,13 +137,7 @@ def same_and_cross(r: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its jackknife interval.
-
-    Attributes
-    ----------
-    value, low, high : float
-        Estimate and limits of the 95 % interval.
-    """
+    """A figure with the limits of its jackknife interval."""
 
     value: float
     low: float
@@ -168,7 +145,7 @@ class Estimate:
 
     def summary(self) -> dict[str, float]:
         """As a dictionary for JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+        return asdict(self)
 
 
 def jackknife(
@@ -231,10 +208,8 @@ def jackknife(
     cells += cells.T - np.diag(np.diag(cells))  # a pair has blocks of both of its tasks
     same, cross = same_and_cross(r)
     at = np.tril_indices(n)
-    names: list[str | tuple[str, str]] = [
-        *FIGURES,
-        *((tasks[i], tasks[j]) for i, j in zip(*at, strict=True)),
-    ]
+    names: list[str | tuple[str, str]] = [*FIGURES]
+    names += [(tasks[i], tasks[j]) for i, j in zip(*at, strict=True)]
     value = np.array([same, cross, same - cross, *r[at]])
     half = stats.t.ppf((1 + level) / 2, df) * np.sqrt([*means, *cells[at]])
     limits = np.stack([value, value - half, value + half], axis=1).tolist()
