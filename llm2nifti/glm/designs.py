@@ -46,19 +46,13 @@ def design_matrix(events: pd.DataFrame, *, n_frames: int | NDArray[np.int64] = 1
     # Arrays, not tables: this is done for every run and block of a dataset.
     types = events["trial_type"].to_numpy(str)
     names = np.unique(types)
-    levels, frames = _nuisance(events)
-    X = np.column_stack([(types[:, None] == names).astype(float), frames])
-    return pd.DataFrame(np.repeat(X, n_frames, axis=0), columns=[*names.tolist(), *levels])
+    extra = nuisance(events)
+    X = np.column_stack([(types[:, None] == names).astype(float), extra.to_numpy()])
+    return pd.DataFrame(np.repeat(X, n_frames, axis=0), columns=[*names.tolist(), *extra])
 
 
 def nuisance(events: pd.DataFrame) -> pd.DataFrame:
     """Centred question-frame columns; none where the trials share one frame or have none."""
-    names, columns = _nuisance(events)
-    return pd.DataFrame(columns, columns=names)
-
-
-def _nuisance(events: pd.DataFrame) -> tuple[list[str], NDArray[np.float64]]:
-    """Names and (n_trials, n_columns) values of `nuisance`."""
     frames = np.full(len(events), "")
     if "question_frame" in events:
         frames = events["question_frame"].to_numpy(str)
@@ -67,16 +61,13 @@ def _nuisance(events: pd.DataFrame) -> tuple[list[str], NDArray[np.float64]]:
     columns = (frames[:, None] == levels).astype(float)
     if len(levels):
         columns[framed] -= columns[framed].mean(axis=0)
-    return [NUISANCE + level for level in levels], columns
+    return pd.DataFrame(columns, columns=[NUISANCE + level for level in levels])
 
 
 def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
     """Weights of a contrast such as ``"pathology - control"``.
 
-    Raises
-    ------
-    DesignError
-        If a name is not a column, or the design does not determine the contrast.
+    Raises DesignError if a name is not a column, or the design does not determine the contrast.
     """
     # nilearn evaluates the expression as code: give it names that any label can stand for.
     safe = {name: f"column_{i}" for i, name in enumerate(design)}

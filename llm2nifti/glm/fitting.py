@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Literal, Protocol
 
@@ -60,24 +60,12 @@ class RunLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A fitted slab of one run.
+    """A fitted slab of one run."""
 
-    Attributes
-    ----------
-    run : int
-        Position of the run among those that are fitted together.
-    units : (n,) int array
-        Units that vary in this run; the others are not fitted.
-    labels : (n,) array
-        Noise model of each unit, a key of `results`.
-    results : dict
-        nilearn's `SimpleRegressionResults` of each noise model: coefficients and residual variance.
-    """
-
-    run: int
-    units: NDArray[np.int64]
-    labels: NDArray
-    results: dict[Any, SimpleRegressionResults]
+    run: int  # position among the runs that are fitted together
+    units: NDArray[np.int64]  # (n,) those that vary in this run; the others are not fitted
+    labels: NDArray  # (n,) noise model of each unit, a key of `results`
+    results: dict[Any, SimpleRegressionResults]  # coefficients and residual variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +74,10 @@ class Fit:
 
     Attributes
     ----------
-    parts : list of Part
-        Every slab of every run.
-    designs : list of DataFrame
-        Design matrix of each run.
-    brain : ModelBrain
-        Geometry.
-    note : str
-        What a reader has to know about the inference.
+    parts, designs : list of Part, list of DataFrame
+        Every slab of every run, and the design matrix of each run.
+    brain, note : ModelBrain, str
+        Geometry, and what a reader has to know about the inference.
     """
 
     parts: list[Part] = field(repr=False)
@@ -116,25 +100,14 @@ class Fit:
 
     def of_run(self, number: int) -> Fit:
         """The fit of one run alone, by its position."""
-        parts = [Part(0, p.units, p.labels, p.results) for p in self.parts if p.run == number]
+        parts = [replace(part, run=0) for part in self.parts if part.run == number]
         return Fit(parts, [self.designs[number]], self.brain, self.note)
 
     def contrast(self, definition: str) -> StatMaps:
-        """Compute a contrast of conditions; several runs combine by nilearn's fixed effects.
+        """Compute a contrast of conditions such as ``"medicalimaging - control"``.
 
-        Parameters
-        ----------
-        definition : str
-            Such as ``"medicalimaging - control"``.
-
-        Returns
-        -------
-        StatMaps
-
-        Raises
-        ------
-        DesignError
-            If the contrast names no column or cannot be estimated.
+        Several runs combine by nilearn's fixed effects. Raises DesignError if the contrast names
+        no column or cannot be estimated.
         """
         return pool(definition, self.brain, self.contrasts(definition), note=self.note)
 
@@ -265,54 +238,29 @@ def fit_slab(slab: Slab) -> Part:
     """Fit one slab."""
     values = read_slab(slab.path, slab.voxels)
     with _one_thread():  # again, because this may be another process than that of `fit`
-        return fit_values(values, slab.design, slab.noise_model, run=slab.run, units=slab.units)
+        part = fit_values(values, slab.design, slab.noise_model)
+    return replace(part, run=slab.run, units=slab.units[part.units])
 
 
-def fit_values(
-    values: NDArray,
-    design: NDArray[np.float64],
-    noise_model: NoiseModel = "ols",
-    *,
-    run: int = 0,
-    units: NDArray[np.int64] | None = None,
-) -> Part:
-    """Fit an array by nilearn's `run_glm`.
-
-    Parameters
-    ----------
-    values : (n_volumes, n) array
-        Activations.
-    design : (n_volumes, n_columns) array
-        Design matrix.
-    noise_model : {"ols", "ar1"}
-        See nilearn.
-    run, units
-        See `Part`; by default the first run, and all units.
-
-    Returns
-    -------
-    Part
-    """
-    units = np.arange(values.shape[1]) if units is None else units
+def fit_values(values: NDArray, design: NDArray[np.float64], noise_model: NoiseModel) -> Part:
+    """Fit an (n_volumes, n) array and its (n_volumes, n_columns) design by nilearn's `run_glm`."""
     varies = (values != values[0]).any(axis=0)
-    if not varies.any():
-        return Part(run, units[varies], np.empty(0), {})
+    units = np.flatnonzero(varies)
+    if not len(units):
+        return Part(0, units, np.empty(0), {})
     if not varies.all():
         values = values[:, varies]
     labels, results = run_glm(values, design, noise_model=noise_model)
     kept = {label: SimpleRegressionResults(result) for label, result in results.items()}
-    return Part(run, units[varies], labels, kept)
+    return Part(0, units, labels, kept)
+
+
+_libraries = cache(ThreadpoolController)  # to look for them takes a few milliseconds
 
 
 def _one_thread() -> AbstractContextManager:
     """Linear algebra in one thread: for products of matrices as flat as these, more are slower."""
     return _libraries().limit(limits=1, user_api="blas")
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    """Libraries of this process that have threads; to look for them takes a few milliseconds."""
-    return ThreadpoolController()
 
 
 def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Contrast:
@@ -322,7 +270,7 @@ def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Cont
     """
     design = design_matrix(events)
     vector = contrast_vector(design, definition)
-    return _contrast([fit_values(values, design.to_numpy())], vector, values.shape[1])
+    return _contrast([fit_values(values, design.to_numpy(), "ols")], vector, values.shape[1])
 
 
 def contrasts_of(runs: Iterable[RunLike]) -> dict[tuple[str, int], Contrast]:
@@ -336,22 +284,9 @@ def contrasts_of(runs: Iterable[RunLike]) -> dict[tuple[str, int], Contrast]:
 def pool(
     name: str, brain: ModelBrain, contrasts: Sequence[Contrast], *, note: str = ""
 ) -> StatMaps:
-    """Combine the contrasts of runs by nilearn's fixed effects.
+    """Combine the contrasts of runs, in all units, by nilearn's fixed effects.
 
-    Parameters
-    ----------
-    name : str
-        What to call the maps.
-    brain : ModelBrain
-        Geometry.
-    contrasts : sequence of Contrast
-        Of each run, in all units; see `Fit.contrasts`.
-    note : str, optional
-        See `StatMaps`.
-
-    Returns
-    -------
-    StatMaps
+    `name` and `note` are those of the `StatMaps`; see `Fit.contrasts` for the contrasts.
     """
     analysed = np.all([contrast.variance > 0 for contrast in contrasts], axis=0)
     # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
@@ -386,8 +321,7 @@ def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float 
         is_control.append((run.events["trial_type"] == CONTROL).to_numpy())
     rows, off = np.concatenate(adjusted), np.concatenate(is_control)
     sides = [[r.mean(axis=0), r.std(axis=0, ddof=1), len(r)] for r in (rows[~off], rows[off])]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # constant units have no p value
+    with warnings.catch_warnings(action="ignore"):  # constant units have no p value
         result: Any = stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False)
     differs = (np.nan_to_num(result.pvalue, nan=1.0) < alpha) != (maps.p() < alpha)
     return float(differs[maps.analysed].mean())

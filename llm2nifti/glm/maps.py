@@ -21,10 +21,8 @@ class StatMaps:
 
     Attributes
     ----------
-    name : str
-        The contrast.
-    brain : ModelBrain
-        Geometry.
+    name, brain : str, ModelBrain
+        The contrast, and the geometry.
     analysed : (n_units,) bool array
         Units that vary in every run; the maps are 0 elsewhere.
     pooled : nilearn.glm.contrasts.Contrast
@@ -52,7 +50,6 @@ class StatMaps:
 
     @cached_property
     def _t(self) -> NDArray[np.float64]:
-        """See `t`."""
         return self._spread(self.pooled.stat())
 
     @cached_property

@@ -68,10 +68,8 @@ def relabelled(
     ----------
     runs : sequence of Run
         Their control trials are used, run by run.
-    n : int, default=200
-        Relabellings over all runs together.
-    seed : int, default=0
-        Seed of the relabellings.
+    n, seed : int
+        Relabellings over all runs together, and the seed of their draw.
     quiet : bool, default=False
         Show no progress bar.
 
@@ -89,8 +87,7 @@ def relabelled(
             if not n_here:
                 continue  # more runs than relabellings
             values, events = _controls(run)
-            n_on = round(len(values) / 2.5)  # 1.5 control trials a task trial, as designs allow
-            base = np.arange(len(values)) < n_on
+            base = _base(len(values))
             is_on = np.stack([rng.permutation(base) for _ in range(n_here)])
             labels = Labels(is_on, nuisance(events).to_numpy()).testable()
             rates += [_rates(row, labels.df) for row in t_of_labels(values, [labels])]
@@ -113,14 +110,11 @@ def pseudo_tasks(
     ----------
     runs : sequence of Run
         Their control trials are pooled.
-    n_on : int
-        Trials of a task run: whole topics are drawn until there are as many.
-    n_off : int
-        Control trials of a task run: one from each of as many other topics.
-    n : int, default=200
-        Pseudo-tasks.
-    seed : int, default=0
-        Seed of the draw.
+    n_on, n_off : int
+        Trials of a task run: whole topics are drawn until there are as many; and its control
+        trials: one from each of as many other topics.
+    n, seed : int
+        Pseudo-tasks, and the seed of their draw.
     quiet : bool, default=False
         Show no progress bar.
 
@@ -139,12 +133,11 @@ def pseudo_tasks(
     values = np.concatenate([v for v, _ in pooled])
     _, topics = np.unique(events["topic"].to_numpy(object), return_inverse=True)
     rng = np.random.default_rng(seed)
-    labels = []
-    for _ in range(n):
-        on, off = _draw_topics(topics, n_on, n_off, rng)
-        rows = np.r_[on, off]
-        is_on = np.arange(len(rows)) < len(on)
-        labels.append(Labels(is_on[None], nuisance(events.iloc[rows]).to_numpy(), rows).testable())
+    is_on = np.arange(n_on + n_off)[None] < n_on
+    draws = [_draw_topics(topics, n_on, n_off, rng) for _ in range(n)]
+    labels = [
+        Labels(is_on, nuisance(events.iloc[rows]).to_numpy(), rows).testable() for rows in draws
+    ]
     labels = [one for one in labels if len(one.is_on)]
     rates = []
     with tqdm(total=len(labels), desc="null: pseudo-tasks", disable=quiet or None) as bar:
@@ -159,17 +152,8 @@ def pseudo_tasks(
 def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     """Relabel control trials of one run and test its tokens with AR(1) prewhitening.
 
-    Shows how far token-level p values are from nominal. Prewhitening takes long, so the rates are
-    those of `_TOKEN_UNITS` units, evenly spread over the brain.
-
-    Parameters
-    ----------
-    run : Run
-        Its token-level volumes are read.
-    n : int, default=5
-        Relabellings.
-    seed : int, default=0
-        Seed of the relabellings.
+    Shows how far token-level p values are from nominal in `n` relabellings. Prewhitening takes
+    long, so the rates are those of `_TOKEN_UNITS` units, evenly spread over the brain.
     """
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
@@ -180,7 +164,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     units = np.linspace(0, n_units - 1, min(n_units, _TOKEN_UNITS)).astype(int)
     values = run.frame_values()[:, units][np.repeat(is_control, counts)]
     confounds = nuisance(run.events[is_control]).to_numpy()
-    base = np.arange(is_control.sum()) < round(is_control.sum() / 2.5)
+    base = _base(is_control.sum())
     Labels(base[None], confounds).check()
     rates = []
     for _ in range(n):
@@ -200,24 +184,27 @@ def _controls(run: RunLike) -> tuple[NDArray, pd.DataFrame]:
     return run.values()[keep], run.events[keep].reset_index(drop=True)
 
 
+def _base(n: int) -> NDArray[np.bool_]:
+    """(n,) labels to permute: 1.5 control trials a task trial, as designs allow."""
+    return np.arange(n) < round(n / 2.5)
+
+
 def _draw_topics(
     topics: NDArray, n_on: int, n_off: int, rng: np.random.Generator
-) -> tuple[NDArray, NDArray]:
-    """Trials of whole topics for the on-condition, and one trial of each of other topics."""
-    order = rng.permutation(np.unique(topics))
-    on: list[int] = []
-    n_topics = 0
-    while len(on) < n_on and n_topics < len(order):
-        on += list(np.flatnonzero(topics == order[n_topics]))
-        n_topics += 1
+) -> NDArray[np.int64]:
+    """`n_on` trials of whole topics, numbered from 0, and one trial of each of `n_off` others."""
+    sizes = np.bincount(topics)
+    order = rng.permutation(len(sizes))
+    n_topics = int(np.searchsorted(np.cumsum(sizes[order]), n_on)) + 1
+    on = [i for topic in order[:n_topics] for i in np.flatnonzero(topics == topic)]
     others = order[n_topics : n_topics + n_off]
     if len(on) < n_on or len(others) < n_off:
         raise DesignError(
             f"pseudo-tasks need {n_on} trials of whole topics and {n_off} of others; the controls "
             f"have {len(topics)} trials of {len(order)} topics. Scan more runs"
         )
-    off = [int(rng.choice(np.flatnonzero(topics == topic))) for topic in others]
-    return np.array(on[:n_on]), np.array(off)
+    off = [rng.choice(np.flatnonzero(topics == topic)) for topic in others]
+    return np.array([*on[:n_on], *off])
 
 
 def _rates(t: NDArray, df: float) -> tuple[float, float, bool]:

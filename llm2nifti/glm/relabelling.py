@@ -23,7 +23,7 @@ _NOTHING = 1e-12  # of a unit's sum of squares: what rounding leaves of a consta
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Labels of some trials.
+    """Labels of trials.
 
     Attributes
     ----------
@@ -98,22 +98,18 @@ def t_of_labels(values: NDArray, labels: Sequence[Labels]) -> NDArray[np.float64
     """
     for group in labels:
         group.check()
-    n_units = values.shape[1]
-    ends = np.cumsum([len(group.is_on) for group in labels])
-    out = np.empty((ends[-1], n_units))
-    for start in range(0, n_units, _TOGETHER):
+    out = np.empty((sum(len(group.is_on) for group in labels), values.shape[1]))
+    for start in range(0, values.shape[1], _TOGETHER):
         part = slice(start, start + _TOGETHER)
         Y = values[:, part].astype(np.float64)
         Y -= Y.mean(axis=0)
-        for group, end in zip(labels, ends, strict=True):
-            out[end - len(group.is_on) : end, part] = _t(Y, group)
+        t = [_t(Y if group.kept is None else Y[group.kept], group) for group in labels]
+        out[:, part] = np.concatenate(t)
     return out
 
 
 def _t(Y: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
-    """(n_labellings, n) t values of some units."""
-    if labels.kept is not None:
-        Y = Y[labels.kept]
+    """(n_labellings, n) t values of units, from their centred (n_kept, n) values."""
     whole = np.einsum("ij,ij->j", Y, Y)
     explained = labels.basis.T @ Y
     effects = labels.regressors @ Y
@@ -125,10 +121,7 @@ def _t(Y: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
 def shuffled(run: RunLike, *, n: int, seed: int = 0) -> Labels:
     """Trial types of a run, shuffled `n` times; what cannot be tested is drawn again.
 
-    Raises
-    ------
-    DesignError
-        If question frames leave too few shuffles that can be tested.
+    Raises DesignError if question frames leave too few shuffles that can be tested.
     """
     rng = np.random.default_rng([seed, *run.task.encode()])
     is_on = (run.events["trial_type"] != CONTROL).to_numpy()

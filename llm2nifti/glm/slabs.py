@@ -30,30 +30,14 @@ MIN_VOXELS = 4096  # of a slab: shorter pieces of a volume cost more to ask for 
 
 @dataclass(frozen=True, eq=False)
 class Slab:
-    """A part of one run to fit; small, and can be pickled.
+    """A part of one run to fit; small, and can be pickled."""
 
-    Attributes
-    ----------
-    run : int
-        Position of the run among those that are fitted together.
-    path : Path
-        Uncompressed NIfTI file of the run.
-    units : (n,) int array
-        Units, in the order of their voxels.
-    voxels : (n,) int array
-        Their ascending positions in a volume.
-    design : (n_volumes, n_columns) array
-        Design matrix of the run.
-    noise_model : {"ols", "ar1"}
-        See nilearn.
-    """
-
-    run: int
-    path: Path
-    units: NDArray[np.int64]
-    voxels: NDArray[np.int64]
-    design: NDArray[np.float64]
-    noise_model: NoiseModel
+    run: int  # position among the runs that are fitted together
+    path: Path  # uncompressed NIfTI file of the run
+    units: NDArray[np.int64]  # (n,), in the order of their voxels
+    voxels: NDArray[np.int64]  # (n,) ascending positions in a volume
+    design: NDArray[np.float64]  # (n_volumes, n_columns) of the run
+    noise_model: NoiseModel  # as nilearn calls it
 
 
 @contextmanager
@@ -88,25 +72,14 @@ def _plain_file(img: nib.Nifti1Image, temporary: Path) -> Path:
 def cut(
     brain: ModelBrain, path: Path, design: pd.DataFrame, *, run: int, noise_model: NoiseModel
 ) -> list[Slab]:
-    """Cut a run into slabs of about `SLAB_VALUES` values.
+    """Cut a run into slabs of about `SLAB_VALUES` values; every unit is in one of them.
 
     Bounded by voxels, not by units: gaps between units are read with them.
 
     Parameters
     ----------
-    brain : ModelBrain
-        Geometry.
-    path : Path
-        Uncompressed NIfTI file of the run.
-    design : DataFrame
-        Design matrix of the run.
-    run, noise_model
-        See `Slab`.
-
-    Returns
-    -------
-    list of Slab
-        Every unit is in one of them.
+    brain, path, design, run, noise_model
+        Geometry, and see `Slab`.
     """
     voxels = np.ravel_multi_index(tuple(brain.voxels.T.astype(np.int64)), brain.shape, order="F")
     order = np.argsort(voxels)
@@ -121,23 +94,12 @@ def cut(
 
 
 def read_slab(path: Path, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Read some voxels of all volumes.
+    """(n_volumes, n) values of voxels, scaled; NaN and infinity become 0, as in nilearn.
 
-    Within a volume, the range from the first voxel to the last is one contiguous piece of the file.
-    One small buffer takes the pieces in turn: faster than nibabel's slicing (four times) and than a
-    memory map (twice), whose pages would also count as memory in use.
-
-    Parameters
-    ----------
-    path : Path
-        Uncompressed 4D NIfTI file.
-    voxels : (n,) int array
-        Ascending positions in a volume, x fastest.
-
-    Returns
-    -------
-    (n_volumes, n) array
-        Scaled as the header says; NaN and infinity become 0, as in nilearn.
+    `path` is an uncompressed 4D NIfTI file, `voxels` are ascending positions in a volume, x
+    fastest. Within a volume, the range from the first voxel to the last is one contiguous piece of
+    the file. One small buffer takes the pieces in turn: faster than nibabel's slicing (four times)
+    and than a memory map (twice), whose pages would also count as memory in use.
     """
     proxy = nib.load(path).dataobj
     n_voxels = int(np.prod(proxy.shape[:3]))
@@ -155,7 +117,5 @@ def read_slab(path: Path, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
     if (proxy.slope, proxy.inter) != (1, 0):
         values *= proxy.slope
         values += proxy.inter
-    finite = np.isfinite(values)
-    if not finite.all():
-        values[~finite] = 0
+    values[~np.isfinite(values)] = 0
     return values
