@@ -9,11 +9,11 @@ from llm2nifti.plotting.charts import (
     plot_bars,
     plot_design,
     plot_layer_profile,
+    plot_lesions,
     plot_matrix,
     plot_shares,
 )
-from llm2nifti.plotting.curves import plot_auc, plot_roc
-from llm2nifti.plotting.lesions import plot_doses, plot_lesions
+from llm2nifti.plotting.curves import plot_auc, plot_doses, plot_roc
 from llm2nifti.plotting.style import save
 
 __all__ = [

@@ -1,4 +1,7 @@
-"""What does the model brain look like? Maps, atlas and floor plan, drawn by nilearn."""
+"""What does the model brain look like? Maps, atlas and floor plan, drawn by nilearn.
+
+`ax` is where to draw, by default in a new figure; `brain` is the geometry, `bg_img` the anatomy.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,6 @@ def plot_map(
         y of the slices in mm; by default the four with the largest values above `threshold`.
     title, label : str
         Title, and name of the statistic above the colour bar.
-    ax : Axes, optional
 
     Examples
     --------
@@ -123,12 +125,6 @@ def _draw_anatomy(bg_img: nib.Nifti1Image, axis: str, cut: float, ax: Axes) -> B
 def plot_floor_plan(brain: ModelBrain, *, ax: Axes | None = None) -> Axes:
     """Draw the floor plan of a layer: whose units lie where in the axial plane, in mm.
 
-    Parameters
-    ----------
-    brain : ModelBrain
-        Geometry.
-    ax : Axes, optional
-
     Examples
     --------
     >>> plot_floor_plan(run.brain).figure  # doctest: +SKIP
@@ -152,12 +148,6 @@ def plot_floor_plan(brain: ModelBrain, *, ax: Axes | None = None) -> Axes:
 @styled
 def plot_atlas(brain: ModelBrain, *, bg_img: nib.Nifti1Image, ax: Axes | None = None) -> Axes:
     """Draw the atlas on the anatomy: hue is the site, lighter is a later layer.
-
-    Parameters
-    ----------
-    brain, bg_img : ModelBrain, Nifti1Image
-        Geometry and anatomical background.
-    ax : Axes, optional
 
     Examples
     --------

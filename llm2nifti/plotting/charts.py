@@ -1,4 +1,7 @@
-"""What do the numbers look like? Designs, matrices, profiles, shares and bars."""
+"""What do the numbers look like? Matrices, profiles, designs, shares and bars.
+
+`ax` is where to draw, by default in a new figure; `title` stands above.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,6 @@ def plot_matrix(
     ax: Axes | None = None,
     title: str = "",
     colorbar_label: str = "",
-    vmin: float | None = None,
     vmax: float | None = None,
 ) -> Axes:
     """Draw a square matrix, a small one with its numbers: overlap, map correlation, confusion.
@@ -33,9 +35,9 @@ def plot_matrix(
     ----------
     matrix, labels : (n, n) array, sequence of str
         Values, of which NaN is a grey cell, and the n names.
-    ax, title, colorbar_label : optional
-    vmin, vmax : float, optional
-        Range of the colours; by default from 0, or symmetric if there are negative values.
+    colorbar_label, vmax : str, float
+        Name of the colours, and the end of their range; it begins at 0, or at -vmax where values
+        are negative.
 
     Examples
     --------
@@ -47,20 +49,18 @@ def plot_matrix(
         raise ValueError(f"{n} labels do not fit a matrix of shape {values.shape}")
     negative = bool((values < 0).any())
     top = float(np.nanmax(np.abs(values))) if vmax is None else vmax
-    low = -negative * top if vmin is None else vmin
     cmap = mpl.colormaps["RdBu_r" if negative else "cividis"].with_extremes(bad="#DDDDDD")
     is_small = n <= _MOST_NUMBERED
     inches = 0.5 * n if is_small else 7.0
     ax = ax or new_axes(2.6 + inches, 1.8 + inches)
-    image = ax.imshow(values, cmap=cmap, vmin=low, vmax=top, interpolation="none")
+    image = ax.imshow(values, cmap=cmap, vmin=-negative * top, vmax=top, interpolation="none")
     if is_small:
         _write_numbers(ax, image, values, top)
     ax.figure.colorbar(image, ax=ax, label=colorbar_label, shrink=0.8)
     ticks = range(0, n, 1 if is_small else -(-n // 40))  # of many names those that have room
     names = [labels[i] for i in ticks]
-    ax.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor")
-    for name in ax.get_xticklabels() if not is_small else []:
-        name.set(rotation=90, va="center")
+    turn = {"rotation": 40} if is_small else {"rotation": 90, "va": "center"}
+    ax.set_xticks(ticks, names, ha="right", rotation_mode="anchor", **turn)
     ax.set(yticks=ticks, yticklabels=names, title=title)
     ax.spines[:].set_visible(False)
     return ax
@@ -76,6 +76,59 @@ def _write_numbers(ax: Axes, image: AxesImage, values: NDArray, top: float) -> N
 
 
 @styled
+def plot_lesions(
+    effects: ArrayLike,
+    networks: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    clear: ArrayLike | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    row_label: str = "Lesion of the network of",
+) -> Axes:
+    """Draw what the lesion of each network does to the text of each task.
+
+    Parameters
+    ----------
+    effects, networks, tasks : (n_networks, n_tasks) array, names of its rows and columns
+        Change in nats a token beyond that of matched random units; below 0 the lesion hurts more.
+    clear : (n_networks, n_tasks) bool array, optional
+        Cells to mark with a star: their interval excludes 0.
+    row_label : str
+        What the rows are.
+
+    Examples
+    --------
+    >>> ax = plot_lesions([[-0.2, 0.01]], ["pathology"], ["pathology", "control"])
+    >>> ax.texts[0].get_text()
+    '−0.200'
+    """
+    values = np.asarray(effects, float)
+    if values.shape != (len(networks), len(tasks)):
+        raise ValueError(
+            f"{len(networks)} networks and {len(tasks)} tasks do not fit effects of shape "
+            f"{values.shape}"
+        )
+    stars = np.zeros(values.shape, bool) if clear is None else np.asarray(clear, bool)
+    ax = ax or new_axes(2.8 + 0.62 * len(tasks), 2.4 + 0.45 * len(networks))
+    top = float(np.abs(values).max()) or 1.0
+    image = ax.imshow(values, cmap=mpl.colormaps["RdBu"], vmin=-top, vmax=top, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        text = f"{value:z.3f}".replace("-", "−") + "*" * bool(stars[i, j])
+        color = "white" if abs(value) > 0.6 * top else "black"
+        weight = "bold" if networks[i] == tasks[j] else "normal"
+        ax.text(j, i, text, ha="center", va="center", color=color, fontsize=7.5, weight=weight)
+    label = "Beyond matched random units (nats/token)"
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
+    ax.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set(yticks=range(len(networks)), yticklabels=networks, title=title)
+    ax.set_xlabel("Text of", fontsize=9)
+    ax.set_ylabel(row_label, fontsize=9)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+@styled
 def plot_layer_profile(profile: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the share of each layer's units that a network takes, one line a site.
 
@@ -83,7 +136,6 @@ def plot_layer_profile(profile: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     ----------
     profile : DataFrame
         Columns ``layer``, ``site`` and ``share`` (0..1).
-    ax : Axes, optional
 
     Examples
     --------
@@ -107,7 +159,6 @@ def plot_design(events: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ----------
     events : DataFrame
         Columns ``onset`` and ``duration`` (s), ``trial_type`` and ``block``.
-    ax : Axes, optional
 
     Examples
     --------
@@ -139,7 +190,6 @@ def plot_shares(
     ----------
     shares, null : mapping of str to float, (n_pseudo_tasks,) array
         Share (0..1) of each task, and of each relabelling of controls.
-    ax, title : optional
 
     Examples
     --------
@@ -174,7 +224,6 @@ def plot_bars(
     ----------
     values, intervals : mapping of str to float, and of str to (float, float)
         Heights of the bars, and low and high ends, which need not enclose the height.
-    ax : Axes, optional
     ylabel, chance : str, float
         What is measured, with its unit, and the level to expect by chance, if any.
 

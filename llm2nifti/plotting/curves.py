@@ -1,9 +1,13 @@
-"""How does a detector do? Its AUC over time, and its ROC."""
+"""How does it grow? AUC over time, hits over false positives, effects over sizes of lesions.
+
+`ax` is where to draw, by default in a new figure; `title` stands above.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
@@ -30,7 +34,6 @@ def plot_auc(
         ``low, high`` of shuffled labels after 1, 2, ... tokens, drawn as a grey band.
     at_end : collection of str
         Methods whose single value is that after all tokens: drawn there, as a point.
-    ax, title : optional
 
     Examples
     --------
@@ -75,11 +78,8 @@ def plot_roc(
 
     Parameters
     ----------
-    false_positive_rate : (n,) array
-        Share of negatives above a threshold.
-    hits : mapping of str to (n,) array
-        Share of positives above the same thresholds.
-    ax, title : optional
+    false_positive_rate, hits : (n,) array, mapping of str to (n,) array
+        Shares of negatives and of positives above the same thresholds.
 
     Examples
     --------
@@ -91,4 +91,39 @@ def plot_roc(
     ax.plot([0, 1], [0, 1], color="black", ls="--", lw=1)
     ax.set(xlabel="False positives", ylabel="Hits", title=title, aspect="equal")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax
+
+
+@styled
+def plot_doses(
+    doses: Mapping[str, Mapping[float, tuple[float, float, float]]],
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw how the effect of a lesion grows with the share of units that it takes.
+
+    Parameters
+    ----------
+    doses : mapping of str to mapping of float to (value, low, high)
+        For each curve, by share of the units (0..1): change in nats a token with its interval.
+
+    Examples
+    --------
+    >>> ax = plot_doses({"own network": {0.01: (-0.1, -0.2, 0.0), 0.05: (-0.4, -0.5, -0.3)}})
+    """
+    ax = ax or new_axes(5.2, 3.4)
+    for i, (name, curve) in enumerate(doses.items()):
+        shares = sorted(curve)
+        values = np.array([curve[share] for share in shares])
+        x = 100 * np.array(shares) * (1 + 0.03 * (i - (len(doses) - 1) / 2))  # apart, to be seen
+        spread = np.abs(values[:, 1:] - values[:, :1]).T
+        ax.errorbar(x, values[:, 0], yerr=spread, fmt="-o", ms=4, color=PALETTE[i], label=name)
+    ticks = sorted({100 * share for curve in doses.values() for share in curve})
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set(xlabel="Units lesioned (%)", ylabel="Change (nats/token)", title=title)
+    ax.legend(fontsize=8)
     return ax
