@@ -147,9 +147,8 @@ def fit(
     runs : Run or sequence of Run
         Runs of one model brain, from `llm2nifti.bids.read`.
     frames : {"trial", "token"}
-        ``trial`` analyses one volume a prompt by ordinary least squares. ``token`` analyses every
-        generated token with AR(1) prewhitening, as a token-level analysis does it; tokens of one
-        prompt are not independent, so its p values are too small.
+        One volume a prompt by ordinary least squares, or every generated token with AR(1)
+        prewhitening; tokens of one prompt are not independent, so its p values are too small.
     mapper : callable, default=map
         Called as ``mapper(fit_slab, slabs)``; yields the results in any order. The ``map`` of an
         executor computes slabs in other processes, or on machines that see the same files; for a
@@ -208,17 +207,21 @@ def fit(
 
 def _check_runs(runs: Sequence[RunLike], *, is_token: bool) -> None:
     """Raise DesignError unless there are runs of one space, with tokens if these are asked for."""
-    if not runs:
+    spaces = list(dict.fromkeys(run.brain.space for run in runs))
+    if not spaces:
         raise DesignError("no run to fit")
-    brain = runs[0].brain
-    other = next((run for run in runs if run.brain.space != brain.space), None)
-    if other is not None:
+    if len(spaces) > 1:
         raise DesignError(
-            f"runs live in different spaces ({brain.space}, {other.brain.space}); fit them apart"
+            f"runs live in different spaces ({', '.join(spaces[:2])}); fit them apart"
         )
-    reduced = next((run.frames for run in runs if run.frames in ("trial", "last")), "")
-    if is_token and reduced:
-        raise DesignError(f"the run has one volume a trial (frames={reduced!r}) and no tokens")
+    for run in runs if is_token else ():
+        check_tokens(run)
+
+
+def check_tokens(run: RunLike) -> None:
+    """Raise DesignError unless the run has a volume a token."""
+    if run.frames in ("trial", "last"):
+        raise DesignError(f"the run has one volume a trial (frames={run.frames!r}) and no tokens")
 
 
 def _check_images(
@@ -310,18 +313,15 @@ def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float 
     """
     adjusted, is_control = [], []
     for run in runs:
-        design = design_matrix(run.events)
-        values = run.values().astype(float)
-        extra = [name for name in design if name not in set(run.events["trial_type"])]
-        X = design.to_numpy()
+        X, values = design_matrix(run.events).to_numpy(), run.values().astype(float)
+        n_conditions = run.events["trial_type"].nunique()
         beta = np.linalg.pinv(X) @ values
-        values -= design[extra].to_numpy() @ beta[X.shape[1] - len(extra) :]
+        values -= X[:, n_conditions:] @ beta[n_conditions:]
         values -= values.mean(axis=0)
         adjusted.append(values)
         is_control.append((run.events["trial_type"] == CONTROL).to_numpy())
     rows, off = np.concatenate(adjusted), np.concatenate(is_control)
-    sides = [[r.mean(axis=0), r.std(axis=0, ddof=1), len(r)] for r in (rows[~off], rows[off])]
     with warnings.catch_warnings(action="ignore"):  # constant units have no p value
-        result: Any = stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False)
-    differs = (np.nan_to_num(result.pvalue, nan=1.0) < alpha) != (maps.p() < alpha)
+        p: Any = stats.ttest_ind(rows[~off], rows[off], equal_var=False).pvalue
+    differs = (np.nan_to_num(p, nan=1.0) < alpha) != (maps.p() < alpha)
     return float(differs[maps.analysed].mean())

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.glm.designs import CONTROL, DesignError, nuisance
-from llm2nifti.glm.fitting import RunLike, fit_values
+from llm2nifti.glm.fitting import RunLike, check_tokens, fit_values
 from llm2nifti.glm.relabelling import Labels, t_of_labels
 
 _TOKEN_UNITS = 2000  # units that the token-level rate is measured on, evenly spread
@@ -157,8 +157,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     """
     rng = np.random.default_rng(seed)
     is_control = (run.events["trial_type"] == CONTROL).to_numpy()
-    if run.frames in ("trial", "last"):
-        raise DesignError(f"the run has one volume a trial (frames={run.frames!r}) and no tokens")
+    check_tokens(run)
     counts = run.volume_counts
     n_units = run.brain.n_units
     units = np.linspace(0, n_units - 1, min(n_units, _TOKEN_UNITS)).astype(int)

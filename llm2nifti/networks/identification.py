@@ -27,14 +27,10 @@ class TrialSet:
     ----------
     task, run : str, int
         Name of the task, and number of the run: the fold.
-    values : (n_trials, n_units) array
-        Prompt-level activations.
-    is_task : (n_trials,) bool array
-        Task trials; the others are control.
-    frames : (n_trials,) str array
-        Question frame of each trial; empty where it has none.
-    prompts : list of str
-        What was shown.
+    values, is_task : (n_trials, n_units) array, (n_trials,) bool array
+        Prompt-level activations, and which are those of task trials; the others are control.
+    frames, prompts : (n_trials,) str array, list of str
+        Question frame of each trial, empty where it has none, and what was shown.
     """
 
     task: str
@@ -53,10 +49,8 @@ class Identification:
     ----------
     tasks : list of str
         What could be said.
-    truth, named : (n_items,) int arrays
-        True and given task, as indices.
-    fold : (n_items,) int array
-        Run that each item was held out with.
+    truth, named, fold : (n_items,) int arrays
+        True and given task, as indices, and the run that each item was held out with.
     """
 
     tasks: list[str]

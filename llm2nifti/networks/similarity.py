@@ -161,12 +161,10 @@ def jackknife(
 
     Parameters
     ----------
-    maps : mapping of (task, run) to (n_units,) array
-        Maps from all blocks.
+    maps, measure
+        Maps from all blocks; see `matrix`.
     without : mapping of (task, run) to (n_blocks, n_units) array
         Maps with one block left out at a time.
-    measure : callable, default=correlation
-        See `matrix`.
     level : float, default=0.95
         Coverage aimed at.
 
