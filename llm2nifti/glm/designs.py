@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from nilearn.glm.contrasts import expression_to_contrast_vector
 from numpy.typing import NDArray
 
 CONTROL = "control"
@@ -43,7 +43,6 @@ def design_matrix(events: pd.DataFrame, *, n_frames: int | NDArray[np.int64] = 1
     """
     if "trial_type" not in events:
         raise DesignError(f"events have no column trial_type; columns: {', '.join(events)}")
-    # Arrays, not tables: this is done for every run and block of a dataset.
     types = events["trial_type"].to_numpy(str)
     names = np.unique(types)
     extra = nuisance(events)
@@ -73,7 +72,7 @@ def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
     safe = {name: f"column_{i}" for i, name in enumerate(design)}
     expression = re.sub(r"\w+", lambda word: safe.get(word[0], word[0]), definition)
     try:
-        vector = np.array(_weights(expression, len(safe)))
+        vector = np.array(expression_to_contrast_vector(expression, list(safe.values())), float)
     except Exception as error:  # nilearn passes pandas' own errors through
         conditions = [name for name in design if not name.startswith(NUISANCE)]
         raise DesignError(
@@ -91,12 +90,3 @@ def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
     if len(X) <= np.linalg.matrix_rank(X):
         raise DesignError(f"{len(X)} volumes are too few for {X.shape[1]} columns; record more")
     return vector
-
-
-@lru_cache(maxsize=64)
-def _weights(expression: str, n_columns: int) -> tuple[float, ...]:
-    """Weights of an expression of ``column_0, column_1, ...``; most runs ask for the same one."""
-    from nilearn.glm.contrasts import expression_to_contrast_vector
-
-    names = [f"column_{i}" for i in range(n_columns)]
-    return tuple(np.asarray(expression_to_contrast_vector(expression, names), float).tolist())

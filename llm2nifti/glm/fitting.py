@@ -109,22 +109,16 @@ class Fit:
         Several runs combine by nilearn's fixed effects. Raises DesignError if the contrast names
         no column or cannot be estimated.
         """
-        return pool(definition, self.brain, self.contrasts(definition), note=self.note)
-
-    def contrasts(self, definition: str) -> list[Contrast]:
-        """Nilearn's contrast of each run, in all units.
-
-        Effect and variance of units that do not vary are 0: they add nothing to a sum.
-        """
         vectors = [contrast_vector(design, definition) for design in self.designs]
-        return [
+        contrasts = [
             _contrast((p for p in self.parts if p.run == run), vector, self.brain.n_units)
             for run, vector in enumerate(vectors)
         ]
+        return pool(definition, self.brain, contrasts, note=self.note)
 
 
 def _contrast(parts: Iterable[Part], vector: NDArray[np.float64], n_units: int) -> Contrast:
-    """Contrast of the parts of one run, in all units."""
+    """Contrast of one run's parts, in all units; those that do not vary add nothing to a sum."""
     effect, variance = np.zeros((2, n_units))
     dof = 0.0
     for part in (part for part in parts if len(part.units)):
@@ -267,7 +261,7 @@ def _one_thread() -> AbstractContextManager:
 
 
 def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Contrast:
-    """Nilearn's contrast of one run from its (n_trials, n_units) array; see `Fit.contrasts`.
+    """Nilearn's contrast of one run from its (n_trials, n_units) array.
 
     Contrasts of several runs add up (``a + b``) as nilearn's fixed effects do; ``.stat()`` gives t.
     """
@@ -287,9 +281,9 @@ def contrasts_of(runs: Iterable[RunLike]) -> dict[tuple[str, int], Contrast]:
 def pool(
     name: str, brain: ModelBrain, contrasts: Sequence[Contrast], *, note: str = ""
 ) -> StatMaps:
-    """Combine the contrasts of runs, in all units, by nilearn's fixed effects.
+    """Combine the contrasts of runs, each in all units, by nilearn's fixed effects.
 
-    `name` and `note` are those of the `StatMaps`; see `Fit.contrasts` for the contrasts.
+    `name` and `note` are those of the `StatMaps`; see `run_contrast` for the contrasts.
     """
     analysed = np.all([contrast.variance > 0 for contrast in contrasts], axis=0)
     # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.

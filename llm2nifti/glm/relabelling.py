@@ -80,10 +80,8 @@ def t_of_labels(values: NDArray, labels: Sequence[Labels]) -> NDArray[np.float64
 
     Parameters
     ----------
-    values : (n_trials, n_units) array
-        Activations.
-    labels : sequence of Labels
-        Labellings; those of one `Labels` share trials and confounds.
+    values, labels : (n_trials, n_units) array, sequence of Labels
+        Activations, and labellings; those of one `Labels` share trials and confounds.
 
     Returns
     -------

@@ -46,27 +46,25 @@ class LesionEffect(TypedDict):
     n_texts: int
 
 
-class Selectivity(TypedDict):
-    """How much more the lesions hurt the tasks whose networks they take than other tasks."""
-
-    tasks: list[str]
-    value: float  # mean change of the own task minus that of the others; below 0: hurt more
-    interval: list[float]
-    random: list[float]  # the same figure of each set of matched random units: its null
-
-
 class Spread(TypedDict):
-    """How much more a task is hurt by its own network's lesion than by another's (below 0)."""
+    """A difference of mean changes: below 0, what is named first is hurt more."""
 
     value: float
     interval: list[float]
+
+
+class Selectivity(Spread):
+    """The tasks whose networks the lesions take minus the other tasks."""
+
+    tasks: list[str]
+    random: list[float]  # the same figure of each set of matched random units: its null
 
 
 class Dissociation(TypedDict):
     """A pair of networks whose lesions may dissociate their tasks."""
 
     pair: list[str]
-    first: Spread
+    first: Spread  # of its task: the lesion of its own network minus that of the other
     second: Spread
     crosses: bool  # both values lie below 0
     holds: bool  # both intervals do

@@ -168,8 +168,8 @@ def name_prompts(trials: Sequence[TrialSet]) -> Identification:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     tasks = list(dict.fromkeys(t.task for t in trials))
-    rows = [(prompt, t.task, t.run) for t in trials for prompt in compress(t.prompts, t.is_task)]
-    prompts, truth, runs = (np.array(column, object) for column in zip(*rows, strict=True))
+    shown = [(prompt, t.task, t.run) for t in trials for prompt in compress(t.prompts, t.is_task)]
+    prompts, truth, runs = (np.array(column, object) for column in zip(*shown, strict=True))
 
     def scores_of(run: int) -> tuple[list[str], NDArray]:
         known = runs != run

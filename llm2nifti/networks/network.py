@@ -110,9 +110,7 @@ def from_mask(brain: ModelBrain, img: nib.Nifti1Image, *, name: str = "mask") ->
 
     Parameters
     ----------
-    brain : ModelBrain
-        Geometry.
-    img : Nifti1Image
+    brain, img : ModelBrain, Nifti1Image
         A binary mask, also one drawn by hand; an atlas of whole numbers; or a map, such as a
         thresholded t map, whose magnitudes weight the units (the largest counts 1).
     name : str, default="mask"
@@ -146,10 +144,8 @@ def matched(network: Network, activity: NDArray[np.floating], *, seed: int = 0) 
     ----------
     network : Network
         What to match.
-    activity : (n_units,) array
-        Mean |activation| of each unit.
-    seed : int, default=0
-        Seed of the draw.
+    activity, seed : (n_units,) array, int
+        Mean |activation| of each unit, and seed of the draw.
 
     Returns
     -------

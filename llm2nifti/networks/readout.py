@@ -25,10 +25,8 @@ class Controls:
 
     Attributes
     ----------
-    brain : ModelBrain
-        Geometry.
-    mean, sd : (n_units,) array
-        Over trials.
+    brain, mean, sd : ModelBrain, (n_units,) arrays
+        Geometry, and what units do over trials.
     trials : (n_trials, n_units) float32 array, optional
         Mean of each trial over its frames, where trials were kept.
     """
@@ -60,10 +58,8 @@ class Readout:
     ----------
     brain, names : ModelBrain, tuple of str
         Geometry, and names of the networks.
-    weights : (n_units, n_networks) array
-        What a unit adds to each score.
-    offsets : (n_networks,) array
-        Scores of activations that are all 0.
+    weights, offsets : (n_units, n_networks) and (n_networks,) array
+        What a unit adds to each score, and the scores of activations that are all 0.
     """
 
     brain: ModelBrain
@@ -132,10 +128,9 @@ class Thresholds:
     ----------
     names, rate : tuple of str, float
         Of the networks, and the share of control trials above each one's threshold.
-    values : (n_tokens, n_networks) array
-        Threshold of the mean over the first 1, 2, ... tokens.
-    spread : (n_tokens, n_networks) array
-        SD of these means over control trials: in its units networks are compared.
+    values, spread : (n_tokens, n_networks) array
+        Threshold of the mean over the first 1, 2, ... tokens, and SD of these means over control
+        trials: in its units networks are compared.
     """
 
     names: tuple[str, ...]
@@ -164,8 +159,6 @@ def running_means(scores: NDArray) -> NDArray[np.float64]:
 
     Tokens that are NaN (after the end of a sequence) count for nothing.
 
-    Examples
-    --------
     >>> running_means(np.array([[1.0], [3.0], [np.nan]]))[:, 0].tolist()
     [1.0, 2.0, 2.0]
     """
@@ -179,9 +172,7 @@ def calibrate(names: Sequence[str], scores: NDArray, *, rate: float = RATE) -> T
 
     Parameters
     ----------
-    names : sequence of str
-        Of the networks.
-    scores : (n_trials, n_tokens, n_networks) array
+    names, scores : names of the networks, (n_trials, n_tokens, n_networks) array
         Scores of control trials, best of ones that did not make the networks.
     rate : float, default=0.05
         False-positive rate of each network at each number of tokens.
