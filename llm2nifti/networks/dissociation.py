@@ -13,6 +13,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2nifti.networks.similarity import same_and_cross
+
 N_BOOTSTRAP = 2000
 
 
@@ -185,9 +187,8 @@ def _own_minus_other(matrix: NDArray) -> float:
     Rows are networks, columns tasks. A task that any lesion hurts would otherwise count for its own
     network too.
     """
-    centred = matrix - matrix.mean(axis=0)
-    diagonal = np.eye(len(matrix), dtype=bool)
-    return float(centred[diagonal].mean() - centred[~diagonal].mean())
+    same, cross = same_and_cross(matrix - matrix.mean(axis=0))
+    return same - cross
 
 
 def _resampled(n: int, seed: int) -> NDArray[np.int64]:

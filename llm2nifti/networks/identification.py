@@ -9,7 +9,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2nifti.networks.similarity import correlation
+from llm2nifti.networks.similarity import corrected, correlation
 
 _TOGETHER = 4096  # units
 SHRINKAGE = 0.5  # on the development split .2, .5 and .9 name trials equally well
@@ -251,6 +251,4 @@ def _whitened_correlations(
     white += (along * (gains**2 + 2 * gains / np.sqrt(SHRINKAGE))) @ along.T
     totals = sums[n:] / np.sqrt(SHRINKAGE) + (along * gains) @ (directions.T @ sums[:n])
     covariance = white - np.outer(totals, totals) / n_units
-    norms = np.sqrt(np.maximum(np.diag(covariance), 0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(covariance / np.outer(norms, norms), posinf=0, neginf=0)
+    return np.nan_to_num(corrected(covariance))

@@ -142,14 +142,11 @@ class Thresholds:
         """(n_networks,) thresholds after so many tokens; beyond the last known, the last."""
         return self.values[min(n_seen, len(self.values)) - 1]
 
-    def margins(self, means: NDArray, n_seen: int) -> NDArray[np.float64]:
-        """How far means over `n_seen` tokens are above threshold, in SDs of control trials."""
-        spread = self.spread[min(n_seen, len(self.values)) - 1]
-        return (means - self.at(n_seen)) / np.where(spread > 0, spread, 1)
-
     def top(self, means: NDArray, n_seen: int) -> str | None:
-        """Name of the network furthest above its threshold; None where none is above."""
-        margins = np.nan_to_num(self.margins(means, n_seen), nan=-np.inf)
+        """Name of the network furthest above its threshold in SDs; None where none is above."""
+        spread = self.spread[min(n_seen, len(self.values)) - 1]
+        margins = (means - self.at(n_seen)) / np.where(spread > 0, spread, 1)
+        margins = np.nan_to_num(margins, nan=-np.inf)
         best = int(margins.argmax())
         return self.names[best] if margins[best] > 0 else None
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.glm import RunLike, StatMaps, nuisance
+from llm2nifti.glm import CONTROL, RunLike, StatMaps, nuisance
 from llm2nifti.networks.network import Network, ThresholdError, at_sites, largest
-from llm2nifti.stimuli import CONTROL
 
 HeightControl = Literal["fdr", "bonferroni", "fpr", "permutation", "top", "bottom"]
 N_PERM = 1000

@@ -21,7 +21,6 @@ Maps = Mapping[tuple[str, int], NDArray]
 Similarity = Any  # a float for two maps, an array for two stacks of maps
 Measure = Callable[[NDArray, NDArray], Similarity]
 TOP = 0.05  # share of units in the masks that are compared
-FIGURES: tuple[str, str, str] = ("same", "cross", "same - cross")  # of a matrix as a whole
 _TOGETHER = 64  # keys whose maps without a block are compared at once
 
 
@@ -122,7 +121,7 @@ def top_masks(maps: Maps, share: float = TOP) -> dict[tuple[str, int], NDArray[n
 
 
 def corrected(r: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's (1904) correction for attenuation, r_ij / sqrt(r_ii r_jj); NaN where r_ii <= 0."""
+    """r_ij / sqrt(r_ii r_jj); NaN where r_ii <= 0. Spearman's (1904) correction for attenuation."""
     reliability = np.diag(r)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.sqrt(np.where(reliability > 0, reliability, np.nan))
@@ -206,7 +205,7 @@ def jackknife(
     cells += cells.T - np.diag(np.diag(cells))  # a pair has blocks of both of its tasks
     same, cross = same_and_cross(r)
     at = np.tril_indices(n)
-    names: list[str | tuple[str, str]] = [*FIGURES]
+    names: list[str | tuple[str, str]] = ["same", "cross", "same - cross"]
     names += [(tasks[i], tasks[j]) for i, j in zip(*at, strict=True)]
     value = np.array([same, cross, same - cross, *r[at]])
     half = stats.t.ppf((1 + level) / 2, df) * np.sqrt([*means, *cells[at]])
