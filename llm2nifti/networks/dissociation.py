@@ -49,14 +49,14 @@ class LesionEffect(TypedDict):
 
 
 class Spread(TypedDict):
-    """A difference of mean changes: below 0, what is named first is hurt more."""
+    """How much more one mean change is than another; below 0, what changes is hurt more."""
 
     value: float
     interval: list[float]
 
 
 class Selectivity(Spread):
-    """The tasks whose networks the lesions take minus the other tasks."""
+    """How much more the tasks change whose networks the lesions take than the other tasks."""
 
     tasks: list[str]
     random: list[float]  # the same figure of each set of matched random units: its null
@@ -66,7 +66,7 @@ class Dissociation(TypedDict):
     """A pair of networks whose lesions may dissociate their tasks."""
 
     pair: list[str]
-    first: Spread  # of its task: the lesion of its own network minus that of the other
+    first: Spread  # of the first task: by its own network's lesion minus by the other's
     second: Spread
     crosses: bool  # both values lie below 0
     holds: bool  # both intervals do
@@ -100,7 +100,7 @@ def draws_beyond(
     rows: NDArray[np.int64],
     sets: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """(n_draws,) of how far the mean of (n_texts,) values lies beyond that of random sets.
+    """(n_draws,) bootstrap of how far the mean of (n_texts,) values lies beyond random sets.
 
     `others` has a row of texts for each set of random units; `rows`, (n_draws, n_texts), and
     `sets`, (n_sets, n_draws), say which of them each draw takes.
