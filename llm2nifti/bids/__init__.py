@@ -9,21 +9,26 @@ from llm2nifti.bids.dataset import (
     write_dataset_files,
 )
 from llm2nifti.bids.files import (
-    EmptyPathError,
     ExistsError,
-    LabelError,
-    as_root,
-    label,
+    InUseError,
+    locked,
     shared,
     write_img,
     write_json,
     write_text,
     write_tsv,
 )
-from llm2nifti.bids.locking import InUseError, locked
 from llm2nifti.bids.manifest import WORK, ForeignFileWarning
 from llm2nifti.bids.participants import weights_hash
-from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.paths import (
+    DERIVATIVES,
+    EmptyPathError,
+    LabelError,
+    RunPaths,
+    as_root,
+    folder_of,
+    label,
+)
 from llm2nifti.bids.readers import DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.bids.reading import (
     NoSuchRunError,

@@ -1,7 +1,7 @@
 """Are the files of a dataset there, and as they were written? No model is needed to tell.
 
 A quick look compares sizes, reads headers of images and hashes what is small; a thorough one
-hashes everything.
+hashes everything. `root` is a dataset.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -20,8 +20,8 @@ from nibabel.spatialimages import HeaderDataError
 
 from llm2nifti.bids import manifest
 from llm2nifti.bids.dataset import RESULTS, VALIDATOR_CONFIG
-from llm2nifti.bids.manifest import Content
-from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.manifest import Content, name_of
+from llm2nifti.bids.paths import DERIVATIVES, RunPaths, complete_runs
 
 _SMALL = 2**20  # bytes of a file that a quick look hashes, too
 _OF_RUN = re.compile(r"(^|/)func/[^/]*_run-\d+_(?!.*_statmap\.)[^/]*$")
@@ -33,18 +33,7 @@ _DESCRIBING = ("README.md", ".bidsignore", "dataset_description.json", VALIDATOR
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    text : str
-        What is wrong with it.
-    part : str
-        What it belongs to: ``run``, ``anatomy``, ``stimuli``, ``analysis``, ``results`` of
-        interventions, or ``dataset``.
-    """
+    """What is wrong with one file, and what it belongs to; see `part_of`."""
 
     path: Path
     text: str
@@ -52,7 +41,9 @@ class Problem:
 
 
 def part_of(name: str) -> str:
-    """What a file of the manifest belongs to; see `Problem`.
+    """What a file of the manifest belongs to.
+
+    ``run``, ``anatomy``, ``stimuli``, ``analysis``, ``results`` of interventions, or ``dataset``.
 
     Examples
     --------
@@ -66,48 +57,52 @@ def part_of(name: str) -> str:
     if name.startswith("stimuli/"):
         return "stimuli"
     path = Path(name)
-    if path.name in RESULTS or path.name.endswith(".jsonl"):
+    if path.name in RESULTS or path.suffix == ".jsonl":
         return "results"
     is_derived = path.is_relative_to(DERIVATIVES) and path.name not in _DESCRIBING
     return "analysis" if is_derived else "dataset"
 
 
 def problems(root: Path, *, thorough: bool = True) -> list[Problem]:
-    """What is wrong with the files that llm2nifti wrote to a dataset.
+    """What is wrong with the files that llm2nifti wrote to a dataset, sorted by path.
 
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset.
-    thorough : bool, default=True
-        Hash large files, too.
-
-    Returns
-    -------
-    list of Problem
-        Sorted by path; empty if every file is there and as it was written. Tables and texts that
-        people edit, such as ``participants.tsv`` and ``README.md``, only need to be there. Without
-        a manifest, the files that each run has only need to be readable.
+    Tables and texts that people edit, such as ``participants.tsv`` and ``README.md``, only need to
+    be there. Without a manifest, the files that each run has only need to be readable.
     """
-    out = []
-    for name, content in sorted(expected(root).items()):
+    return list(_problems(root, dict(sorted(expected(root).items())), thorough=thorough))
+
+
+def problems_of(paths: RunPaths) -> Iterator[Problem]:
+    """What is wrong with the files of a run and its anatomy, at a quick look."""
+    root, ours = paths.root, manifest.written(paths.root)
+    names = [name_of(root, path) for path in (*paths.needed, *paths.anatomy)]
+    events = name_of(root, paths.derivative("desc-trial_events.tsv"))
+    if events in ours:  # trials last differently
+        names.append(events)
+    return _problems(root, {name: ours.get(name) for name in names})
+
+
+def _problems(
+    root: Path, contents: Mapping[str, Content | None], *, thorough: bool = False
+) -> Iterator[Problem]:
+    """What is wrong with files, whose content is given as far as it is known."""
+    for name, content in contents.items():
         text = problem_of(root / name, content, thorough=thorough)
+        # A process that was killed may have renamed the file and not said so yet.
         if text and not manifest.is_as_written(root, root / name):
-            out.append(Problem(root / name, text, part_of(name)))
-    return out
+            yield Problem(root / name, text, part_of(name))
 
 
 def expected(root: Path) -> dict[str, Content | None]:
     """Files that a dataset should have, by their path in it, with their content if it is known."""
     if manifest.has_manifest(root):
         return {
-            name: None if _is_editable(name) else content
+            name: None if part_of(name) == "dataset" and _EDITABLE.fullmatch(name) else content
             for name, content in manifest.written(root).items()
         }
-    sidecars = (root / DERIVATIVES).glob("sub-*/**/func/*_desc-trial_bold.json")
-    runs = [find_run(root, path.name.partition("_space-")[0]) for path in sidecars]
-    files = [path for run in runs if run for path in (*run.needed, *run.anatomy)]
-    return dict.fromkeys(path.relative_to(root).as_posix() for path in files)
+    runs = [paths.as_stored() for paths in complete_runs(root, "sub-*/**/func/*")]
+    files = [path for paths in runs for path in (*paths.needed, *paths.anatomy)]
+    return dict.fromkeys(name_of(root, path) for path in files)
 
 
 def is_intact(paths: RunPaths) -> bool:
@@ -115,115 +110,65 @@ def is_intact(paths: RunPaths) -> bool:
     return next(problems_of(paths), None) is None
 
 
-def problems_of(paths: RunPaths) -> Iterator[Problem]:
-    """What is wrong with the files of a run and its anatomy, at a quick look."""
-    root, ours = paths.root, manifest.written(paths.root)
-    events = paths.derivative("desc-trial_events.tsv")  # where trials last differently
-    extra = [events] if events.relative_to(root).as_posix() in ours else []
-    for path in (*paths.needed, *paths.anatomy, *extra):
-        name = path.relative_to(root).as_posix()
-        text = problem_of(path, ours.get(name))
-        # A process that was killed may have renamed the file and not said so yet.
-        if text and not manifest.is_as_written(root, path):
-            yield Problem(path, text, part_of(name))
-
-
 def are_intact(root: Path, files: Iterable[Path]) -> bool:
     """Whether files pass a quick look; what no manifest knows only has to be readable."""
     ours = manifest.written(root)
-    contents = ((path, ours.get(path.relative_to(root).as_posix())) for path in files)
-    return all(problem_of(path, content) is None for path, content in contents)
+    return not any(problem_of(path, ours.get(name_of(root, path))) for path in files)
 
 
 def has_runs(root: Path) -> bool:
     """Whether we recorded anything in a dataset, be it no longer complete."""
     names: Iterable[str] = manifest.written(root)
     if not manifest.has_manifest(root):
-        sidecars = root.glob("sub-*/**/func/*_bold.json")
-        names = (path.relative_to(root).as_posix() for path in sidecars)
+        names = (name_of(root, path) for path in root.glob("sub-*/**/func/*_bold.json"))
     return any(part_of(name) == "run" and (root / name).exists() for name in names)
 
 
 def find_run(root: Path, name: str) -> RunPaths | None:
     """Paths of a run by its name, such as ``sub-x_task-t_run-1``; None if it has no sidecar."""
-    parts = dict(part.split("-", 1) for part in name.split("_"))
-    who = folder_of(parts["sub"], parts.get("ses", ""))
-    ending = "_desc-trial_bold.json"
-    sidecars = sorted((root / DERIVATIVES / who / "func").glob(f"{name}_space-*{ending}"))
-    if not sidecars:
-        return None
-    space = sidecars[0].name.removeprefix(f"{name}_space-").removesuffix(ending)
-    paths = RunPaths(
-        root, parts["sub"], parts["task"], int(parts["run"]), space, session=parts.get("ses", "")
-    )
-    return paths if paths.trial_bold.exists() else replace(paths, suffix=".nii.gz")
+    folder = name.partition("_task-")[0].replace("_", "/")
+    paths = next(complete_runs(root, f"{folder}/func/{name}_space-*"), None)
+    return paths and paths.as_stored()
 
 
 def analysis_files(root: Path, folder: Path) -> list[Path]:
     """Maps and networks of a model or session, whose `folder` is such as ``sub-x/ses-y``."""
     start = f"{(DERIVATIVES / folder).as_posix()}/"
-    ours = manifest.written(root)
-    return [
-        root / name
-        for name in ours
-        if name.startswith(start) and name.endswith(".nii.gz") and part_of(name) == "analysis"
-    ]
+    images = [n for n in manifest.written(root) if n.startswith(start) and n.endswith(".nii.gz")]
+    return [root / name for name in images if part_of(name) == "analysis"]
 
 
 def digest(root: Path, parts: Iterable[str], folders: Iterable[Path]) -> str:
-    """SHA-256 of what the manifest says of some parts of some folders: what a result is made from.
+    """SHA-256 of what the manifest says of the files that a result is made from.
 
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset.
-    parts : iterable of str
-        See `Problem`.
-    folders : iterable of Path
-        Folders, relative to the dataset; those of a model or session, such as ``sub-x/ses-y``, are
-        looked into in the derivatives, too.
+    They are those of some `parts`, see `part_of`, in some `folders` of the dataset; those of a
+    model or session, such as ``sub-x/ses-y``, are looked into in the derivatives, too.
     """
-    wanted = set(parts)
-    starts = [f"{f.as_posix()}/" for folder in folders for f in (folder, DERIVATIVES / folder)]
-    ours = manifest.written(root)
-    names = sorted(n for n in ours if n.startswith(tuple(starts)) and part_of(n) in wanted)
+    starts = tuple(f"{f.as_posix()}/" for folder in folders for f in (folder, DERIVATIVES / folder))
+    ours, parts = manifest.written(root), set(parts)
+    names = sorted(name for name in ours if name.startswith(starts) and part_of(name) in parts)
     return hashlib.sha256("".join(ours[name].line(name) for name in names).encode()).hexdigest()
 
 
 def foreign_files(root: Path) -> Iterator[Path]:
     """Files of a dataset that llm2nifti did not write."""
-    ours = manifest.written(root)
+    known = {*manifest.written(root), manifest.MANIFEST.as_posix()}
     for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        is_known = name in ours or name == manifest.MANIFEST.as_posix()
-        if path.is_file() and not is_known and not name.startswith(f"{manifest.WORK}/"):
+        name = name_of(root, path)
+        if path.is_file() and name not in known and not name.startswith(f"{manifest.WORK}/"):
             yield path
 
 
-def _is_editable(name: str) -> bool:
-    """Whether people edit a file as they describe a dataset."""
-    return part_of(name) == "dataset" and bool(_EDITABLE.fullmatch(name))
-
-
 def problem_of(path: Path, content: Content | None, *, thorough: bool = False) -> str | None:
-    """What is wrong with a file; None if nothing is.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    content : Content or None
-        What was written to it, if that is known.
-    thorough : bool, default=False
-        Hash it however large it is.
-    """
+    """What is wrong with a file, as far as its `content` is known; None if nothing is."""
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
-    if content is not None and 0 <= content.size != size:
-        return f"{size} bytes, {content.size} were written"
-    if content is not None and content.size >= 0 and (thorough or size <= _SMALL):
-        return None if content.is_in(path) else "not what was written"
+    if content is not None and content.size >= 0:
+        if content.size != size:
+            return f"{size} bytes, {content.size} were written"
+        if thorough or size <= _SMALL:
+            return None if content.is_in(path) else "not what was written"
     return _unreadable(path, size)
 
 

@@ -1,4 +1,4 @@
-"""How is one file written? Whole or not at all, and the same bytes each time."""
+"""How is a file written? Whole or not at all, the same bytes each time, and by whom? Locks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from isal import igzip
 from numpy.typing import NDArray
 
 from llm2nifti.bids import manifest
 from llm2nifti.bids.manifest import WORK
+from llm2nifti.bids.paths import as_root, label
 from llm2nifti.geometry import ModelBrain, set_header
 
 # Control characters, line separators, halves of characters; prompts are shown again from the table.
@@ -34,39 +35,8 @@ class ExistsError(ValueError):
     """The output is there already."""
 
 
-class EmptyPathError(ValueError):
-    """A path is an empty text, which would mean the current folder."""
-
-
-def as_root(root: Path | str) -> Path:
-    """Root of a dataset as a path.
-
-    Raises
-    ------
-    EmptyPathError
-        If it is an empty text, such as a variable that was not set.
-    """
-    if not str(root).strip():
-        raise EmptyPathError(f"root is {root!r}; name the folder of the dataset")
-    return Path(root)
-
-
-class LabelError(ValueError):
-    """A name has no letter or digit to make a BIDS label of."""
-
-
-def label(text: str) -> str:
-    """Turn any name into a BIDS label: its ASCII letters and digits.
-
-    Examples
-    --------
-    >>> label("smollm2-135m"), label("facebook/galactica-125m")
-    ('smollm2135m', 'facebookgalactica125m')
-    """
-    cleaned = re.sub(r"[^0-9A-Za-z]", "", text)
-    if not cleaned:
-        raise LabelError(f"{text!r} has no ASCII letter or digit to make a BIDS label of")
-    return cleaned
+class InUseError(ValueError):
+    """The dataset cannot be written to now."""
 
 
 @contextmanager
@@ -116,16 +86,55 @@ def shared(root: Path) -> Iterator[None]:
         yield
 
 
-def write_bytes(path: Path, root: Path, content: bytes) -> None:
-    """Write what is not text."""
-    with atomic(path, root) as temporary:
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes from writing to the same dataset.
+
+    Raises
+    ------
+    InUseError
+        If another process is writing to it, or the folder can't be written.
+    """
+    root = as_root(root)
+    try:
+        is_new = not root.exists()
+        (root / WORK).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / WORK / "lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise InUseError(
+            f"another llm2nifti is writing to {root}; wait for it or choose another folder"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise InUseError(f"cannot write to {root} ({reason}); choose another folder") from None
+    try:
+        manifest.check(root)
+        yield
+    finally:
+        # A full disk: the manifest is longer than it need be.
+        with suppress(OSError, manifest.ManifestError):
+            manifest.settle(root)
+        # While it is held: who opened it before finds it gone and begins again, so that no two
+        # processes hold files of the same name.
+        with suppress(OSError):
+            (root / WORK / "lock").unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # what failed before it wrote anything leaves no folder behind
+            (root / WORK).rmdir()
+            if is_new:
+                root.rmdir()
+
+
+def write_bytes(path: Path, root: Path, content: bytes, *, merged: bool = False) -> None:
+    """Write a file; `merged` says that it has in it what others wrote to it."""
+    with atomic(path, root, merged=merged) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, root: Path, text: str, *, merged: bool = False) -> None:
     """Write UTF-8 text; `merged` says that it has in it what others wrote to the file."""
-    with atomic(path, root, merged=merged) as temporary:
-        temporary.write_text(text, "utf-8")
+    write_bytes(path, root, text.encode(), merged=merged)
 
 
 def write_json(path: Path, root: Path, content: dict[str, Any]) -> None:
@@ -135,25 +144,20 @@ def write_json(path: Path, root: Path, content: dict[str, Any]) -> None:
 
 
 def write_tsv(path: Path, root: Path, table: pd.DataFrame, *, merged: bool = False) -> None:
-    """Write a BIDS table: tabs, ``n/a`` for missing values, no control characters inside cells.
+    r"""Write a BIDS table: tabs, ``n/a`` for missing values.
 
+    Inside cells, ``\t``, ``\n`` and ``\r`` are spelled out, other control characters replaced.
     `merged` says that the table has in it what others wrote to the file.
     """
     table = table.copy()
     for column in table.select_dtypes(include=["object", "string"]):
-        table[column] = [tsv_text(value) for value in table[column]]
+        table[column] = [_cell(value) for value in table[column]]
     text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
     write_text(path, root, text, merged=merged)
 
 
-def tsv_text(value: object) -> str:
-    r"""Text that stays inside one cell: ``\t``, ``\n`` and ``\r`` spelled out, empty as n/a.
-
-    Examples
-    --------
-    >>> tsv_text("two\nlines")
-    'two\\nlines'
-    """
+def _cell(value: object) -> str:
+    """Text that stays inside one cell; empty as n/a."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "n/a"
     text = str(value).replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
@@ -164,32 +168,26 @@ def tsv_text(value: object) -> str:
 def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:
     """Write an image; float64 is stored as float32, ``.gz`` without time stamp or file name."""
     data = np.asanyarray(img.dataobj)
-    if data.dtype.kind == "f":
-        data = data.astype(np.float32)
-    elif data.dtype == bool:
-        data = data.astype(np.uint8)
+    kept_as = {"f": np.float32, "b": np.uint8}.get(data.dtype.kind, data.dtype)
+    data = data.astype(kept_as, copy=False)
     header = img.header.copy()
     header.set_data_dtype(data.dtype)
     header.set_slope_inter(1, 0)
     img = nib.Nifti1Image(data, img.affine, header)
     set_header(img)
-    raw = img.to_bytes()
-    with atomic(path, root) as temporary:
-        if path.suffix == ".gz":
-            with _gzip_writer(temporary) as file:
-                file.write(raw)
-        else:
-            temporary.write_bytes(raw)
+    with _image_file(path, root) as file:
+        file.write(img.to_bytes())
 
 
 @contextmanager
-def _gzip_writer(path: Path) -> Iterator[Any]:
-    """Open a gzip file whose bytes depend on its content alone."""
-    with (
-        path.open("wb") as raw,
-        igzip.IGzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file,
-    ):
-        yield file
+def _image_file(path: Path, root: Path) -> Iterator[Any]:
+    """Open a new ``.nii`` or ``.nii.gz``; the bytes of the latter depend on its content alone."""
+    with atomic(path, root) as temporary, temporary.open("wb") as file:
+        if path.suffix == ".gz":
+            with igzip.IGzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+                yield packed
+        else:
+            yield file
 
 
 def write_frames(
@@ -201,38 +199,28 @@ def write_frames(
     n_volumes: int,
     t_r: float,
 ) -> None:
-    """Write unit values as a 4D image, part after part.
+    """Write unit values as a 4D image of `n_volumes`, `t_r` seconds each, part after part.
 
     Parameters
     ----------
-    path : Path
-        Ends in ``.nii`` or ``.nii.gz``.
-    root : Path
-        Root of the dataset.
+    path, root
+        The image, which ends in ``.nii`` or ``.nii.gz``, and its dataset.
     brain : ModelBrain
         Geometry.
     parts : iterable of (n, n_units) float32 array
         Volumes in order; together they may be larger than memory.
-    n_volumes : int
-        How many there are.
-    t_r : float
-        Seconds a volume.
+    n_volumes, t_r
+        How many volumes there are, and seconds a volume.
     """
-    header = nib.Nifti1Header()
-    header.set_data_dtype(np.float32)
-    header.set_data_shape((*brain.shape, n_volumes))
-    header.set_zooms((brain.voxel_size,) * 3 + (t_r,))
-    header.set_xyzt_units("mm", "sec")
-    header.set_sform(brain.affine, code="aligned")
-    header.set_qform(brain.affine, code="aligned")
+    shape = (*brain.shape, n_volumes)
+    empty = nib.Nifti1Image(np.broadcast_to(np.float32(0), shape), brain.affine)
+    header = set_header(empty, t_r=t_r).header
     header.set_slope_inter(1, 0)
     header["magic"] = b"n+1"
     header["vox_offset"] = 352
-    with atomic(path, root) as temporary:
-        opened = _gzip_writer(temporary) if path.suffix == ".gz" else temporary.open("wb")
-        with opened as file:
-            file.write(header.binaryblock + b"\0" * 4)
-            _write_volumes(file, brain, (row for part in parts for row in part))
+    with _image_file(path, root) as file:
+        file.write(header.binaryblock + b"\0" * 4)
+        _write_volumes(file, brain, (row for part in parts for row in part))
 
 
 def _write_volumes(file: Any, brain: ModelBrain, rows: Iterator[np.ndarray]) -> None:

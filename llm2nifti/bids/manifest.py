@@ -13,10 +13,11 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 WORK = ".llm2nifti"  # temporary files and unfinished recordings, inside the dataset's root
@@ -38,14 +39,9 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Content:
-    """What was written to a file.
+    """What was written to a file: its size in bytes and the hash of them.
 
-    Attributes
-    ----------
-    size : int
-        Bytes; -1 for a journal, which grows while work goes on, so that any content is right.
-    sha256 : str
-        Hash of the bytes.
+    The size is -1 for a journal, which grows while work goes on, so that any content is right.
     """
 
     size: int
@@ -88,7 +84,7 @@ class _Log:
             begin = 0 if self._offset else self._take_settled(text)
             end = max(begin, text.rfind(b"\n") + 1)  # a line cut off by a kill is dropped
             for line in text[begin:end].decode("utf-8", "replace").splitlines():
-                self._add(line.split("\t"))
+                self._add(line)
             self._offset += end
         return self
 
@@ -104,28 +100,28 @@ class _Log:
         if hashlib.sha256(above + b"\n").hexdigest().encode() != digest:
             raise self._damaged()
         for line in above[len(header) :].decode("utf-8").splitlines():
-            name, size, sha256 = line.split("\t")
-            if _is_inside(name):
-                self.files[name] = Content(-1 if size == _GROWING else int(size), sha256)
+            name, content, _ = _parsed(line)
+            if content is not None:
+                self.files[name] = content
         return len(above) + len(mark) + len(digest) + 1
 
-    def _add(self, cells: list[str]) -> None:
+    def _add(self, line: str) -> None:
         """Take in one line of what was appended; one that a full disk cut off is passed over."""
-        name, size, digest, *state = [*cells, "", ""][: max(3, len(cells))]
-        if not _is_inside(name) or not (size.isdecimal() or size == _GROWING):
+        name, content, state = _parsed(line)
+        if content is None:
             return
-        content = Content(-1 if size == _GROWING else int(size), digest)
+        pending = self.pending.setdefault(name, [])
         if state == [_PENDING]:
-            self.pending.setdefault(name, []).append(content)
+            pending.append(content)
             return
         self.files.pop(name, None)
-        if digest == _DELETED:
-            self.pending.pop(name, None)
+        if content.sha256 == _DELETED:
+            pending.clear()
             return
-        if content.size >= 0 and content not in self.pending.get(name, []):
-            raise self._damaged()  # a settled part whose last line is lost
         if content.size >= 0:
-            self.pending[name].remove(content)
+            if content not in pending:
+                raise self._damaged()  # a settled part whose last line is lost
+            pending.remove(content)
         self.files[name] = content
 
     def _damaged(self) -> ManifestError:
@@ -137,16 +133,20 @@ class _Log:
         )
 
 
-def _is_inside(name: str) -> bool:
-    """Whether a path of the table, which anyone can edit, stays inside the dataset."""
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+def _parsed(line: str) -> tuple[str, Content | None, list[str]]:
+    """Path, content and state of a row; no content where the row is cut off or leads elsewhere."""
+    cells = line.split("\t")
+    name, size, digest, *state = cells + [""] * (3 - len(cells))
+    path = PurePosixPath(name)  # anyone can edit the table: it may not lead out of the dataset
+    is_inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    if is_inside and size == _GROWING:
+        return name, Content(-1, digest), state
+    if is_inside and size.isdecimal():
+        return name, Content(int(size), digest), state
+    return name, None, state
 
 
-@lru_cache(maxsize=64)
-def _opened(path: Path) -> _Log:
-    """Manifest of a file."""
-    return _Log(path)
+_opened = lru_cache(maxsize=64)(_Log)
 
 
 def _log(root: Path) -> _Log:
@@ -166,9 +166,9 @@ def begin(root: Path) -> None:
     Its folder gets its name with the header inside: a folder without a manifest, which other
     processes might see, is not known as ours.
     """
-    path = root / MANIFEST
-    if path.exists():
+    if has_manifest(root):
         return
+    path = root / MANIFEST
     temporary = root / WORK / path.relative_to(root)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(_HEADER, "utf-8")
@@ -208,21 +208,21 @@ def announce(root: Path, path: Path, file: Path) -> Content | None:
     if not has_manifest(root):
         return None
     content = Content(file.stat().st_size, hash_of(file))
-    _append(root, content.line(_name(root, path), _PENDING))
+    _append(root, content.line(name_of(root, path), _PENDING))
     return content
 
 
 def confirm(root: Path, path: Path, content: Content | None) -> None:
     """Say that `path` has the content that was announced."""
     if content is not None:
-        _append(root, content.line(_name(root, path)))
+        _append(root, content.line(name_of(root, path)))
 
 
 def record_journal(path: Path) -> None:
     """Say that `path` is a journal, which grows, of the dataset it is in; its content is free."""
     root = _dataset_of(path)
-    if root and written(root).get(_name(root, path), Content(0, "")).size >= 0:
-        _append(root, Content(-1, _GROWING).line(_name(root, path)))
+    if root and written(root).get(name_of(root, path), Content(0, "")).size >= 0:
+        _append(root, Content(-1, _GROWING).line(name_of(root, path)))
 
 
 def delete_journal(path: Path) -> None:
@@ -239,56 +239,42 @@ def _dataset_of(path: Path) -> Path | None:
     return next(filter(has_manifest, path.parents), None)
 
 
-def _name(root: Path, path: Path) -> str:
+def name_of(root: Path, path: Path) -> str:
     """Path in the dataset, as the table has it."""
     return path.relative_to(root).as_posix()
 
 
 def is_as_written(root: Path, path: Path) -> bool:
     """Whether a file has the content that llm2nifti gave it."""
-    log, name = _log(root), _name(root, path)
+    log, name = _log(root), name_of(root, path)
     known = [log.files[name]] if name in log.files else []
     return any(content.is_in(path) for content in (*known, *log.pending.get(name, [])))
 
 
 def set_aside(root: Path, path: Path) -> None:
     """Move a file that is not as llm2nifti wrote it out of the way, and say where it is."""
-    if not has_manifest(root) or not path.exists() or is_as_written(root, path):
-        return
-    place = _keeping_place(root, path)
-    path.replace(place)
-    _tell(path, place)
+    if has_manifest(root) and path.exists() and not is_as_written(root, path):
+        _keep(root, path, Path.replace)
 
 
 def keep_copy(root: Path, path: Path) -> None:
     """Copy a file that is about to be rewritten, and say where the copy is."""
-    place = _keeping_place(root, path)
-    shutil.copyfile(path, place)
-    _tell(path, place)
+    _keep(root, path, shutil.copyfile)
 
 
-def _tell(path: Path, place: Path) -> None:
-    """Warn of a file that others wrote or changed."""
+def _keep(root: Path, path: Path, bring: Callable[[Path, Path], object]) -> None:
+    """Bring a file that others wrote or changed to a new path under `ASIDE`, and warn of it."""
+    place = root / ASIDE / path.relative_to(root)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    numbered = (place.with_name(f"{path.name}.{number}") for number in count(2))
+    place = next(p for p in chain([place], numbered) if not p.exists())
+    bring(path, place)
     text = f"{path} is not as llm2nifti wrote it; it is kept as {place}"
     warnings.warn(text, ForeignFileWarning, stacklevel=5)
 
 
-def _keeping_place(root: Path, path: Path) -> Path:
-    """A new path under `ASIDE` for a file that has to leave its place."""
-    place = root / ASIDE / path.relative_to(root)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while place.exists():
-        number += 1
-        place = root / ASIDE / path.relative_to(root).with_name(f"{path.name}.{number}")
-    return place
-
-
 def remove(root: Path, paths: Iterable[Path]) -> None:
-    """Delete files as far as they are as llm2nifti wrote them.
-
-    Without a manifest, all of the files are deleted.
-    """
+    """Delete files as far as they are as llm2nifti wrote them; without a manifest, all of them."""
     for path in paths:
         if not has_manifest(root):
             path.unlink(missing_ok=True)
@@ -300,18 +286,15 @@ def delete(root: Path, path: Path) -> None:
     """Delete a file, whatever is in it; folders that get empty go, too."""
     path.unlink(missing_ok=True)
     if has_manifest(root):
-        _append(root, f"{_name(root, path)}\t0\t{_DELETED}\n")
+        _append(root, Content(0, _DELETED).line(name_of(root, path)))
     with suppress(OSError):  # not empty
         for folder in folders(root, path):
             folder.rmdir()
 
 
-def folders(root: Path, path: Path) -> Iterator[Path]:
+def folders(root: Path, path: Path) -> list[Path]:
     """Folders from a file up to the dataset, without it."""
-    for folder in path.parents:
-        if folder == root:
-            return
-        yield folder
+    return [root / folder for folder in path.relative_to(root).parents][:-1]
 
 
 def settle(root: Path) -> None:
@@ -319,9 +302,8 @@ def settle(root: Path) -> None:
     if not has_manifest(root):
         return
     log = _log(root)
-    files = dict(log.files)
     announced = ((name, content) for name, contents in log.pending.items() for content in contents)
-    files |= {name: content for name, content in announced if content.is_in(root / name)}
+    files = log.files | {name: content for name, content in announced if content.is_in(root / name)}
     text = _HEADER + "".join(files[name].line(name) for name in sorted(files))
     last = Content(-1, hashlib.sha256(text.encode()).hexdigest())
     text += last.line(MANIFEST.as_posix())

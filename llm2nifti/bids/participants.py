@@ -19,13 +19,14 @@ from llm2nifti.bids.readers import DamagedFileError, read_text_tsv
 
 _HASH = {"Description": "SHA-256 of the weights in memory, or how they were drawn."}
 _NAME = {"Description": "Name or identifier that the model was loaded by."}
+_NOT_APPLICABLE = {"Description": "n/a", "Levels": {"n/a": "not applicable"}}
 
 PARTICIPANT_COLUMNS: dict[str, Any] = {
     "participant_id": {"Description": "A model; no one took part."},
     "species": {"Description": "n/a: a language model has no species."},
     "age": {"Description": "n/a", "Units": "year"},
-    "sex": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
-    "handedness": {"Description": "n/a", "Levels": {"n/a": "not applicable"}},
+    "sex": _NOT_APPLICABLE,
+    "handedness": _NOT_APPLICABLE,
     "model": _NAME,
     "architecture": {"Description": "Class of the model in transformers."},
     "layers": {"Description": "Number of blocks."},
@@ -48,20 +49,10 @@ SESSION_COLUMNS: dict[str, Any] = {
     "temperature": {"Description": "Temperature of the sampling; 0 is greedy."},
     "weights_hash": _HASH,
 }
+PARTICIPANTS = "participants.tsv"
 SESSIONS = "_sessions.tsv"
-_NOT_APPLICABLE = ("species", "age", "sex", "handedness")
-_MODEL_KEYS = {  # column: key of info["Model"]
-    "model": "Name",
-    "architecture": "Architecture",
-    "layers": "Layers",
-    "width": "Width",
-    "parameters": "Parameters",
-    "tokenizer": "Tokenizer",
-    "licence": "Licence",
-    "revision": "Revision",
-    "dtype": "DType",
-    "weights_hash": "WeightsHash",
-}
+# Keys of info["Model"] that are not the name of their column with a capital letter.
+_KEYS = {"model": "Name", "dtype": "DType", "weights_hash": "WeightsHash"}
 
 
 def add_participant(root: Path, subject: str, session: str, info: Mapping[str, Any]) -> None:
@@ -70,29 +61,20 @@ def add_participant(root: Path, subject: str, session: str, info: Mapping[str, A
     A model without sessions that is there already is left alone. Where the sessions of one model
     differ in a column, it says n/a: the table of sessions tells.
     """
-    model = info.get("Model", {})
-    is_random = str(model.get("WeightsHash", "")).startswith("random")
-    row = {
-        "participant_id": f"sub-{subject}",
-        **dict.fromkeys(_NOT_APPLICABLE, "n/a"),
-        **_described(model, PARTICIPANT_COLUMNS),
-        "untrained": "yes" if is_random else "no",
-    }
-    _add_row(root / "participants.tsv", root, row, PARTICIPANT_COLUMNS, merge=bool(session))
+    is_random = str(info.get("Model", {}).get("WeightsHash", "")).startswith("random")
+    row = {"participant_id": f"sub-{subject}", "untrained": "yes" if is_random else "no"}
+    _add_row(root / PARTICIPANTS, root, row, info, merge=bool(session))
 
 
 def add_session(root: Path, subject: str, session: str, info: Mapping[str, Any]) -> None:
     """Describe a session in the model's table of sessions; one that is there is left alone."""
-    model, settings = info.get("Model", {}), info.get("Settings", {})
-    row = {
-        "session_id": f"ses-{session}",
-        **_described(model, SESSION_COLUMNS),
-        **{name: _text(settings, name) for name in ("seed", "temperature")},
-    }
+    settings = info.get("Settings", {})
+    row = {"session_id": f"ses-{session}"}
+    row |= {name: settings.get(name) for name in ("seed", "temperature")}
     path = _sessions_path(root, subject)
     if not path.with_suffix(".json").exists():
         write_json(path.with_suffix(".json"), root, SESSION_COLUMNS)
-    _add_row(path, root, row, SESSION_COLUMNS, merge=False)
+    _add_row(path, root, row, info, merge=False)
 
 
 def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
@@ -100,7 +82,7 @@ def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
     if session:
         path, name = _sessions_path(root, subject), f"ses-{session}"
     else:
-        path, name = root / "participants.tsv", f"sub-{subject}"
+        path, name = root / PARTICIPANTS, f"sub-{subject}"
     if not path.exists():
         return None
     table = read_text_tsv(path)
@@ -115,43 +97,33 @@ def _sessions_path(root: Path, subject: str) -> Path:
     return root / folder_of(subject) / f"sub-{subject}{SESSIONS}"
 
 
-def _described(model: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, str]:
-    """Columns that say what the model is."""
-    return {name: _text(model, key) for name, key in _MODEL_KEYS.items() if name in columns}
-
-
-def _text(content: Mapping[str, Any], key: str) -> str:
-    """Value as text."""
-    value = content.get(key)
-    return "n/a" if value is None else str(value)
+def _columns(path: Path) -> dict[str, Any]:
+    """Columns that a table has of ours."""
+    return SESSION_COLUMNS if path.name.endswith(SESSIONS) else PARTICIPANT_COLUMNS
 
 
 def _add_row(
-    path: Path, root: Path, row: dict[str, str], columns: Mapping[str, Any], *, merge: bool
+    path: Path, root: Path, row: dict[str, Any], info: Mapping[str, Any], *, merge: bool
 ) -> None:
     """Add a row to a sorted table, or keep what is equal of the row that is there.
 
-    Columns that others added stay.
+    The rest of the row is what `info` says of the model. Columns that others added stay.
     """
-    key = next(iter(columns))
-    names = list(columns)
-    table = pd.DataFrame(columns=names, dtype=str)
-    if path.exists():
-        table = read_text_tsv(path)
-        names += [name for name in table if name not in columns]
-        table = table.reindex(columns=names, fill_value="n/a")
-        row = {**dict.fromkeys(names, "n/a"), **row}
-    known = table[key] == row[key]
-    if known.any():
-        old = table.loc[known].iloc[0]
-        same = {
-            name: old[name] if old[name] == row[name] or name not in columns else "n/a"
-            for name in names
-        }
-        if not merge or same == dict(old):
+    columns, model = _columns(path), info.get("Model", {})
+    row = {name: model.get(_KEYS.get(name, name.capitalize())) for name in columns} | row
+    row = {name: "n/a" if value is None else str(value) for name, value in row.items()}
+    table = read_text_tsv(path) if path.exists() else pd.DataFrame(columns=[*columns], dtype=str)
+    table = table.reindex(columns=list(dict.fromkeys([*columns, *table])), fill_value="n/a")
+    key = table.columns[0]
+    is_there = table[key] == row[key]
+    if is_there.any():
+        old = table[is_there].iloc[0].to_dict()
+        same = {name: cell if row.get(name, cell) == cell else "n/a" for name, cell in old.items()}
+        if not merge or same == old:
             return
-        table, row = table[~known], same
-    table = pd.concat([table, pd.DataFrame([row], columns=names)])
+        table, row = table[~is_there], same
+    row = dict.fromkeys(table, "n/a") | row
+    table = pd.concat([table, pd.DataFrame([row])])
     write_tsv(path, root, table.sort_values(key), merged=True)
 
 
@@ -163,8 +135,7 @@ def drop_rows(path: Path, root: Path, names: Collection[str]) -> None:
     if not path.exists():
         return
     table = read_text_tsv(path)
-    columns = SESSION_COLUMNS if path.name.endswith(SESSIONS) else PARTICIPANT_COLUMNS
-    if not manifest.is_as_written(root, path) or set(table) != set(columns):
+    if not manifest.is_as_written(root, path) or set(table) != set(_columns(path)):
         manifest.keep_copy(root, path)
     others = table[~table.iloc[:, 0].isin(names)]
     if others.empty:

@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 DERIVATIVES = Path("derivatives") / "llm2nifti"
 REPORT = "report.html"
+_MARK = "_desc-trial_bold.json"  # ends the name of the sidecar that is written last
+_TRIAL_RUN = re.compile(
+    r"sub-(?P<subject>[0-9A-Za-z]+)(_ses-(?P<session>[0-9A-Za-z]+))?_task-(?P<task>[0-9A-Za-z]+)"
+    rf"_run-(?P<run>\d+)_space-(?P<space>[0-9A-Za-z]+){re.escape(_MARK)}"
+)
+
+
+class EmptyPathError(ValueError):
+    """A path is an empty text, which would mean the current folder."""
+
+
+class LabelError(ValueError):
+    """A name has no letter or digit to make a BIDS label of."""
+
+
+def as_root(root: Path | str) -> Path:
+    """Root of a dataset as a path.
+
+    Raises
+    ------
+    EmptyPathError
+        If it is an empty text, such as a variable that was not set.
+    """
+    if not str(root).strip():
+        raise EmptyPathError(f"root is {root!r}; name the folder of the dataset")
+    return Path(root)
+
+
+def label(text: str) -> str:
+    """Turn any name into a BIDS label: its ASCII letters and digits.
+
+    Examples
+    --------
+    >>> label("smollm2-135m"), label("facebook/galactica-125m")
+    ('smollm2135m', 'facebookgalactica125m')
+    """
+    cleaned = re.sub(r"[^0-9A-Za-z]", "", text)
+    if not cleaned:
+        raise LabelError(f"{text!r} has no ASCII letter or digit to make a BIDS label of")
+    return cleaned
 
 
 def folder_of(subject: str, session: str = "") -> Path:
@@ -50,44 +92,46 @@ class RunPaths:
     session: str = ""
 
     @property
-    def _who(self) -> str:
-        return "_".join(folder_of(self.subject, self.session).parts)
+    def folder(self) -> Path:
+        """Folder of the model or session, relative to the dataset or its derivatives."""
+        return folder_of(self.subject, self.session)
 
     @property
-    def _stem(self) -> str:
-        return f"{self._who}_task-{self.task}_run-{self.run}"
+    def who(self) -> str:
+        """Model and session as in file names."""
+        return "_".join(self.folder.parts)
 
     @property
-    def _derived(self) -> Path:
-        return self.root / DERIVATIVES / folder_of(self.subject, self.session)
+    def stem(self) -> str:
+        """What the names of the run's files begin with."""
+        return f"{self.who}_task-{self.task}_run-{self.run}"
 
     def raw(self, ending: str) -> Path:
         """File of the raw run, such as ``bold.json``."""
-        folder = self.root / folder_of(self.subject, self.session) / "func"
-        return folder / f"{self._stem}_{ending}"
+        return self.root / self.folder / "func" / f"{self.stem}_{ending}"
 
     def derivative(self, ending: str) -> Path:
         """File of the derivative run, such as ``desc-trial_bold.nii``."""
-        return self._derived / "func" / f"{self._stem}_space-{self.space}_{ending}"
+        return self._derived("func", f"{self.stem}_space-{self.space}_{ending}")
 
     def anat(self, ending: str) -> Path:
         """File of the anatomy, such as ``dseg.nii.gz``: each session has its own weights."""
-        return self._derived / "anat" / f"{self._who}_space-{self.space}_{ending}"
+        return self._derived("anat", f"{self.who}_space-{self.space}_{ending}")
 
     def stat_map(self, stat: str, *, only_run: bool = False) -> Path:
         """Statistical map of this run, or of all runs of its task together."""
-        run = f"_run-{self.run}" if only_run else ""
-        name = (
-            f"{self._who}_task-{self.task}{run}_space-{self.space}"
-            f"_contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
-        )
-        return self.trial_bold.parent / name
+        stem = self.stem if only_run else f"{self.who}_task-{self.task}"
+        contrast = f"contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
+        return self._derived("func", f"{stem}_space-{self.space}_{contrast}")
 
     def network(self, *, only_run: bool = False, desc: str = "network") -> Path:
         """Network mask: under ``anat``, because nilearn takes every mask under ``func``."""
         run = f"_run-{self.run}" if only_run else ""
-        name = f"{self._who}{run}_space-{self.space}_label-{self.task}_desc-{desc}_mask.nii.gz"
-        return self._derived / "anat" / name
+        name = f"{self.who}{run}_space-{self.space}_label-{self.task}_desc-{desc}_mask.nii.gz"
+        return self._derived("anat", name)
+
+    def _derived(self, kind: str, name: str) -> Path:
+        return self.root / DERIVATIVES / self.folder / kind / name
 
     @property
     def bold(self) -> Path:
@@ -105,11 +149,25 @@ class RunPaths:
         raw = [self.bold, self.raw("bold.json"), self.raw("events.tsv")]
         endings = ["desc-brain_mask.nii.gz", "desc-brain_mask.json"]
         endings += ["desc-tokens_timeseries.tsv", "desc-tokens_timeseries.json"]
-        derived = [self.derivative(ending) for ending in endings]
-        return [*raw, *derived, self.trial_bold, self.derivative("desc-trial_bold.json")]
+        endings += [f"desc-trial_bold{self.suffix}", "desc-trial_bold.json"]
+        return [*raw, *map(self.derivative, endings)]
 
     @property
     def anatomy(self) -> list[Path]:
         """Files that the runs of a session share."""
         endings = ["dseg.nii.gz", "dseg.tsv", "units.tsv", "dseg.json", "T1w.nii.gz", "T1w.json"]
         return [self.anat(ending) for ending in endings]
+
+    def as_stored(self) -> RunPaths:
+        """The same run with the suffix that its images have on disk."""
+        packed = replace(self, suffix=".nii.gz")
+        return packed if packed.trial_bold.exists() and not self.trial_bold.exists() else self
+
+
+def complete_runs(root: Path, pattern: str) -> Iterator[RunPaths]:
+    """Runs whose last file is there, by a pattern in the derivatives such as ``sub-*/func/*``."""
+    for path in sorted((root / DERIVATIVES).glob(f"{pattern}{_MARK}")):
+        match = _TRIAL_RUN.fullmatch(path.name)
+        if match:
+            labels = match.groupdict(default="")
+            yield RunPaths(root=root, run=int(labels.pop("run")), **labels)

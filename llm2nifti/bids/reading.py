@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,15 +14,10 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.bids import checking
-from llm2nifti.bids.files import as_root, label
-from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.paths import DERIVATIVES, RunPaths, as_root, complete_runs, folder_of, label
 from llm2nifti.bids.readers import TEXT, DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.recording import REDUCED
 
-_TRIAL_RUN = re.compile(
-    r"sub-(?P<subject>[0-9A-Za-z]+)(_ses-(?P<session>[0-9A-Za-z]+))?_task-(?P<task>[0-9A-Za-z]+)"
-    r"_run-(?P<run>\d+)_space-(?P<space>[0-9A-Za-z]+)_desc-trial_bold\.json"
-)
 _SIDECAR: dict[str, type] = {"RepetitionTime": float, "NumberOfFramesPerTrial": int, "Frames": str}
 _SIDECAR |= dict.fromkeys(("Model", "Settings", "Versions"), dict)
 _EVENTS = {"onset": float, "duration": float, "trial_type": str, "block": int, "prompt": str}
@@ -136,8 +130,8 @@ class Run:
 
     @property
     def brain(self) -> geometry.ModelBrain:
-        """Geometry, rebuilt from the dataset's atlas and units table."""
-        return _brain(self.paths)
+        """Geometry, rebuilt from the dataset's atlas and units table; all runs share one object."""
+        return _read_brain(replace(self.paths, task="", run=1, suffix=""))
 
     def values(self) -> NDArray[np.float32]:
         """(n_trials, n_units) prompt-level values in unit order."""
@@ -160,23 +154,13 @@ class Run:
 
     def __repr__(self) -> str:
         """Say which run it is and its size."""
-        whose, n_trials = who(self.subject, self.session), len(self.events)
-        return f"Run: {whose}, task {self.task}, run {self.run}, {n_trials} trials"
-
-
-def who(subject: str, session: str) -> str:
-    """Model and session as text."""
-    return f"sub-{subject} ses-{session}" if session else f"sub-{subject}"
-
-
-def _brain(paths: RunPaths) -> geometry.ModelBrain:
-    """Geometry of a model or session, the same object for all of its runs."""
-    return _read_brain(replace(paths, task="", run=1, suffix=""))
+        who, n_trials = " ".join(self.paths.folder.parts), len(self.events)
+        return f"Run: {who}, task {self.task}, run {self.run}, {n_trials} trials"
 
 
 @lru_cache(maxsize=8)
 def _read_brain(paths: RunPaths) -> geometry.ModelBrain:
-    """Geometry from disk; kept, because the units table is large."""
+    """Geometry of a model or session; kept, because the units table is large."""
     atlas = read_img(paths.anat("dseg.nii.gz"))
     lut = read_tsv(paths.anat("dseg.tsv"), _SITES)
     path = paths.anat("units.tsv")
@@ -213,18 +197,14 @@ def runs(root: Path | str) -> pd.DataFrame:
         If the folder is not a dataset with runs.
     """
     root = as_root(root)
-    rows = []
-    for folder in ("sub-*", "sub-*/ses-*"):
-        for path in (root / DERIVATIVES).glob(f"{folder}/func/*_desc-trial_bold.json"):
-            match = _TRIAL_RUN.fullmatch(path.name)
-            if match:
-                rows.append([match[name] or "" for name in _COLUMNS])
-    if not rows:
+    folders = ("sub-*/func/*", "sub-*/ses-*/func/*")
+    listed = [paths for folder in folders for paths in complete_runs(root, folder)]
+    if not listed:
         raise NoSuchRunError(
             f"{root} has no recorded runs (no {DERIVATIVES}/sub-*/func/*_desc-trial_bold.json); "
-            "make some with: llm2nifti scan " + str(root)
+            f"make some with: llm2nifti scan {root}"
         )
-    table = pd.DataFrame(rows, columns=_COLUMNS).astype({"run": int})
+    table = pd.DataFrame(listed)[_COLUMNS]
     table.insert(2, "untrained", _are_untrained(root, table["subject"]))
     return table.sort_values(["untrained", *_COLUMNS], ignore_index=True)
 
@@ -277,17 +257,17 @@ def read(
     >>> bids.read("ds", task="medicalimaging", run=1)  # doctest: +SKIP
     Run: sub-smollm2135m, task medicalimaging, run 1, 56 trials
     """
-    rows = rows_of(root, subject, session)
-    hit = rows[(rows["task"] == label(task)) & (rows["run"] == run)]
-    if hit.empty:
-        there = ", ".join(f"{t} run {r}" for t, r in zip(rows["task"], rows["run"], strict=True))
-        whose = who(*rows[["subject", "session"]].iloc[0])
-        raise NoSuchRunError(f"no run {run} of task {task!r} for {whose}; there are: {there}")
-    return open_run(Path(root), hit.iloc[0])
+    listed = runs_of(root, subject, session)
+    for paths in listed:
+        if (paths.task, paths.run) == (label(task), run):
+            return open_run(paths)
+    there = ", ".join(f"{paths.task} run {paths.run}" for paths in listed)
+    who = " ".join(listed[0].folder.parts)
+    raise NoSuchRunError(f"no run {run} of task {task!r} for {who}; there are: {there}")
 
 
-def rows_of(root: Path | str, subject: str | None, session: str | None) -> pd.DataFrame:
-    """Rows of `runs` that belong to one session of one model; at least one."""
+def runs_of(root: Path | str, subject: str | None, session: str | None) -> list[RunPaths]:
+    """Runs of one session of one model, which are given as to `read`; at least one."""
     table = runs(root)
     name = label(subject) if subject else default_subject(table)
     rows = table[table["subject"] == name]
@@ -301,13 +281,13 @@ def rows_of(root: Path | str, subject: str | None, session: str | None) -> pd.Da
     if wanted not in sessions:
         known = ", ".join(filter(None, sessions)) or "none"
         raise NoSuchRunError(f"sub-{name} has no session {session!r}; there are: {known}")
-    return rows[rows["session"] == wanted]
+    rows = rows.loc[rows["session"] == wanted, _COLUMNS]
+    return [RunPaths(root=Path(root), **row) for row in rows.to_dict("records")]
 
 
 def default_subject(table: pd.DataFrame) -> str:
-    """The only trained model of a dataset, or the only model."""
-    trained = table.loc[~table["untrained"], "subject"].unique()
-    subjects = trained if len(trained) else table["subject"].unique()
+    """The only trained model of a dataset, or the only model; `table` is from `runs`."""
+    subjects = _analysed(table)["subject"].unique()
     if len(subjects) > 1:
         raise NoSuchRunError(f"the dataset has several models, name one: {', '.join(subjects)}")
     return str(subjects[0])
@@ -318,9 +298,13 @@ def analysed(root: Path | str) -> list[tuple[str, str]]:
 
     Where every model is untrained, all of those.
     """
-    table = runs(root)
-    rows = table[~table["untrained"]] if not table["untrained"].all() else table
+    rows = _analysed(runs(root))
     return list(dict.fromkeys(zip(rows["subject"], rows["session"], strict=True)))
+
+
+def _analysed(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the trained models, or of all if there are none."""
+    return table if table["untrained"].all() else table[~table["untrained"]]
 
 
 def analysis_folder(root: Path | str, subject: str, session: str = "") -> Path:
@@ -334,23 +318,21 @@ def analysis_folder(root: Path | str, subject: str, session: str = "") -> Path:
         Root of the dataset.
     subject, session : str
         BIDS labels.
-
-    Returns
-    -------
-    Path
     """
     whole = Path(root) / DERIVATIVES
     alone = not session and analysed(root) == [(subject, session)]
     return whole if alone else whole / folder_of(subject, session)
 
 
-def open_run(root: Path, row: pd.Series) -> Run:
-    """Run of one row of `runs`."""
-    labels = {name: row[name] for name in ("subject", "session", "task", "space")}
-    paths = RunPaths(root=root, run=int(row["run"]), **labels)
-    packed = replace(paths, suffix=".nii.gz")
-    is_packed = packed.trial_bold.exists() and not paths.trial_bold.exists()
-    run = Run(packed if is_packed else paths)
+def open_run(paths: RunPaths) -> Run:
+    """Run whose files pass a quick look.
+
+    Raises
+    ------
+    DamagedFileError
+        If one does not.
+    """
+    run = Run(paths.as_stored())
     for problem in checking.problems_of(run.paths):
         raise DamagedFileError(problem.path, problem.text)
     return run

@@ -9,18 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.bids.files import LabelError, label
-from llm2nifti.bids.locking import locked
-from llm2nifti.bids.paths import folder_of
+from llm2nifti.bids.files import locked
+from llm2nifti.bids.paths import LabelError, label
 from llm2nifti.bids.reading import (
     NoSuchRunError,
     Run,
     analysed,
     analysis_folder,
     open_run,
-    rows_of,
     runs,
-    who,
+    runs_of,
 )
 from llm2nifti.geometry import ModelBrain
 
@@ -66,7 +64,7 @@ class Session(Sequence[Run]):
     @property
     def name(self) -> str:
         """Model and session as in file names."""
-        return "_".join(folder_of(self.subject, self.session).parts)
+        return self.first.paths.who
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -99,18 +97,7 @@ class Session(Sequence[Run]):
         return analysis_folder(self.root, self.subject, self.session)
 
     def of(self, task: str) -> Session:
-        """The runs of one task.
-
-        Parameters
-        ----------
-        task : str
-            Name or label.
-
-        Raises
-        ------
-        NoSuchRunError
-            If there are none.
-        """
+        """The runs of one task, by its name or label; NoSuchRunError if there are none."""
         return self.only([task])
 
     def only(self, tasks: Iterable[str]) -> Session:
@@ -149,8 +136,8 @@ class Session(Sequence[Run]):
 
     def __repr__(self) -> str:
         """Say whose session it is and what it holds."""
-        whose, tasks = who(self.subject, self.session), ", ".join(self.tasks)
-        return f"Session: {whose}, {len(self.runs)} runs of {tasks}"
+        who, tasks = " ".join(self.first.paths.folder.parts), ", ".join(self.tasks)
+        return f"Session: {who}, {len(self.runs)} runs of {tasks}"
 
 
 def _label(task: str) -> str:
@@ -166,12 +153,8 @@ def session(root: Path | str, *, subject: str | None = None, session: str | None
 
     Parameters
     ----------
-    root : path-like
-        Root of the dataset.
-    subject : str, optional
-        Name or label of the model; by default the only trained one.
-    session : str, optional
-        Label of the session; by default the only one of the model.
+    root, subject, session
+        See `llm2nifti.bids.read`.
 
     Returns
     -------
@@ -187,5 +170,4 @@ def session(root: Path | str, *, subject: str | None = None, session: str | None
     >>> bids.session("ds")  # doctest: +SKIP
     Session: sub-smollm2135m, 18 runs of archeology, medicalimaging, paleontology, ...
     """
-    rows = rows_of(root, subject, session)
-    return Session(Path(root), tuple(open_run(Path(root), row) for _, row in rows.iterrows()))
+    return Session(Path(root), tuple(map(open_run, runs_of(root, subject, session))))

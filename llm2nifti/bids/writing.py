@@ -10,36 +10,41 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import pandas as pd
 
 from llm2nifti import geometry
+from llm2nifti.bids import manifest, participants
 from llm2nifti.bids.checking import are_intact, is_intact
 from llm2nifti.bids.dataset import (
     RESULTS,
+    SUMMARY,
     check_folder,
     write_dataset_files,
     write_events_json,
 )
 from llm2nifti.bids.files import (
-    WORK,
     ExistsError,
-    LabelError,
-    as_root,
     atomic,
-    label,
     shared,
     write_frames,
     write_img,
     write_json,
     write_tsv,
 )
-from llm2nifti.bids.manifest import ASIDE, remove, settle, written
-from llm2nifti.bids.participants import add_participant, add_session
-from llm2nifti.bids.paths import DERIVATIVES, RunPaths, folder_of
+from llm2nifti.bids.paths import DERIVATIVES, REPORT, LabelError, RunPaths, as_root, label
 from llm2nifti.media import MEDIA, medium_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL
+
+_SITE_COLUMNS = {
+    "site": "Kind of tensor, the same in every layer",
+    "layer": "Depth: 0 is the embedding, 1 the first block",
+    "module": "Dotted name of the module in the model",
+    "where": "Whether the tensor is the module's output or input",
+    "part": "Units of the tensor that the site holds, where not all",
+    "side": "Part of the floor plan",
+    "n_units": "Units of the site",
+}
 
 
 def write(
@@ -83,9 +88,9 @@ def write(
     _remove(paths, results=RESULTS if intact else ())
     with shared(root):  # other processes may write other runs
         write_dataset_files(root)
-        add_participant(root, paths.subject, paths.session, recording.info)
+        participants.add_participant(root, paths.subject, paths.session, recording.info)
         if paths.session:
-            add_session(root, paths.subject, paths.session, recording.info)
+            participants.add_session(root, paths.subject, paths.session, recording.info)
         medium = medium_of(recording.paradigm.trials)
         write_events_json(root, paths.task, recording.paradigm.task, medium=medium)
         _write_anatomy(paths, recording)
@@ -111,23 +116,18 @@ def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
 
 def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
-    whole = paths.root / DERIVATIVES
-    session = whole / folder_of(paths.subject, paths.session)
-    who = paths.raw("").name.partition("_task-")[0]
+    func, whole = paths.trial_bold.parent, paths.root / DERIVATIVES
     old = [
         paths.derivative("desc-trial_bold.json"),
-        *paths.bold.parent.glob(f"{paths.raw('').name}*"),
-        *paths.trial_bold.parent.glob(f"{paths.raw('').name}*"),
+        *paths.bold.parent.glob(f"{paths.stem}_*"),
+        *func.glob(f"{paths.stem}_*"),
         # What was made of all runs of the task no longer fits, nor does the summary.
-        *paths.trial_bold.parent.glob(f"{who}_task-{paths.task}_space-*_statmap.*"),
+        *func.glob(f"{paths.who}_task-{paths.task}_space-*_statmap.*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
-        *(
-            folder / name
-            for folder in (whole, session)
-            for name in ("summary.json", "report.html", *results)
-        ),
     ]
-    remove(paths.root, dict.fromkeys(old))
+    names = (SUMMARY.name, REPORT, *results)
+    old += [folder / name for folder in (whole, whole / paths.folder) for name in names]
+    manifest.remove(paths.root, dict.fromkeys(old))
 
 
 def _events(recording: Recording, task: str) -> pd.DataFrame:
@@ -174,113 +174,102 @@ def stimulus_names(trials: pd.DataFrame) -> list[str]:
     return names
 
 
-def _copy_shown(root: Path, trials: pd.DataFrame) -> None:
-    """Keep the images or sounds that were shown with the dataset."""
+def _copy_shown(root: Path, trials: pd.DataFrame, *, known: Collection[str] | None = None) -> None:
+    """Keep the images or sounds that were shown with the dataset, or those of known names."""
     medium = medium_of(trials)
     if not medium:
         return
     for name, file in zip(stimulus_names(trials), trials[medium], strict=True):
         path = root / "stimuli" / name
+        if known is not None and manifest.name_of(root, path) not in known:
+            continue
         if not path.exists() or not filecmp.cmp(file, path, shallow=False):
             with atomic(path, root) as temporary:
                 shutil.copyfile(file, temporary)
 
 
 def restore_shown(root: Path, trials: pd.DataFrame) -> None:
-    """Copy images or sounds anew that a dataset has lost, or that are damaged there.
-
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset.
-    trials : DataFrame
-        Trials of a design; those that the dataset has not shown yet are passed over.
-    """
-    medium = medium_of(trials)
-    if medium:
-        names = pd.Series(stimulus_names(trials), trials.index)
-        _copy_shown(root, trials[("stimuli/" + names).isin(list(written(root)))])
+    """Copy images or sounds of a design anew that a dataset has lost, or that are damaged there."""
+    _copy_shown(root, trials, known=manifest.written(root))
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
     """Token-level run with events and sidecar."""
-    write_frames(
-        paths.bold,
-        paths.root,
-        recording.brain,
-        recording.trials(),
-        n_volumes=len(recording.values),
-        t_r=recording.t_r,
-    )
-    write_json(paths.raw("bold.json"), paths.root, _sidecar(recording, recording.t_r))
-    _copy_shown(paths.root, recording.paradigm.trials)
-    write_tsv(paths.raw("events.tsv"), paths.root, _events(recording, paths.task))
+    root, n_volumes, t_r = paths.root, len(recording.values), recording.t_r
+    trials = recording.trials()
+    write_frames(paths.bold, root, recording.brain, trials, n_volumes=n_volumes, t_r=t_r)
+    write_json(paths.raw("bold.json"), root, _sidecar(recording, t_r))
+    _copy_shown(root, recording.paradigm.trials)
+    write_tsv(paths.raw("events.tsv"), root, _events(recording, paths.task))
 
 
 def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
     """What a reader of the run has to know; the same at both levels but for the time step."""
-    task = label(recording.paradigm.task)
-    sites = list(dict.fromkeys(site.name for site in recording.brain.sites))
+    paradigm = recording.paradigm
     counts = recording.counts.tolist()
-    medium = medium_of(recording.paradigm.trials)
+    medium = medium_of(paradigm.trials)
     on, off = "prompts about", "prompts about unrelated topics"
     if medium:
         on, off = f"{MEDIA[medium]} of", f"control {MEDIA[medium]}"
     return {
-        "TaskName": task,
+        "TaskName": label(paradigm.task),
         "TaskDescription": (
-            f"Blocks of {on} {recording.paradigm.task} (on) alternate with {off} (off). The "
+            f"Blocks of {on} {paradigm.task} (on) alternate with {off} (off). The "
             "participant is a language model: nothing here is BOLD signal and no one took part; "
             "the suffix serves the tools."
         ),
         "Instructions": "n/a: the model is shown the prompts alone",
         **({"Stimuli": MEDIA[medium]} if medium else {}),
         "RepetitionTime": t_r,
-        "FrameTimeConvention": f"a frame lasts {recording.paradigm.t_r:g} s by convention",
+        "FrameTimeConvention": f"a frame lasts {paradigm.t_r:g} s by convention",
         "Frames": recording.frames,
-        "NumberOfFramesPerTrial": recording.paradigm.n_frames,
+        "NumberOfFramesPerTrial": paradigm.n_frames,
         "NumberOfVolumesPerTrial": counts[0] if len(set(counts)) == 1 else counts,
-        "Sites": sites,
+        "Sites": list(dict.fromkeys(site.name for site in recording.brain.sites)),
         **recording.info,
     }
 
 
 def _write_derivative(paths: RunPaths, recording: Recording) -> None:
     """Prompt-level run, mask and token measures; the run's sidecar comes last."""
-    root, brain = paths.root, recording.brain
-    t_r = recording.paradigm.t_r * recording.paradigm.n_frames
+    root, brain, paradigm = paths.root, recording.brain, recording.paradigm
+    t_r = paradigm.t_r * paradigm.n_frames
+    sources = [f"bids:raw:{manifest.name_of(root, paths.bold)}"]
     mask = {
         "Type": "Brain",
-        "Sources": [f"bids:raw:{paths.bold.relative_to(root).as_posix()}"],
+        "Sources": sources,
         "Description": "All voxels that hold a unit.",
         "SpatialReference": _reference(paths),
     }
     write_img(paths.derivative("desc-brain_mask.nii.gz"), root, geometry.mask_img(brain))
     write_json(paths.derivative("desc-brain_mask.json"), root, mask)
     write_tsv(paths.derivative("desc-tokens_timeseries.tsv"), root, recording.tokens)
-    described = {name: {"Description": text} for name, text in TOKEN_COLUMNS.items()}
-    write_json(
-        paths.derivative("desc-tokens_timeseries.json"),
-        root,
-        {"SamplingFrequency": 1 / recording.paradigm.t_r, "StartTime": 0, **described},
-    )
+    measures = {"SamplingFrequency": 1 / paradigm.t_r, "StartTime": 0, **_described(TOKEN_COLUMNS)}
+    write_json(paths.derivative("desc-tokens_timeseries.json"), root, measures)
     if recording.frames in REDUCED:
         _link(paths.trial_bold, paths.bold, root)
     else:
         n_trials = len(recording.counts)
         write_frames(paths.trial_bold, root, brain, recording.means(), n_volumes=n_trials, t_r=t_r)
-    if recording.paradigm.frame_counts is not None:
-        _write_trial_events(paths, recording, t_r)
+    if paradigm.frame_counts is not None:  # trials last differently: here, each is one volume
+        events = _events(recording, paths.task)
+        events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
+        write_tsv(paths.derivative("desc-trial_events.tsv"), root, events)
     sidecar = {
         **_sidecar(recording, t_r),
         "StartTime": t_r / 2,  # nilearn then takes the middle of a frame, exact for these designs
         "SkullStripped": True,
         "SpatialReference": _reference(paths),
         "Description": "One volume a trial: the mean of its frames.",
-        "Sources": [f"bids:raw:{paths.bold.relative_to(root).as_posix()}"],
+        "Sources": sources,
         "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
     }
     write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
+
+
+def _described(columns: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Columns of a table as BIDS describes them."""
+    return {name: {"Description": text} for name, text in columns.items()}
 
 
 def _link(path: Path, source: Path, root: Path) -> None:
@@ -293,57 +282,26 @@ def _link(path: Path, source: Path, root: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _write_trial_events(paths: RunPaths, recording: Recording, t_r: float) -> None:
-    """Events for the prompt-level run where trials last differently: there, each is one volume."""
-    events = _events(recording, paths.task)
-    events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
-    write_tsv(paths.derivative("desc-trial_events.tsv"), paths.root, events)
-
-
 def _reference(paths: RunPaths) -> str:
     """URI of the image that defines the space."""
-    image = paths.anat("T1w.nii.gz").relative_to(paths.root / DERIVATIVES)
-    return f"bids::{image.as_posix()}"
+    return f"bids::{manifest.name_of(paths.root / DERIVATIVES, paths.anat('T1w.nii.gz'))}"
 
 
 def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     """Atlas, units table and anatomical image of the subject or session, once."""
-    root, brain = paths.root, recording.brain
+    root, brain, norms = paths.root, recording.brain, recording.norms
     if are_intact(root, paths.anatomy):
         return
-    norms = recording.norms
     anatomy = geometry.mask_img(brain) if norms is None else geometry.anatomy_img(brain, norms)
-    images: dict[str, nib.Nifti1Image] = {"dseg": geometry.dseg_img(brain), "T1w": anatomy}
-    for suffix, img in images.items():
-        write_img(paths.anat(f"{suffix}.nii.gz"), root, img)
+    write_img(paths.anat("dseg.nii.gz"), root, geometry.dseg_img(brain))
+    write_img(paths.anat("T1w.nii.gz"), root, anatomy)
     write_tsv(paths.anat("dseg.tsv"), root, geometry.lut(brain))
     write_tsv(paths.anat("units.tsv"), root, geometry.units_table(brain))
     common = {"SpatialReference": _reference(paths), "Sources": []}
-    columns = {
-        "site": {"Description": "Kind of tensor, the same in every layer"},
-        "layer": {"Description": "Depth: 0 is the embedding, 1 the first block"},
-        "module": {"Description": "Dotted name of the module in the model"},
-        "where": {"Description": "Whether the tensor is the module's output or input"},
-        "part": {"Description": "Units of the tensor that the site holds, where not all"},
-        "side": {"Description": "Part of the floor plan"},
-        "n_units": {"Description": "Units of the site"},
-    }
-    write_json(
-        paths.anat("dseg.json"),
-        root,
-        {**common, "Description": "Atlas by layer and site.", "Manual": False, **columns},
-    )
-    write_json(
-        paths.anat("T1w.json"),
-        root,
-        {
-            **common,
-            "SkullStripped": True,
-            "Description": (
-                "Log norm of the weights that write into each unit, scaled to 300..1000."
-            ),
-        },
-    )
+    atlas = {"Description": "Atlas by layer and site.", "Manual": False}
+    write_json(paths.anat("dseg.json"), root, {**common, **atlas, **_described(_SITE_COLUMNS)})
+    text = "Log norm of the weights that write into each unit, scaled to 300..1000."
+    write_json(paths.anat("T1w.json"), root, {**common, "SkullStripped": True, "Description": text})
 
 
 def clear_work(root: Path, *, recordings: bool = False) -> None:
@@ -356,14 +314,14 @@ def clear_work(root: Path, *, recordings: bool = False) -> None:
     recordings : bool, default=False
         Recordings, too. Without, those that an interruption cut off stay, to be resumed.
     """
-    for path in (root / WORK).glob("*"):
-        if path == root / ASIDE:
+    for path in (root / manifest.WORK).glob("*"):
+        if path == root / manifest.ASIDE:
             continue
         if path.is_dir():
             if recordings or not (path / "plan.json").exists():
                 shutil.rmtree(path, ignore_errors=True)
         elif path.name != "lock":  # ours, while we hold it
             path.unlink(missing_ok=True)
-    settle(root)
+    manifest.settle(root)
     with suppress(OSError):
-        (root / WORK).rmdir()
+        (root / manifest.WORK).rmdir()
