@@ -129,20 +129,17 @@ def read_tsv(path: Path, kinds: Mapping[str, type] | None = None) -> pd.DataFram
     for column, kind in (kinds or {}).items():
         if column not in table:
             raise DamagedFileError(path, f"the column {column} is missing")
-        if kind is not str:
-            _check_numbers(path, table[column], kind)
+        if kind is str:
+            continue
+        cells = table[column]
+        numbers = pd.to_numeric(cells, errors="coerce")
+        bad = numbers.isna() & cells.notna() if kind is float else numbers % 1 != 0
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            value = cells.astype(object).fillna("n/a").iloc[row]
+            what = f"line {row + 2}: {column} is {value!r}, no {_KINDS[kind]}"
+            raise DamagedFileError(path, what)
     return table
-
-
-def _check_numbers(path: Path, column: pd.Series, kind: type) -> None:
-    """Raise DamagedFileError, naming the line, unless a column holds numbers: whole, or any."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    bad = numbers.isna() & column.notna() if kind is float else numbers % 1 != 0
-    if bad.any():
-        row = int(bad.to_numpy().argmax())
-        value = column.astype(object).fillna("n/a").iloc[row]
-        what = f"line {row + 2}: {column.name} is {value!r}, no {_KINDS[kind]}"
-        raise DamagedFileError(path, what)
 
 
 def read_text_tsv(path: Path) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.bids import checking
+from llm2nifti.bids.participants import PARTICIPANTS
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, as_root, complete_runs, folder_of, label
 from llm2nifti.bids.readers import TEXT, DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.recording import REDUCED
@@ -111,11 +112,9 @@ class Run:
         """4D image whose volumes are those of the trials in the table of events."""
         img = read_img(path)
         if img.shape[3:] != (n_volumes,):
-            raise DamagedFileError(
-                path,
-                f"an image of shape {img.shape}, not of the {n_volumes} volumes that "
-                f"{self.paths.raw('events.tsv').name} asks for",
-            )
+            events = self.paths.raw("events.tsv").name
+            what = f"an image of shape {img.shape}, not of the {n_volumes} volumes that {events}"
+            raise DamagedFileError(path, f"{what} asks for")
         return img
 
     @cached_property
@@ -205,19 +204,15 @@ def runs(root: Path | str) -> pd.DataFrame:
             f"make some with: llm2nifti scan {root}"
         )
     table = pd.DataFrame(listed)[_COLUMNS]
-    table.insert(2, "untrained", _are_untrained(root, table["subject"]))
-    return table.sort_values(["untrained", *_COLUMNS], ignore_index=True)
-
-
-def _are_untrained(root: Path, subjects: pd.Series) -> list[bool]:
-    """Whether models have random weights, which participants.tsv tells."""
-    path = root / "participants.tsv"
+    path = root / PARTICIPANTS
     people = read_tsv(path, {"participant_id": str, "untrained": str})
     untrained = dict(zip(people["participant_id"], people["untrained"] == "yes", strict=True))
-    lost = sorted({f"sub-{subject}" for subject in subjects} - set(untrained))
+    ids = "sub-" + table["subject"]
+    lost = sorted(set(ids) - set(untrained))
     if lost:
         raise DamagedFileError(path, f"{lost[0]} has runs and no row")
-    return [untrained[f"sub-{subject}"] for subject in subjects]
+    table.insert(2, "untrained", [untrained[name] for name in ids])
+    return table.sort_values(["untrained", *_COLUMNS], ignore_index=True)
 
 
 def read(

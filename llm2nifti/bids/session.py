@@ -9,17 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llm2nifti.bids import reading
 from llm2nifti.bids.files import locked
 from llm2nifti.bids.paths import LabelError, label
-from llm2nifti.bids.reading import (
-    NoSuchRunError,
-    Run,
-    analysed,
-    analysis_folder,
-    open_run,
-    runs,
-    runs_of,
-)
+from llm2nifti.bids.reading import NoSuchRunError, Run
 from llm2nifti.geometry import ModelBrain
 
 
@@ -94,7 +87,7 @@ class Session(Sequence[Run]):
     @property
     def folder(self) -> Path:
         """Where its numbers and its report are; see `llm2nifti.bids.analysis_folder`."""
-        return analysis_folder(self.root, self.subject, self.session)
+        return reading.analysis_folder(self.root, self.subject, self.session)
 
     def of(self, task: str) -> Session:
         """The runs of one task, by its name or label; NoSuchRunError if there are none."""
@@ -117,12 +110,12 @@ class Session(Sequence[Run]):
     @cached_property
     def untrained(self) -> Session | None:
         """The same runs of the untrained copy, or None where it was not scanned."""
-        listed = runs(self.root)
+        listed = reading.runs(self.root)
         others = listed[(listed["session"] == self.session) & (listed["subject"] != self.subject)]
         wanted = label(f"{self.subject}-untrained")
         if wanted not in set(others["subject"]):  # one of another name, if it can be no one else's
             copies = others.loc[others["untrained"], "subject"]
-            if copies.empty or len(analysed(self.root)) > 1:
+            if copies.empty or len(reading.analysed(self.root)) > 1:
                 return None
             wanted = copies.iloc[0]
         copy = session(self.root, subject=wanted, session=self.session)
@@ -170,4 +163,5 @@ def session(root: Path | str, *, subject: str | None = None, session: str | None
     >>> bids.session("ds")  # doctest: +SKIP
     Session: sub-smollm2135m, 18 runs of archeology, medicalimaging, paleontology, ...
     """
-    return Session(Path(root), tuple(map(open_run, runs_of(root, subject, session))))
+    runs = reading.runs_of(root, subject, session)
+    return Session(Path(root), tuple(map(reading.open_run, runs)))

@@ -13,24 +13,7 @@ from typing import Any
 import pandas as pd
 
 from llm2nifti import geometry
-from llm2nifti.bids import manifest, participants
-from llm2nifti.bids.checking import are_intact, is_intact
-from llm2nifti.bids.dataset import (
-    RESULTS,
-    SUMMARY,
-    check_folder,
-    write_dataset_files,
-    write_events_json,
-)
-from llm2nifti.bids.files import (
-    ExistsError,
-    atomic,
-    shared,
-    write_frames,
-    write_img,
-    write_json,
-    write_tsv,
-)
+from llm2nifti.bids import checking, dataset, files, manifest, participants
 from llm2nifti.bids.paths import DERIVATIVES, REPORT, LabelError, RunPaths, as_root, label
 from llm2nifti.media import MEDIA, medium_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
@@ -77,22 +60,22 @@ def write(
     >>> bids.write(recording, root="ds")  # doctest: +SKIP
     """
     root = as_root(root)
-    check_folder(root)
+    dataset.check_folder(root)
     paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
-    intact = is_intact(paths)
+    intact = checking.is_intact(paths)
     if intact and not overwrite:
-        raise ExistsError(
+        raise files.ExistsError(
             f"{paths.trial_bold} is there already; choose another folder or use overwrite=True"
         )
     # A run that is new or mended leaves what interventions measured; one that is replaced does not.
-    _remove(paths, results=RESULTS if intact else ())
-    with shared(root):  # other processes may write other runs
-        write_dataset_files(root)
+    _remove(paths, results=dataset.RESULTS if intact else ())
+    with files.shared(root):  # other processes may write other runs
+        dataset.write_dataset_files(root)
         participants.add_participant(root, paths.subject, paths.session, recording.info)
         if paths.session:
             participants.add_session(root, paths.subject, paths.session, recording.info)
         medium = medium_of(recording.paradigm.trials)
-        write_events_json(root, paths.task, recording.paradigm.task, medium=medium)
+        dataset.write_events_json(root, paths.task, recording.paradigm.task, medium=medium)
         _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
@@ -125,7 +108,7 @@ def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
         *func.glob(f"{paths.who}_task-{paths.task}_space-*_statmap.*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
     ]
-    names = (SUMMARY.name, REPORT, *results)
+    names = (dataset.SUMMARY.name, REPORT, *results)
     old += [folder / name for folder in (whole, whole / paths.folder) for name in names]
     manifest.remove(paths.root, dict.fromkeys(old))
 
@@ -184,7 +167,7 @@ def _copy_shown(root: Path, trials: pd.DataFrame, *, known: Collection[str] | No
         if known is not None and manifest.name_of(root, path) not in known:
             continue
         if not path.exists() or not filecmp.cmp(file, path, shallow=False):
-            with atomic(path, root) as temporary:
+            with files.atomic(path, root) as temporary:
                 shutil.copyfile(file, temporary)
 
 
@@ -195,12 +178,12 @@ def restore_shown(root: Path, trials: pd.DataFrame) -> None:
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
     """Token-level run with events and sidecar."""
-    root, n_volumes, t_r = paths.root, len(recording.values), recording.t_r
-    trials = recording.trials()
-    write_frames(paths.bold, root, recording.brain, trials, n_volumes=n_volumes, t_r=t_r)
-    write_json(paths.raw("bold.json"), root, _sidecar(recording, t_r))
+    root, t_r, trials = paths.root, recording.t_r, recording.trials()
+    n_volumes = len(recording.values)
+    files.write_frames(paths.bold, root, recording.brain, trials, n_volumes=n_volumes, t_r=t_r)
+    files.write_json(paths.raw("bold.json"), root, _sidecar(recording, t_r))
     _copy_shown(root, recording.paradigm.trials)
-    write_tsv(paths.raw("events.tsv"), root, _events(recording, paths.task))
+    files.write_tsv(paths.raw("events.tsv"), root, _events(recording, paths.task))
 
 
 def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
@@ -241,20 +224,20 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         "Description": "All voxels that hold a unit.",
         "SpatialReference": _reference(paths),
     }
-    write_img(paths.derivative("desc-brain_mask.nii.gz"), root, geometry.mask_img(brain))
-    write_json(paths.derivative("desc-brain_mask.json"), root, mask)
-    write_tsv(paths.derivative("desc-tokens_timeseries.tsv"), root, recording.tokens)
+    files.write_img(paths.derivative("desc-brain_mask.nii.gz"), root, geometry.mask_img(brain))
+    files.write_json(paths.derivative("desc-brain_mask.json"), root, mask)
+    files.write_tsv(paths.derivative("desc-tokens_timeseries.tsv"), root, recording.tokens)
     measures = {"SamplingFrequency": 1 / paradigm.t_r, "StartTime": 0, **_described(TOKEN_COLUMNS)}
-    write_json(paths.derivative("desc-tokens_timeseries.json"), root, measures)
+    files.write_json(paths.derivative("desc-tokens_timeseries.json"), root, measures)
     if recording.frames in REDUCED:
         _link(paths.trial_bold, paths.bold, root)
     else:
-        n_trials = len(recording.counts)
-        write_frames(paths.trial_bold, root, brain, recording.means(), n_volumes=n_trials, t_r=t_r)
+        n_trials, means = len(recording.counts), recording.means()
+        files.write_frames(paths.trial_bold, root, brain, means, n_volumes=n_trials, t_r=t_r)
     if paradigm.frame_counts is not None:  # trials last differently: here, each is one volume
         events = _events(recording, paths.task)
         events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
-        write_tsv(paths.derivative("desc-trial_events.tsv"), root, events)
+        files.write_tsv(paths.derivative("desc-trial_events.tsv"), root, events)
     sidecar = {
         **_sidecar(recording, t_r),
         "StartTime": t_r / 2,  # nilearn then takes the middle of a frame, exact for these designs
@@ -264,7 +247,7 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         "Sources": sources,
         "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
     }
-    write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
+    files.write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
 
 
 def _described(columns: dict[str, str]) -> dict[str, dict[str, str]]:
@@ -274,7 +257,7 @@ def _described(columns: dict[str, str]) -> dict[str, dict[str, str]]:
 
 def _link(path: Path, source: Path, root: Path) -> None:
     """Make a second name for a file that already has the content, or a copy where there is none."""
-    with atomic(path, root) as temporary:
+    with files.atomic(path, root) as temporary:
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
@@ -290,18 +273,19 @@ def _reference(paths: RunPaths) -> str:
 def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     """Atlas, units table and anatomical image of the subject or session, once."""
     root, brain, norms = paths.root, recording.brain, recording.norms
-    if are_intact(root, paths.anatomy):
+    if checking.are_intact(root, paths.anatomy):
         return
     anatomy = geometry.mask_img(brain) if norms is None else geometry.anatomy_img(brain, norms)
-    write_img(paths.anat("dseg.nii.gz"), root, geometry.dseg_img(brain))
-    write_img(paths.anat("T1w.nii.gz"), root, anatomy)
-    write_tsv(paths.anat("dseg.tsv"), root, geometry.lut(brain))
-    write_tsv(paths.anat("units.tsv"), root, geometry.units_table(brain))
+    files.write_img(paths.anat("dseg.nii.gz"), root, geometry.dseg_img(brain))
+    files.write_img(paths.anat("T1w.nii.gz"), root, anatomy)
+    files.write_tsv(paths.anat("dseg.tsv"), root, geometry.lut(brain))
+    files.write_tsv(paths.anat("units.tsv"), root, geometry.units_table(brain))
     common = {"SpatialReference": _reference(paths), "Sources": []}
-    atlas = {"Description": "Atlas by layer and site.", "Manual": False}
-    write_json(paths.anat("dseg.json"), root, {**common, **atlas, **_described(_SITE_COLUMNS)})
+    atlas = {**common, "Description": "Atlas by layer and site.", "Manual": False}
+    files.write_json(paths.anat("dseg.json"), root, atlas | _described(_SITE_COLUMNS))
     text = "Log norm of the weights that write into each unit, scaled to 300..1000."
-    write_json(paths.anat("T1w.json"), root, {**common, "SkullStripped": True, "Description": text})
+    t1w = {**common, "SkullStripped": True, "Description": text}
+    files.write_json(paths.anat("T1w.json"), root, t1w)
 
 
 def clear_work(root: Path, *, recordings: bool = False) -> None:
