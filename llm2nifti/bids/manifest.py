@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -83,8 +83,8 @@ class _Log:
                 text = file.read()
             begin = 0 if self._offset else self._take_settled(text)
             end = max(begin, text.rfind(b"\n") + 1)  # a line cut off by a kill is dropped
-            for line in text[begin:end].decode("utf-8", "replace").splitlines():
-                self._add(line)
+            for row in _rows(text[begin:end]):
+                self._add(*row)
             self._offset += end
         return self
 
@@ -99,17 +99,11 @@ class _Log:
         digest = rest.partition(b"\n")[0]
         if hashlib.sha256(above + b"\n").hexdigest().encode() != digest:
             raise self._damaged()
-        for line in above[len(header) :].decode("utf-8").splitlines():
-            name, content, _ = _parsed(line)
-            if content is not None:
-                self.files[name] = content
+        self.files = {name: content for name, content, _ in _rows(above[len(header) :])}
         return len(above) + len(mark) + len(digest) + 1
 
-    def _add(self, line: str) -> None:
-        """Take in one line of what was appended; one that a full disk cut off is passed over."""
-        name, content, state = _parsed(line)
-        if content is None:
-            return
+    def _add(self, name: str, content: Content, state: list[str]) -> None:
+        """Take in one line of what was appended."""
         pending = self.pending.setdefault(name, [])
         if state == [_PENDING]:
             pending.append(content)
@@ -133,17 +127,15 @@ class _Log:
         )
 
 
-def _parsed(line: str) -> tuple[str, Content | None, list[str]]:
-    """Path, content and state of a row; no content where the row is cut off or leads elsewhere."""
-    cells = line.split("\t")
-    name, size, digest, *state = cells + [""] * (3 - len(cells))
-    path = PurePosixPath(name)  # anyone can edit the table: it may not lead out of the dataset
-    is_inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    if is_inside and size == _GROWING:
-        return name, Content(-1, digest), state
-    if is_inside and size.isdecimal():
-        return name, Content(int(size), digest), state
-    return name, None, state
+def _rows(text: bytes) -> Iterator[tuple[str, Content, list[str]]]:
+    """Path, content and state of each line, but for those that are cut off or lead elsewhere."""
+    for line in text.decode("utf-8", "replace").splitlines():
+        cells = line.split("\t")
+        name, size, digest, *state = cells + [""] * (3 - len(cells))
+        path = PurePosixPath(name)  # anyone can edit the table: it may not lead out of the dataset
+        is_inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+        if is_inside and (size == _GROWING or size.isdecimal()):
+            yield name, Content(-1 if size == _GROWING else int(size), digest), state
 
 
 _opened = lru_cache(maxsize=64)(_Log)
