@@ -24,10 +24,13 @@ from llm2nifti.bids.manifest import Content, name_of
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, complete_runs
 
 _SMALL = 2**20  # bytes of a file that a quick look hashes, too
-_OF_RUN = re.compile(r"(^|/)func/[^/]*_run-\d+_(?!.*_statmap\.)[^/]*$")
-_OF_ANATOMY = re.compile(r"/anat/[^/]*_space-[0-9A-Za-z]+_(dseg|T1w|units)\.[^/]*$")
 _EDITABLE = re.compile(r"(derivatives/llm2nifti/)?[^/]*|sub-[^/]*/[^/]*_sessions\.(tsv|json)")
-
+_PARTS = {
+    "run": re.compile(r"(^|/)func/[^/]*_run-\d+_(?!.*_statmap\.)[^/]*$"),
+    "anatomy": re.compile(r"/anat/[^/]*_space-[0-9A-Za-z]+_(dseg|T1w|units)\.[^/]*$"),
+    "stimuli": re.compile("^stimuli/"),
+    "results": re.compile(rf"(^|/)({'|'.join(map(re.escape, RESULTS))}|[^/]*\.jsonl)$"),
+}
 _DESCRIBING = ("README.md", ".bidsignore", "dataset_description.json", VALIDATOR_CONFIG)
 
 
@@ -50,15 +53,10 @@ def part_of(name: str) -> str:
     >>> part_of("sub-x/func/sub-x_task-t_run-1_bold.nii"), part_of("stimuli/a.png")
     ('run', 'stimuli')
     """
-    if _OF_RUN.search(name):
-        return "run"
-    if _OF_ANATOMY.search(name):
-        return "anatomy"
-    if name.startswith("stimuli/"):
-        return "stimuli"
+    for part, pattern in _PARTS.items():
+        if pattern.search(name):
+            return part
     path = Path(name)
-    if path.name in RESULTS or path.suffix == ".jsonl":
-        return "results"
     is_derived = path.is_relative_to(DERIVATIVES) and path.name not in _DESCRIBING
     return "analysis" if is_derived else "dataset"
 

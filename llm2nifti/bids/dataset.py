@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from llm2nifti import __version__
 from llm2nifti.bids import manifest
@@ -40,7 +40,7 @@ def write_dataset_files(root: Path) -> None:
         manifest.begin(root)
     derivative = root / DERIVATIVES
     config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
-    contents: dict[Path, str | dict[str, Any]] = {
+    contents: dict[Path, str | Mapping[str, object]] = {
         root / DESCRIPTION: _description(derivative=False),
         root / "README.md": (_TEXTS / "readme.md").read_text("utf-8"),
         root / ".bidsignore": f"{WORK}/\n",
@@ -60,7 +60,7 @@ def write_dataset_files(root: Path) -> None:
             write_json(path, root, content)
 
 
-def _description(*, derivative: bool) -> dict[str, Any]:
+def _description(*, derivative: bool) -> dict[str, object]:
     """Content of dataset_description.json."""
     kind = "prompt-level runs and maps" if derivative else "activations as task runs"
     source = "bids::../../" if derivative else "bids::stimuli"
@@ -101,23 +101,22 @@ def check_folder(root: Path) -> None:
     """Raise ExistsError unless the folder is new, empty or an llm2nifti dataset."""
     if root.exists() and not root.is_dir():
         raise ExistsError(f"{root} is a file; choose a new folder")
-    foreign = root.exists() and any(p.name != WORK for p in root.iterdir())
-    if foreign and not _is_ours(root):
+    if _is_empty(root):
+        return
+    is_ours, why = manifest.has_manifest(root), ""  # it may be begun by us and not yet described
+    if is_begun(root):
+        makers = read_json(root / DESCRIPTION).get("GeneratedBy") or []
+        is_ours = "llm2nifti" in [m.get("Name") for m in makers if isinstance(m, dict)]
         why = f": {DESCRIPTION} names it nowhere under GeneratedBy"
+    if not is_ours:
         raise ExistsError(
-            f"{root} is not empty and is not an llm2nifti dataset"
-            f"{why if (root / DESCRIPTION).exists() else ''}; choose a new folder"
+            f"{root} is not empty and is not an llm2nifti dataset{why}; choose a new folder"
         )
 
 
-def _is_ours(root: Path) -> bool:
-    """Whether a dataset says that we made it, or was begun by us and not yet described."""
-    path = root / DESCRIPTION
-    if not path.exists():
-        return manifest.has_manifest(root)
-    makers = read_json(path).get("GeneratedBy")
-    names = [maker.get("Name") for maker in makers or [] if isinstance(maker, dict)]
-    return "llm2nifti" in names
+def _is_empty(root: Path) -> bool:
+    """Whether a folder is new, or holds nothing but unfinished work."""
+    return not root.exists() or all(path.name == WORK for path in root.iterdir())
 
 
 def remove_dataset(root: Path) -> None:
@@ -132,7 +131,7 @@ def remove_dataset(root: Path) -> None:
         has some of them in a folder somewhere else. Nothing is deleted then.
     """
     check_folder(root)
-    if not root.exists() or all(path.name == WORK for path in root.iterdir()):
+    if _is_empty(root):
         return
     if not manifest.has_manifest(root):
         raise ExistsError(
@@ -180,7 +179,7 @@ def write_events_json(root: Path, task: str, title: str, *, medium: str = "") ->
     if medium:
         levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
     program = {"OperatingSystem": "n/a", "SoftwareName": "llm2nifti"}
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
         "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
         "trial_type": {"Description": "Condition of the block", "Levels": levels},

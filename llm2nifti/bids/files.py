@@ -7,10 +7,10 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def write_text(path: Path, root: Path, text: str, *, merged: bool = False) -> No
     write_bytes(path, root, text.encode(), merged=merged)
 
 
-def write_json(path: Path, root: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, root: Path, content: Mapping[str, object]) -> None:
     """Write JSON; refuses NaN, which is not JSON."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, root, text + "\n")
@@ -168,15 +168,13 @@ def _cell(value: object) -> str:
 def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:
     """Write an image; float64 is stored as float32, ``.gz`` without time stamp or file name."""
     data = np.asanyarray(img.dataobj)
-    kept_as = {"f": np.float32, "b": np.uint8}.get(data.dtype.kind, data.dtype)
-    data = data.astype(kept_as, copy=False)
-    header = img.header.copy()
-    header.set_data_dtype(data.dtype)
-    header.set_slope_inter(1, 0)
-    img = nib.Nifti1Image(data, img.affine, header)
-    set_header(img)
+    stored_as = {"f": np.float32, "b": np.uint8}.get(data.dtype.kind, data.dtype)
+    stored = nib.Nifti1Image(data.astype(stored_as, copy=False), img.affine, img.header)
+    stored.set_data_dtype(stored_as)
+    stored.header.set_slope_inter(1, 0)
+    raw = set_header(stored).to_bytes()
     with _image_file(path, root) as file:
-        file.write(img.to_bytes())
+        file.write(raw)
 
 
 @contextmanager
@@ -231,8 +229,8 @@ def _write_volumes(file: Any, brain: ModelBrain, rows: Iterator[np.ndarray]) -> 
     buffers = [np.zeros((n_volumes, n_voxels), np.float32) for _ in range(2)]
     writing: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as disk:
-        for i in count():
-            buffer, n_filled = buffers[i % 2], 0
+        for buffer in cycle(buffers):
+            n_filled = 0
             for volume, row in zip(buffer, rows, strict=False):
                 volume[voxels] = row
                 n_filled += 1

@@ -21,7 +21,7 @@ _HASH = {"Description": "SHA-256 of the weights in memory, or how they were draw
 _NAME = {"Description": "Name or identifier that the model was loaded by."}
 _NOT_APPLICABLE = {"Description": "n/a", "Levels": {"n/a": "not applicable"}}
 
-PARTICIPANT_COLUMNS: dict[str, Any] = {
+PARTICIPANT_COLUMNS: dict[str, Mapping[str, object]] = {
     "participant_id": {"Description": "A model; no one took part."},
     "species": {"Description": "n/a: a language model has no species."},
     "age": {"Description": "n/a", "Units": "year"},
@@ -40,7 +40,7 @@ PARTICIPANT_COLUMNS: dict[str, Any] = {
         "Levels": {"yes": "random weights", "no": "trained weights"},
     },
 }
-SESSION_COLUMNS: dict[str, Any] = {
+SESSION_COLUMNS: dict[str, Mapping[str, object]] = {
     "session_id": {"Description": "A way in which the model was recorded."},
     "model": _NAME,
     "revision": {"Description": "Revision of the weights: branch, tag or commit."},
@@ -97,33 +97,32 @@ def _sessions_path(root: Path, subject: str) -> Path:
     return root / folder_of(subject) / f"sub-{subject}{SESSIONS}"
 
 
-def _columns(path: Path) -> dict[str, Any]:
+def _columns(path: Path) -> dict[str, Mapping[str, object]]:
     """Columns that a table has of ours."""
     return SESSION_COLUMNS if path.name.endswith(SESSIONS) else PARTICIPANT_COLUMNS
 
 
 def _add_row(
-    path: Path, root: Path, row: dict[str, Any], info: Mapping[str, Any], *, merge: bool
+    path: Path, root: Path, row: Mapping[str, object], info: Mapping[str, Any], *, merge: bool
 ) -> None:
     """Add a row to a sorted table, or keep what is equal of the row that is there.
 
     The rest of the row is what `info` says of the model. Columns that others added stay.
     """
     columns, model = _columns(path), info.get("Model", {})
-    row = {name: model.get(_KEYS.get(name, name.capitalize())) for name in columns} | row
-    row = {name: "n/a" if value is None else str(value) for name, value in row.items()}
+    described = {name: model.get(_KEYS.get(name, name.capitalize())) for name in columns}
+    new = {k: "n/a" if value is None else str(value) for k, value in {**described, **row}.items()}
     table = read_text_tsv(path) if path.exists() else pd.DataFrame(columns=[*columns], dtype=str)
     table = table.reindex(columns=list(dict.fromkeys([*columns, *table])), fill_value="n/a")
     key = table.columns[0]
-    is_there = table[key] == row[key]
+    is_there = table[key] == new[key]
     if is_there.any():
         old = table[is_there].iloc[0].to_dict()
-        same = {name: cell if row.get(name, cell) == cell else "n/a" for name, cell in old.items()}
+        same = {name: cell if new.get(name, cell) == cell else "n/a" for name, cell in old.items()}
         if not merge or same == old:
             return
-        table, row = table[~is_there], same
-    row = dict.fromkeys(table, "n/a") | row
-    table = pd.concat([table, pd.DataFrame([row])])
+        table, new = table[~is_there], same
+    table = pd.concat([table, pd.DataFrame([dict.fromkeys(table, "n/a") | new])])
     write_tsv(path, root, table.sort_values(key), merged=True)
 
 

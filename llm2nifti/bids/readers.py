@@ -15,29 +15,15 @@ import pandas as pd
 from llm2nifti.bids.paths import DERIVATIVES
 from llm2nifti.geometry import UNREADABLE
 
-TEXT = (
-    "trial_type",
-    "stim_id",
-    "prompt",
-    "response",
-    "question_frame",
-    "topic",
-    "concept",
-    "token",
+TEXT = dict.fromkeys(  # columns that stay text, whatever is in them
+    ("trial_type", "stim_id", "prompt", "response", "question_frame", "topic", "concept", "token"),
+    str,
 )
 _KINDS = {dict: "object", list: "list", str: "text", int: "whole number", float: "number"}
 
 
 class DamagedFileError(ValueError):
-    """A file of a dataset cannot be read as what it is.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    what : str
-        What is wrong with it, and in which line.
-    """
+    """A file of a dataset cannot be read as what it is; `what` is wrong with it, and where."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"{path}: {what}; the file is damaged: {_cure(path)}")
@@ -65,12 +51,7 @@ def _cure(path: Path) -> str:
 def read_json(path: Path, kinds: Mapping[str, type] | None = None) -> dict[str, Any]:
     """Read a JSON object; a key that is missing, there or deeper, is an error naming the file.
 
-    Parameters
-    ----------
-    path : Path
-        Where it is.
-    kinds : mapping, optional
-        What some keys hold, where they are there: dict, list, str, int or float.
+    `kinds` is what some keys hold, where they are there: dict, list, str, int or float.
 
     Raises
     ------
@@ -110,22 +91,15 @@ class _Object(dict):
 def read_tsv(path: Path, kinds: Mapping[str, type] | None = None) -> pd.DataFrame:
     """Read a table written by `write_tsv`; only ``n/a`` counts as missing.
 
-    The columns of `TEXT` stay text, also where all of it looks like numbers.
-
-    Parameters
-    ----------
-    path : Path
-        Where it is.
-    kinds : mapping, optional
-        Columns that must be there and what they hold: str, int, or float (also n/a).
+    The columns of `TEXT` stay text, also where all of it looks like numbers. `kinds` are columns
+    that must be there and what they hold: str, int, or float (also n/a).
 
     Raises
     ------
     DamagedFileError
         If the file is missing, is no table, or lacks a column or a number.
     """
-    dtype = dict.fromkeys(TEXT, str)
-    table = _table(path, keep_default_na=False, na_values=["n/a"], dtype=dtype)
+    table = _table(path, keep_default_na=False, na_values=["n/a"], dtype=TEXT)
     for column, kind in (kinds or {}).items():
         if column not in table:
             raise DamagedFileError(path, f"the column {column} is missing")

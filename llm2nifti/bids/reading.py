@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def runs(root: Path | str) -> pd.DataFrame:
             f"{root} has no recorded runs (no {DERIVATIVES}/sub-*/func/*_desc-trial_bold.json); "
             f"make some with: llm2nifti scan {root}"
         )
-    table = pd.DataFrame(listed)[_COLUMNS]
+    table = pd.DataFrame(map(attrgetter(*_COLUMNS), listed), columns=_COLUMNS)
     path = root / PARTICIPANTS
     people = read_tsv(path, {"participant_id": str, "untrained": str})
     untrained = dict(zip(people["participant_id"], people["untrained"] == "yes", strict=True))
@@ -306,13 +307,7 @@ def analysis_folder(root: Path | str, subject: str, session: str = "") -> Path:
     """Where the numbers and the report of one session are.
 
     The dataset's own derivative folder while nothing else is analysed, otherwise the session's.
-
-    Parameters
-    ----------
-    root : path-like
-        Root of the dataset.
-    subject, session : str
-        BIDS labels.
+    `subject` and `session` are BIDS labels.
     """
     whole = Path(root) / DERIVATIVES
     alone = not session and analysed(root) == [(subject, session)]

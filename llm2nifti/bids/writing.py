@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -133,11 +132,6 @@ def stimulus_names(trials: pd.DataFrame) -> list[str]:
     trials : DataFrame
         Columns ``stim_id`` and ``image`` or ``audio``.
 
-    Returns
-    -------
-    list of str
-        One a row.
-
     Raises
     ------
     LabelError
@@ -186,7 +180,7 @@ def _write_raw(paths: RunPaths, recording: Recording) -> None:
     files.write_tsv(paths.raw("events.tsv"), root, _events(recording, paths.task))
 
 
-def _sidecar(recording: Recording, t_r: float) -> dict[str, Any]:
+def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
     """What a reader of the run has to know; the same at both levels but for the time step."""
     paradigm = recording.paradigm
     counts = recording.counts.tolist()
@@ -289,14 +283,10 @@ def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
 
 
 def clear_work(root: Path, *, recordings: bool = False) -> None:
-    """Delete temporary files from the dataset's work folder, and tidy its manifest.
+    """Delete temporary files from the work folder of a dataset that no other process writes to.
 
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset; no other process writes to it.
-    recordings : bool, default=False
-        Recordings, too. Without, those that an interruption cut off stay, to be resumed.
+    The manifest is tidied, too. Recordings that an interruption cut off stay, to be resumed, unless
+    they are asked for.
     """
     for path in (root / manifest.WORK).glob("*"):
         if path == root / manifest.ASIDE:
