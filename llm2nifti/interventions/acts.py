@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, Protocol
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.interventions.editing import Edit, Edited, InterventionError, edited
+from llm2nifti.interventions.editing import Edit, Edited, InterventionError, MakeEdit, edited
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Controls, Network
 
@@ -75,7 +76,7 @@ def lesion(
         raise InterventionError(f"mode is {mode!r}; use zero, mean or resample")
     values = None if controls is None else controls.mean if mode == "mean" else controls.trials
     if mode == "zero":
-        make = _zero
+        make: MakeEdit = _zero
     elif controls is None or values is None:
         raise InterventionError(f"mode {mode!r} needs control trials: controls=control_trials(...)")
     elif controls.brain.space != network.brain.space:
@@ -84,7 +85,8 @@ def lesion(
             f"{network.brain.space}"
         )
     else:
-        make = _Mean(values) if mode == "mean" else _Resample(values, seed)
+        rng = np.random.default_rng([seed, 20231110])
+        make = partial(_mean, values) if mode == "mean" else partial(_resample, values, rng)
     with edited(model, network.brain, network.units, make):
         yield
 
@@ -109,7 +111,7 @@ def scale(model: LoadedModel, network: Network, factor: float) -> Iterator[None]
     """
     _check_finite("factor", factor)
     values = 1 + network.strengths * (factor - 1)
-    with edited(model, network.brain, network.units, _Affine(values, None)):
+    with edited(model, network.brain, network.units, partial(_wide, torch.mul, 1, values)):
         yield
 
 
@@ -151,7 +153,7 @@ def steer(
     _check_finite("strength", strength)
     values, brain = _effects(stat_map, network, brain)
     values = values * strength
-    with edited(model, brain, values != 0, _Affine(None, values)):
+    with edited(model, brain, values != 0, partial(_wide, torch.add, 0, values)):
         yield
 
 
@@ -185,61 +187,40 @@ def _zero(where: Edited) -> Edit:
     return lambda x: x.index_fill(-1, index.to(x.device), 0)
 
 
-class _Mean:
-    """Edits that put fixed values in the place of units."""
-
-    def __init__(self, values: NDArray) -> None:
-        self.values = values
-
-    def __call__(self, where: Edited) -> Edit:
-        index = torch.from_numpy(where.positions)
-        values = torch.from_numpy(np.asarray(self.values[where.units], np.float32))
-
-        def edit(x: torch.Tensor) -> torch.Tensor:
-            new = values.to(x).expand(*x.shape[:-1], -1)
-            return x.index_copy(-1, index.to(x.device), new)
-
-        return edit
+def _mean(means: NDArray, where: Edited) -> Edit:
+    """Edit that puts the mean of each unit in its place."""
+    index = torch.from_numpy(where.positions)
+    values = torch.from_numpy(np.asarray(means[where.units], np.float32))
+    return lambda x: x.index_copy(-1, index.to(x.device), values.to(x).expand(*x.shape[:-1], -1))
 
 
-class _Resample:
-    """Edits that put values of random control trials in the place of units."""
+def _resample(trials: NDArray, rng: np.random.Generator, where: Edited) -> Edit:
+    """Edit that puts values of random control trials in the place of units."""
+    index = torch.from_numpy(where.positions)
+    values = torch.from_numpy(np.asarray(trials[:, where.units], np.float32))
 
-    def __init__(self, trials: NDArray, seed: int) -> None:
-        self.trials = trials
-        self.rng = np.random.default_rng([seed, 20231110])
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        drawn = torch.from_numpy(rng.integers(len(values), size=x.shape[:-1]))
+        return x.index_copy(-1, index.to(x.device), values[drawn].to(x))
 
-    def __call__(self, where: Edited) -> Edit:
-        index = torch.from_numpy(where.positions)
-        trials = torch.from_numpy(np.asarray(self.trials[:, where.units], np.float32))
-
-        def edit(x: torch.Tensor) -> torch.Tensor:
-            drawn = torch.from_numpy(self.rng.integers(len(trials), size=x.shape[:-1]))
-            return x.index_copy(-1, index.to(x.device), trials[drawn].to(x))
-
-        return edit
+    return edit
 
 
-class _Affine:
-    """Edits that multiply units, then add to them; both by vectors as wide as the tensor."""
+def _wide(
+    combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    neutral: float,
+    values: NDArray,
+    where: Edited,
+) -> Edit:
+    """Edit that combines the tensor with a vector as wide as it, neutral at all other units."""
+    made: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
 
-    def __init__(self, factors: NDArray | None, offsets: NDArray | None) -> None:
-        self.factors = factors
-        self.offsets = offsets
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        key = (x.shape[-1], x.dtype, x.device)
+        if key not in made:
+            whole = np.full(x.shape[-1], float(neutral))
+            whole[where.positions] = values[where.units]
+            made[key] = torch.from_numpy(whole).to(x)
+        return combine(x, made[key])
 
-    def __call__(self, where: Edited) -> Edit:
-        made: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
-        neutral, values = (1.0, self.factors) if self.offsets is None else (0.0, self.offsets)
-        assert values is not None
-
-        def vector(x: torch.Tensor) -> torch.Tensor:
-            key = (x.shape[-1], x.dtype, x.device)
-            if key not in made:
-                whole = np.full(x.shape[-1], neutral)
-                whole[where.positions] = values[where.units]
-                made[key] = torch.from_numpy(whole).to(x)
-            return made[key]
-
-        if self.offsets is None:
-            return lambda x: x * vector(x)
-        return lambda x: x + vector(x)
+    return edit

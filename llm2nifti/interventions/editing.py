@@ -29,10 +29,13 @@ class Edited(NamedTuple):
         Where they are on the last axis of the point's tensor.
     units : (n,) int64 array
         Where they are in the brain's recording order.
+    width : int or None
+        Length of that axis, where the brain has all of it.
     """
 
     positions: NDArray[np.int64]
     units: NDArray[np.int64]
+    width: int | None
 
 
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
@@ -43,31 +46,20 @@ MakeEdit = Callable[[Edited], Edit]
 def edited(
     model: LoadedModel, brain: ModelBrain, units: NDArray[np.bool_], make: MakeEdit
 ) -> Iterator[None]:
-    """Edit units in every forward pass.
+    """Edit the marked units, (n_units,) bool, in every forward pass.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    brain : ModelBrain
-        Geometry.
-    units : (n_units,) bool array
-        Which units to edit.
-    make : callable
-        ``make(edited)`` returns the function that takes the tensor of one point, of shape
-        (..., n_module_units), and returns a new one, or None to leave it as it is.
+    ``make(edited)`` returns the function that takes the tensor of one point, of shape
+    (..., n_module_units), and returns a new one, or None to leave it as it is.
 
     Raises
     ------
     InterventionError
         If the model does not have the brain's modules, or they have another width.
     """
-    points, widths = _points(model, brain, units)
-    edits = {point: make(where) for point, where in points.items()}
 
     def replace(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:
-        width = widths.get(point, tensor.shape[-1])
-        if tensor.shape[-1] != width:
+        width = points[point].width
+        if width is not None and tensor.shape[-1] != width:
             raise InterventionError(
                 f"{point.module!r} has {tensor.shape[-1]} units in this model and {width} in space "
                 f"{brain.space}; use a network of the same model"
@@ -76,38 +68,29 @@ def edited(
 
     with ExitStack() as stack:
         try:
-            stack.enter_context(tapped(model, list(edits), replace))
-        except (NoSuchModuleError, AttributeError) as error:
-            raise InterventionError(_foreign(model, brain, error)) from error
+            points = _points(model, brain, units)
+            stack.enter_context(tapped(model, list(points), replace))
+        except (NoSuchModuleError, AttributeError) as error:  # the latter: a fused projection
+            raise InterventionError(
+                f"the network is in space {brain.space}, which model {model.name!r} does not have "
+                f"({error}); use the model that was scanned"
+            ) from error
+        edits = {point: make(where) for point, where in points.items()}
         yield
 
 
-def _points(
-    model: LoadedModel, brain: ModelBrain, units: NDArray[np.bool_]
-) -> tuple[dict[Point, Edited], dict[Point, int]]:
-    """What is edited at each point, and the width of the points whose whole tensor is known."""
-    try:
-        where = parts(model, brain)
-    except AttributeError as error:  # a fused projection that is not there
-        raise InterventionError(_foreign(model, brain, error)) from error
+def _points(model: LoadedModel, brain: ModelBrain, units: NDArray[np.bool_]) -> dict[Point, Edited]:
+    """What is edited at each point that has any of the units."""
     points: dict[Point, Edited] = {}
-    widths: dict[Point, int] = {}
-    for point, slices in where.items():
+    for point, slices in parts(model, brain).items():
+        width = None
         pairs: list[tuple[NDArray, NDArray]] = []
         for inside, index in slices:
             local = np.flatnonzero(units[inside])
             pairs.append((local if index is None else index.numpy()[local], local + inside.start))
             if index is None:
-                widths[point] = inside.stop - inside.start
+                width = inside.stop - inside.start
         positions, members = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
         if len(positions):
-            points[point] = Edited(positions, members)
-    return points, widths
-
-
-def _foreign(model: LoadedModel, brain: ModelBrain, error: Exception) -> str:
-    """Say that a network is of another model."""
-    return (
-        f"the network is in space {brain.space}, which model {model.name!r} does not have "
-        f"({error}); use the model that was scanned"
-    )
+            points[point] = Edited(positions, members, width)
+    return points

@@ -12,15 +12,7 @@ if TYPE_CHECKING:
 
 
 class AboveThreshold(StoppingCriteria):
-    """Ends each sequence whose mean score of one network is above threshold.
-
-    Parameters
-    ----------
-    monitor : NetworkMonitor
-        What scores the sequences while they are generated.
-    network : int
-        Position of the network.
-    """
+    """Ends each sequence whose mean score of one network, by its position, is above threshold."""
 
     def __init__(self, monitor: NetworkMonitor, network: int) -> None:
         self._monitor = monitor

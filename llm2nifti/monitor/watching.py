@@ -6,8 +6,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,12 @@ from numpy.typing import NDArray
 from llm2nifti.interventions import InterventionError
 from llm2nifti.interventions.editing import Edit, Edited, edited
 from llm2nifti.models import LoadedModel
-from llm2nifti.monitor.projecting import MonitorError, Projection
 from llm2nifti.networks import Controls, Network, Readout, Thresholds, read_out
 from llm2nifti.networks.readout import running_means
+
+
+class MonitorError(ValueError):
+    """A model cannot be monitored this way."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class NetworkMonitor:
         self._rows: list[torch.Tensor] = []
         self._sums: torch.Tensor | None = None
         self._read: torch.Tensor | None = None
-        self._cache: Callable[[], Any] = _nothing
+        self._cache = _reference(None)
         self._ended: list[bool] = []
         self._crossed: set[tuple[int, int]] = set()
         self._totals: dict[torch.device, torch.Tensor] = {}
@@ -145,25 +146,18 @@ class NetworkMonitor:
             raise MonitorError("the monitor has been entered already; leave it first")
         module = self._model.module
         with ExitStack() as stack:
-            before = module.register_forward_pre_hook(self._before, with_kwargs=True)
-            stack.callback(before.remove)
+            stack.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             used = (self.readout.weights != 0).any(axis=1)
             try:
                 stack.enter_context(edited(self._model, self.readout.brain, used, self._looking))
             except InterventionError as error:
                 raise MonitorError(str(error)) from error
-            after = module.register_forward_hook(self._after)
-            stack.callback(after.remove)
+            stack.callback(module.register_forward_hook(self._after).remove)
             self._stack = stack.pop_all()
         self._is_entered = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Remove the hooks; the scores stay."""
         self._n = 0
         self._is_entered = False
@@ -202,15 +196,14 @@ class NetworkMonitor:
             and ``threshold`` where there are any. Tokens after the end of a sequence are left out.
         """
         scores = self.scores
-        shape = scores.shape
-        sequence, token, network = (axis.ravel() for axis in np.indices(shape))
-        columns: dict[str, Any] = {"sequence": sequence, "token": token + 1}
-        columns["network"] = np.array(self.names)[network]
-        columns |= {"score": scores.ravel(), "mean": running_means(scores).ravel()}
+        sequence, token, network = (axis.ravel() for axis in np.indices(scores.shape))
+        table = pd.DataFrame({"sequence": sequence, "token": token + 1})
+        table["network"] = np.array(self.names)[network]
+        table["score"], table["mean"] = scores.ravel(), running_means(scores).ravel()
         if self.thresholds is not None:
             rows = np.minimum(token, len(self.thresholds.values) - 1)
-            columns["threshold"] = self.thresholds.values[rows, network]
-        return pd.DataFrame(columns).dropna(subset="score", ignore_index=True)
+            table["threshold"] = self.thresholds.values[rows, network]
+        return table.dropna(subset="score", ignore_index=True)
 
     def stop_when(self, network: str) -> Any:
         """Make a ``StoppingCriteria`` that ends a sequence when a network is above threshold.
@@ -249,13 +242,7 @@ class NetworkMonitor:
         return self._sums.numpy(force=True) / n_seen > thresholds.at(n_seen)
 
     def end(self, is_done: NDArray[np.bool_]) -> None:
-        """Score some sequences no more: something else than their last token ends them.
-
-        Parameters
-        ----------
-        is_done : (n_sequences,) bool array
-            Which ones.
-        """
+        """Score these of the sequences, (n_sequences,) bool, no more, whatever their last token."""
         self._ended = [a or bool(b) for a, b in zip(self._ended, is_done, strict=True)]
 
     def _need_thresholds(self, what: str) -> Thresholds:
@@ -269,11 +256,11 @@ class NetworkMonitor:
 
     def _before(self, _module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         """Begin a pass: are these the sequences of the last one?"""
-        tokens = _tokens(self._model.kind, args, kwargs)
+        tokens, cache = _tokens(self._model.kind, args, kwargs), _cache(kwargs)
         self._n = 0
         if tokens is None:
             return
-        if not self._continues(tokens, _cache(kwargs)):
+        if not self._continues(tokens, cache):
             self.reset()
         elif tokens.ndim == 2:  # ids; embeddings do not say that a sequence has ended
             newest = tokens[:, -1].tolist()
@@ -281,7 +268,7 @@ class NetworkMonitor:
         self._n = len(tokens)
         self._ended = self._ended or [False] * self._n
         self._read = tokens
-        self._cache = _reference(_cache(kwargs))
+        self._cache = _reference(cache)
         self._totals.clear()
 
     def _continues(self, tokens: torch.Tensor, cache: Any) -> bool:
@@ -295,27 +282,37 @@ class NetworkMonitor:
         return tokens.shape[1] == n + 1 and torch.equal(tokens[:, :n], last)
 
     def _looking(self, where: Edited) -> Edit:
-        """Look at one point in every pass; nothing is edited."""
-        return partial(self._see, Projection(where, self.readout.weights))
+        """Add what the last position of one point says, in every pass; nothing is edited."""
+        matrices: dict[torch.device, torch.Tensor] = {}
 
-    def _see(self, projection: Projection, tensor: torch.Tensor) -> None:
-        """Add what one point says of the last position."""
-        n = self._n
-        if not n:  # a part of the model is called on its own
-            return
-        if tensor.ndim == 3 and len(tensor) == n:
-            last = tensor[:, -1]
-        else:
-            last = tensor.reshape(n, -1, tensor.shape[-1])[:, -1]
-        if last.requires_grad:
-            last = last.detach()
-        weights = projection.on(last)
-        total = self._totals.get(last.device)
-        if total is None:
-            total = self._totals[last.device] = last.new_zeros(
-                n, len(self.names), dtype=torch.float32
-            )
-        total.addmm_(last if last.dtype == torch.float32 else last.float(), weights)
+        def look(tensor: torch.Tensor) -> None:
+            n = self._n
+            if not n:  # a part of the model is called on its own
+                return
+            is_batch = tensor.ndim == 3 and len(tensor) == n
+            last = (tensor if is_batch else tensor.reshape(n, -1, tensor.shape[-1]))[:, -1]
+            if last.requires_grad:
+                last = last.detach()
+            device = last.device
+            if device not in matrices:
+                matrices[device] = self._projection(where, last.shape[-1]).to(device)
+            if device not in self._totals:
+                shape = (n, len(self.names))
+                self._totals[device] = torch.zeros(shape, dtype=torch.float32, device=device)
+            last = last if last.dtype == torch.float32 else last.float()
+            self._totals[device].addmm_(last, matrices[device])
+
+        return look
+
+    def _projection(self, where: Edited, width: int) -> torch.Tensor:
+        """(n_module_units, n_networks) float32 matrix from one point's units to the scores.
+
+        Dense, because one small product costs less than picking units out.
+        """
+        matrix = np.zeros((width, len(self.names)), np.float32)
+        # A tensor may stand under two sites, each with its baseline.
+        np.add.at(matrix, where.positions, self.readout.weights[where.units])
+        return torch.from_numpy(matrix)
 
     def _after(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         """End a pass: a row of scores is complete."""
@@ -325,11 +322,11 @@ class NetworkMonitor:
         made = _cache(output)
         if made is not None:  # also where none was given, as in the first pass of a loop
             self._cache = _reference(made)
-        totals = list(self._totals.values())
-        if not totals:
+        if not self._totals:
             return
-        row = self._offsets.to(totals[0].device) + totals[0]
-        for total in totals[1:]:
+        first, *others = self._totals.values()
+        row = self._offsets.to(first.device) + first
+        for total in others:
             row += total.to(row.device)
         if any(self._ended):
             row[torch.tensor(self._ended, device=row.device)] = torch.nan
@@ -354,12 +351,10 @@ class NetworkMonitor:
 
 def _tokens(kind: str, args: Any, kwargs: Any) -> torch.Tensor | None:
     """Ids or embeddings that a pass of the whole model generates from."""
-    names = ("decoder_input_ids", "decoder_inputs_embeds")
-    if kind != "seq2seq":
-        names = ("input_ids", "inputs_embeds")
-    given = [kwargs[name] for name in names if kwargs.get(name) is not None]
-    if kind != "seq2seq":
-        given += list(args[:1])
+    if kind == "seq2seq":
+        given = [kwargs.get("decoder_input_ids"), kwargs.get("decoder_inputs_embeds")]
+    else:
+        given = [kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]]
     return next((item for item in given if isinstance(item, torch.Tensor)), None)
 
 
@@ -372,23 +367,19 @@ def _cache(values: Any) -> Any:
     return None
 
 
-def _nothing() -> None:
-    """Stand for a reference to nothing."""
-
-
 def _reference(value: Any) -> Callable[[], Any]:
     """Weak reference, so that a monitor keeps no cache alive."""
-    if value is None:
-        return _nothing
     try:
         return weakref.ref(value)
-    except TypeError:  # tuples and lists of older caches: never the same twice
-        return _nothing
+    except TypeError:  # None; or tuples and lists of older caches: never the same twice
+        return lambda: None
 
 
 def _end_tokens(module: Any) -> set[int]:
     """Tokens that end a sequence."""
     ends = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-    if ends is None:
-        return set()
-    return {int(token) for token in (ends if isinstance(ends, list | tuple) else [ends])}
+    return {
+        int(token)
+        for token in (ends if isinstance(ends, list | tuple) else [ends])
+        if token is not None
+    }
