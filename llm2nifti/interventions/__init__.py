@@ -5,8 +5,7 @@ never touched, and nothing is left behind. Nested interventions apply in the ord
 were entered: the inner one gets what the outer one made.
 """
 
-from llm2nifti.interventions.acts import lesion, scale, steer
-from llm2nifti.interventions.controls import control_trials
+from llm2nifti.interventions.acts import control_trials, lesion, scale, steer
 from llm2nifti.interventions.editing import InterventionError
 
 __all__ = ["InterventionError", "control_trials", "lesion", "scale", "steer"]

@@ -1,11 +1,11 @@
-"""The interventions: lesion, scale, steer."""
+"""The interventions lesion, scale and steer, and the control trials that lesions take values of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import nibabel as nib
 import numpy as np
@@ -17,17 +17,45 @@ from llm2nifti.geometry import ModelBrain
 from llm2nifti.interventions.editing import Edit, Edited, InterventionError, MakeEdit, edited
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Controls, Network
+from llm2nifti.stimuli import CONTROL
+
+if TYPE_CHECKING:
+    from llm2nifti.bids import Run
+    from llm2nifti.glm import StatMaps
 
 LesionMode = Literal["zero", "mean", "resample"]
 
 
-class EffectMaps(Protocol):
-    """What `steer` needs of a contrast; `llm2nifti.glm.StatMaps` has it."""
+def control_trials(runs: Run | Sequence[Run]) -> Controls:
+    """Collect the control trials of some runs of one model.
 
-    @property
-    def effect_img(self) -> nib.Nifti1Image: ...  # noqa: D102
-    @property
-    def brain(self) -> ModelBrain: ...  # noqa: D102
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+        From `llm2nifti.bids.read`, or a whole `llm2nifti.bids.session`.
+
+    Returns
+    -------
+    llm2nifti.networks.Controls
+
+    Raises
+    ------
+    InterventionError
+        If there are no runs, or no control trials, or the runs are of different spaces.
+
+    Examples
+    --------
+    >>> controls = control_trials(bids.session("ds"))  # doctest: +SKIP
+    """
+    given: list[Run] = list(runs) if isinstance(runs, Sequence) else [runs]
+    spaces = sorted({run.brain.space for run in given})
+    if len(spaces) != 1:
+        raise InterventionError(f"control trials need runs of one space, got {spaces or 'no runs'}")
+    rows = [run.values()[(run.events["trial_type"] == CONTROL).to_numpy()] for run in given]
+    trials = np.concatenate(rows)
+    if not len(trials):
+        raise InterventionError("the runs have no control trials")
+    return Controls.of(given[0].brain, np.asarray(trials, np.float32))
 
 
 @contextmanager
@@ -118,7 +146,7 @@ def scale(model: LoadedModel, network: Network, factor: float) -> Iterator[None]
 @contextmanager
 def steer(
     model: LoadedModel,
-    stat_map: EffectMaps | nib.Nifti1Image,
+    stat_map: StatMaps | nib.Nifti1Image,
     strength: float = 1.0,
     *,
     network: Network | None = None,
@@ -158,7 +186,7 @@ def steer(
 
 
 def _effects(
-    stat_map: EffectMaps | nib.Nifti1Image, network: Network | None, brain: ModelBrain | None
+    stat_map: StatMaps | nib.Nifti1Image, network: Network | None, brain: ModelBrain | None
 ) -> tuple[NDArray[np.float64], ModelBrain]:
     """What to add to each unit, and where the units are."""
     img = getattr(stat_map, "effect_img", stat_map)

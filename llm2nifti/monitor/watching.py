@@ -299,8 +299,7 @@ class NetworkMonitor:
             if device not in self._totals:
                 shape = (n, len(self.names))
                 self._totals[device] = torch.zeros(shape, dtype=torch.float32, device=device)
-            last = last if last.dtype == torch.float32 else last.float()
-            self._totals[device].addmm_(last, matrices[device])
+            self._totals[device].addmm_(last.float(), matrices[device])
 
         return look
 
@@ -378,8 +377,4 @@ def _reference(value: Any) -> Callable[[], Any]:
 def _end_tokens(module: Any) -> set[int]:
     """Tokens that end a sequence."""
     ends = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-    return {
-        int(token)
-        for token in (ends if isinstance(ends, list | tuple) else [ends])
-        if token is not None
-    }
+    return set() if ends is None else set(np.atleast_1d(ends).tolist())

@@ -61,7 +61,9 @@ def save(
                 if part is not None:
                     part.save_pretrained(temporary)
         sizes = {"bytes": weight_bytes(temporary), "llm2nifti": __version__}
-        write_record(temporary, {**pruned.summary(), **sizes, **(record or {})})
+        content = {**pruned.summary(), **sizes, **(record or {})}
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        (temporary / RECORD).write_text(text + "\n", "utf-8")
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
@@ -79,37 +81,13 @@ def _tidy(folder: Path, temporary: Path, old: Path) -> None:
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise PruneError unless a folder can be written; before long work.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the model is to go.
-    overwrite : bool
-        Whether an earlier one may be replaced.
-    """
+    """Raise PruneError unless a folder can be written; before long work."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / RECORD).exists():
         raise PruneError(f"{folder} is there and holds no pruned model; choose another folder")
     if not overwrite:
         raise PruneError(f"{folder} is there already; use overwrite=True, or another folder")
-
-
-def write_record(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``prune.json`` whole or not at all.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the pruned model.
-    content : dict
-        Ready for JSON.
-    """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    temporary = folder / f".{RECORD}"
-    temporary.write_text(text + "\n", "utf-8")
-    temporary.replace(folder / RECORD)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

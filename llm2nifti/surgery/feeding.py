@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from llm2nifti.geometry import ModelBrain, Site
@@ -30,31 +32,33 @@ def owning_sites(brain: ModelBrain) -> tuple[Site, ...]:
     return tuple(site for site in brain.sites if site.where == "input" and not site.part)
 
 
-def check_owning(network: Network) -> None:
-    """Raise unless every unit of a network owns weights.
+def owns_weights(brain: ModelBrain) -> NDArray[np.bool_]:
+    """(n_units,) whether each unit owns weights."""
+    owning = owning_sites(brain)
+    return np.repeat([site in owning for site in brain.sites], np.diff(brain.offsets))
 
-    Raises
-    ------
-    SurgeryError
-        If a unit is elsewhere; the message names the command that records units with weights.
-    """
-    counts = {site.name: 0 for site in network.brain.sites}
-    for site in network.brain.sites:
-        if site not in owning_sites(network.brain):
-            counts[site.name] += int(network.units[network.brain.slice_of(site)].sum())
+
+def without_weights(network: Network) -> dict[str, int]:
+    """Number of a network's units at each site whose units own no weights, by the site's name."""
+    owning = owning_sites(network.brain)
+    profile = network.profile()[[site not in owning for site in network.brain.sites]]
+    return profile.groupby("site", sort=False)["n_active"].sum().to_dict()
+
+
+def check_owning(network: Network) -> None:
+    """Raise SurgeryError unless every unit of a network owns weights."""
+    counts = without_weights(network)
+    owning = dict.fromkeys(repr(site.name) for site in owning_sites(network.brain))
+    if not owning:
+        raise SurgeryError(
+            f"network {network.name!r} is of {', '.join(counts)} units, which own no weights; "
+            f"units that do are recorded by: {COMMAND}"
+        )
     outside = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-    owning = list(dict.fromkeys(site.name for site in owning_sites(network.brain)))
-    if outside and owning:
-        names = ", ".join(map(repr, owning))
+    if outside:
         raise SurgeryError(
             f"network {network.name!r} has units that own no weights ({outside}); keep the others: "
-            f"network.at({names})"
-        )
-    if not owning:
-        recorded = ", ".join(counts)
-        raise SurgeryError(
-            f"network {network.name!r} is of {recorded} units, which own no weights; units that do "
-            f"are recorded by: {COMMAND}"
+            f"network.at({', '.join(owning)})"
         )
 
 
@@ -65,17 +69,7 @@ def column_axis(module: nn.Module, projection: str) -> int:
 
 
 def check_fits(model: LoadedModel, sites: Sequence[Site], space: str) -> None:
-    """Raise SurgeryError unless the model has the weights that the units of some sites own.
-
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    sites : sequence of Site
-        From `owning_sites`.
-    space : str
-        Label of the space that they are of.
-    """
+    """Raise SurgeryError unless the model has the weights of these sites of a space."""
     for site in sites:
         try:
             weight = model.module.get_parameter(f"{site.module}.weight")
@@ -90,6 +84,12 @@ def check_fits(model: LoadedModel, sites: Sequence[Site], space: str) -> None:
                 f"{site.module!r} reads {n_units} units in this model and {site.n_units} in space "
                 f"{space}; use a network of the same model"
             )
+
+
+def block_of(model: LoadedModel, name: str) -> str:
+    """Name of the block that a module lies in, or ``""``."""
+    blocks = (block.name for stack in model.anatomy.stacks for block in stack.blocks)
+    return next((block for block in blocks if name.startswith(block + ".")), "")
 
 
 def feeders(model: LoadedModel, projection: str) -> list[str]:
@@ -123,31 +123,16 @@ def feeders(model: LoadedModel, projection: str) -> list[str]:
 
 
 def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, list[str]]:
-    """Feeders of several projections, from one pass.
+    """Feeders of several projections by name, as of `feeders`, from one pass.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    projections : sequence of str
-        Names of modules.
-
-    Returns
-    -------
-    dict
-        Names of the feeding layers by projection; see `feeders`.
-
-    Notes
-    -----
     Names differ between architectures, so a probe pass decides: half of a projection's input units,
     drawn at random, are differentiated by the outputs of the layers before it. A layer feeds the
     units one to one if the same half of its rows has a gradient and the other half has none.
     """
     module = model.module
-    blocks = {block.name for stack in model.anatomy.stacks for block in stack.blocks}
-    inside = {p: _linear_beside(module, _block_of(p, blocks), p) for p in projections}
-    points = [Point(p, "input") for p in projections]
-    points += [Point(name) for name in dict.fromkeys(n for names in inside.values() for n in names)]
+    beside = {p: _layers_beside(model, p) for p in projections}
+    layers = dict.fromkeys(name for names in beside.values() for name in names)
+    points = [*(Point(p, "input") for p in projections), *map(Point, layers)]
     seen: dict[Point, torch.Tensor] = {}
 
     def keep(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -157,32 +142,27 @@ def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, lis
         seen[point] = tensor.detach().requires_grad_()  # what lies before does not count
         return seen[point].clone()  # Falcon adds to it in place
 
-    by_projection: dict[str, list[str]] = {p: [] for p in projections}
+    feeding: dict[str, dict[str, None]] = {p: {} for p in projections}
     for one_pass in model.probe_passes():
         seen.clear()
         with evaluating(module, gradients=True), tap(module, points, keep):
             one_pass()
             for p in projections:
-                if Point(p, "input") in seen:
-                    units = seen[Point(p, "input")]
-                    by_projection[p] += [
-                        n for n in inside[p] if Point(n) in seen and _feeds(seen[Point(n)], units)
-                    ]
-    return {p: list(dict.fromkeys(names)) for p, names in by_projection.items()}
+                for name in beside[p]:
+                    if _feeds(seen.get(Point(name)), seen.get(Point(p, "input"))):
+                        feeding[p][name] = None
+    return {p: list(names) for p, names in feeding.items()}
 
 
-def _block_of(name: str, blocks: set[str]) -> str:
-    """Block that a module lies in, or ``""``."""
-    return next((b for b in blocks if name.startswith(b + ".")), "")
-
-
-def _linear_beside(module: nn.Module, block: str, projection: str) -> list[str]:
+def _layers_beside(model: LoadedModel, projection: str) -> list[str]:
     """Layers with a matrix of weights in the same block, without the projection itself."""
-    if projection not in dict(module.named_modules()):
+    modules = dict(model.module.named_modules())
+    if projection not in modules:
         raise NoSuchModuleError(f"no module {projection!r} in this model")
+    block = block_of(model, projection)
     return [
         name
-        for name, layer in module.named_modules()
+        for name, layer in modules.items()
         if block
         and name.startswith(block + ".")
         and name != projection
@@ -190,10 +170,12 @@ def _linear_beside(module: nn.Module, block: str, projection: str) -> list[str]:
     ]
 
 
-def _feeds(rows: torch.Tensor, units: torch.Tensor) -> bool:
-    """Whether unit i depends on row i and on no other of a layer's output."""
+def _feeds(rows: torch.Tensor | None, units: torch.Tensor | None) -> bool:
+    """Whether unit i depends on row i and on no other of a layer's output; both were seen."""
+    if rows is None or units is None or not units.requires_grad:
+        return False
     n_units = units.shape[-1]
-    if rows.shape[-1] != n_units or not units.requires_grad:
+    if rows.shape[-1] != n_units:
         return False
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(n_units, generator=generator).to(units.device)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner.likelihood import Text, log_likelihoods
 from llm2nifti.scanner.prefill import can_continue, common_length
 from llm2nifti.scanner.stimulus import find_prompt, n_after_prompt
 from llm2nifti.surgery.feeding import SurgeryError
-from llm2nifti.surgery.lora import lora_config
+from llm2nifti.surgery.targets import lora_config
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Recipe:
 
     def check(self) -> None:
         """Raise SurgeryError unless every number makes sense."""
-        for name in ("rate", "epochs", "batch_size", "r", "alpha"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SurgeryError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name, value in asdict(self).items():
+            if not 0 < value < float("inf"):
+                raise SurgeryError(f"{name} is {value}; it must be above 0")
 
 
 def concept_texts(
@@ -59,19 +60,6 @@ def concept_texts(
 
     All tasks share their question frames, so what is learned of those would hide what is learned
     of a task; nor does the chat template count.
-
-    Parameters
-    ----------
-    model : LoadedModel
-        A causal model with a fast tokenizer.
-    prompts, concepts : sequence of str
-        What is shown, and the part of it that counts.
-    template : {"auto", "chat", "none"}
-        See `llm2nifti.models.LoadedModel.render`.
-
-    Returns
-    -------
-    list of Text
 
     Raises
     ------
@@ -92,10 +80,9 @@ def concept_texts(
         encoded = model.tokenizer(
             text, add_special_tokens=text == prompt, return_offsets_mapping=True
         )
+        end = start + len(concept)
         spans = enumerate(encoded["offset_mapping"])
-        scored = tuple(
-            i for i, (a, b) in spans if i and a < b and a < start + len(concept) and b > start
-        )
+        scored = tuple(i for i, (a, b) in spans if i and a < b and a < end and b > start)
         if concept not in shown or not scored:
             raise SurgeryError(f"prompt {prompt!r} has no token of {concept!r} to predict")
         texts.append(Text(tuple(encoded["input_ids"]), scored))
@@ -220,12 +207,10 @@ def _n_shared(model: LoadedModel, texts: Sequence[Text]) -> int:
 
 def _losses(model: LoadedModel, texts: Sequence[Text], n_shared: int) -> torch.Tensor:
     """(n_texts,) mean loss of each text; what all share is read once, gradients included."""
-    rest = [text.ids[n_shared:] for text in texts]
-    longest = max(map(len, rest))
-    ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in rest])
-    seen = torch.tensor([[1] * (n_shared + len(t)) + [0] * (longest - len(t)) for t in rest])
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": seen}
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    rest = [torch.tensor(text.ids[n_shared:]) for text in texts]
+    seen = [torch.ones(len(text.ids), dtype=torch.int64) for text in texts]
+    ids, mask = (pad_sequence(rows, batch_first=True).to(model.device) for rows in (rest, seen))
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if n_shared:
         shared = torch.tensor([texts[0].ids[:n_shared]], device=model.device)
         cache = model.module.get_decoder()(input_ids=shared, use_cache=True).past_key_values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,10 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from llm2nifti.hooks import resolve
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.surgery.feeding import all_feeders, check_fits, owning_sites
-from llm2nifti.surgery.targets import common_brain
+from llm2nifti.surgery.feeding import all_feeders, check_fits, column_axis, owning_sites
+from llm2nifti.surgery.targets import of_one_space
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,34 +65,31 @@ def network_weights(
     SurgeryError
         If the networks are of another model, or of units that own no weights.
     """
-    chosen = [networks] if isinstance(networks, Network) else list(networks)
-    brain = common_brain(chosen)
+    chosen = of_one_space(networks)
+    brain = chosen[0].brain
     members = np.any([network.units for network in chosen], axis=0)
     sites = [s for s in owning_sites(brain) if members[brain.slice_of(s)].any()]
     check_fits(model, sites, brain.space)
     feeding = all_feeders(model, [site.module for site in sites])
+    parameters = dict(model.module.named_parameters(remove_duplicate=False))
     masks: dict[str, torch.Tensor] = {}
     for site in sites:
         units = torch.from_numpy(members[brain.slice_of(site)])
-        _add(masks, model.module, site.module, units, axis=1)
+        marks = {f"{site.module}.weight": _along(model.module, site.module, units, reads=True)}
         for name in feeding[site.module]:
-            _add(masks, model.module, name, units, axis=0)
+            marks[f"{name}.weight"] = _along(model.module, name, units, reads=False)
+            if f"{name}.bias" in parameters:
+                marks[f"{name}.bias"] = units
+        for name, mark in marks.items():
+            here = mark.to(parameters[name].device)
+            masks[name] = masks[name] | here if name in masks else here
     return masks
 
 
-def _add(
-    masks: dict[str, torch.Tensor], module: nn.Module, name: str, units: torch.Tensor, *, axis: int
-) -> None:
-    """Mark rows (axis 0) or columns (axis 1) of a layer's weights, and the bias of rows."""
-    layer = resolve(module, name)
-    parameters = dict(layer.named_parameters(recurse=False))
-    along = axis if isinstance(layer, nn.Linear) else 1 - axis  # GPT-2 keeps (in, out)
-    marks = {"weight": units[:, None] if along == 0 else units[None, :]}
-    if axis == 0 and "bias" in parameters:
-        marks["bias"] = units
-    for kind, mark in marks.items():
-        key, here = f"{name}.{kind}", mark.to(parameters[kind].device)
-        masks[key] = masks[key] | here if key in masks else here
+def _along(module: nn.Module, name: str, units: torch.Tensor, *, reads: bool) -> torch.Tensor:
+    """Marks of the units that a layer reads, or writes, broadcast to its weight."""
+    is_last = (column_axis(module, name) == 1) == reads
+    return units[None, :] if is_last else units[:, None]
 
 
 @contextmanager
@@ -137,47 +133,31 @@ def gradient_mask(
     """
     masks = network_weights(model, networks)
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
-    trained = _by_parameter(parameters, masks)
-    n_weights = sum(int(mask.expand_as(p).sum()) for p, mask, _ in trained.values())
+    trained: dict[nn.Parameter, torch.Tensor] = {}  # one that goes by several names has all marks
+    for name, mask in masks.items():
+        parameter = parameters[name]
+        trained[parameter] = trained[parameter] | mask if parameter in trained else mask
+    before = {parameter: parameter.detach().clone() for parameter in trained}
+
+    @torch.no_grad()
+    def put_back(held: Iterable[nn.Parameter]) -> None:
+        for parameter in held:
+            parameter.copy_(torch.where(trained[parameter], parameter, before[parameter]))
+
+    def guard(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        put_back(p for p in held if p in trained)
+
     with ExitStack() as stack:
         stack.callback(model.module.zero_grad, set_to_none=True)
         model.module.zero_grad(set_to_none=True)
-        for key, parameter in {id(p): p for p in parameters.values()}.items():
+        for parameter in model.module.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(key in trained)
-        for parameter, mask, _ in trained.values():
+            parameter.requires_grad_(parameter in trained)
+        for parameter, mask in trained.items():
             handle = parameter.register_hook(lambda g, mask=mask: torch.where(mask, g, 0))
             stack.callback(handle.remove)
-
-        def guard(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            _put_back([trained[key] for key in held & trained.keys()])
-
-        stack.callback(_put_back, list(trained.values()))  # of optimizers that torch does not know
+        stack.callback(put_back, trained)  # of optimizers that torch does not know
         stack.callback(register_optimizer_step_post_hook(guard).remove)
+        n_weights = sum(int(mask.expand_as(p).sum()) for p, mask in trained.items())
         yield GradientMask(masks, n_weights)
-
-
-Trained = tuple[nn.Parameter, torch.Tensor, torch.Tensor]
-
-
-def _by_parameter(
-    parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]
-) -> dict[int, Trained]:
-    """Each parameter with its mask and a copy; one that goes by several names has all marks."""
-    by_id: dict[int, Trained] = {}
-    for name, mask in masks.items():
-        parameter = parameters[name]
-        if id(parameter) in by_id:
-            _, other, copy = by_id[id(parameter)]
-            by_id[id(parameter)] = (parameter, other | mask, copy)
-        else:
-            by_id[id(parameter)] = (parameter, mask, parameter.detach().clone())
-    return by_id
-
-
-@torch.no_grad()
-def _put_back(trained: Sequence[Trained]) -> None:
-    """Give the weights outside the masks the values that they had."""
-    for parameter, mask, before in trained:
-        parameter.copy_(torch.where(mask, parameter, before))

@@ -19,10 +19,18 @@ from numpy.typing import NDArray
 
 from llm2nifti.geometry import Site
 from llm2nifti.interventions import lesion
-from llm2nifti.models import LoadedModel
+from llm2nifti.models import FusedError, LoadedModel
 from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
-from llm2nifti.surgery.feeding import SurgeryError, check_fits, column_axis, owning_sites
+from llm2nifti.surgery.feeding import (
+    SurgeryError,
+    block_of,
+    check_fits,
+    column_axis,
+    owning_sites,
+    owns_weights,
+    without_weights,
+)
 from llm2nifti.surgery.shrinking import ConfigChange, ShrinkError, cut_heads, cut_units, shrink
 
 CUTS = {"mlp_hidden": cut_units, "heads": cut_heads}
@@ -64,18 +72,16 @@ class Pruned:
 
     def summary(self) -> dict[str, Any]:
         """What was removed, ready for JSON."""
-        profile = self.removed.profile()
-        profile = profile[profile["site"].isin({s.name for s in owning_sites(self.removed.brain)})]
-        by_site = profile.groupby("site", sort=False)[["n_units", "n_active"]].sum()
+        removed = self.removed
+        owning = {site.name for site in owning_sites(removed.brain)}
+        profile = removed.profile().rename(columns={"n_active": "n_removed"})
+        sizes = profile[profile["site"].isin(owning)].groupby("site", sort=False)
         return {
-            "network": self.removed.name,
-            "how": self.removed.how,
-            "space": self.removed.brain.space,
-            "n_removed": self.removed.n_units,
-            "sites": {
-                site: {"n_units": int(row["n_units"]), "n_removed": int(row["n_active"])}
-                for site, row in by_site.iterrows()
-            },
+            "network": removed.name,
+            "how": removed.how,
+            "space": removed.brain.space,
+            "n_removed": removed.n_units,
+            "sites": sizes[["n_units", "n_removed"]].sum().to_dict(orient="index"),
             "settings": {key: list(pair) for key, pair in self.settings.items()},
             "notes": list(self.notes),
             "parameters": list(self.n_parameters),
@@ -136,47 +142,31 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
             f"zero lesion (outputs differ by {gap:.1e}): the weights are used elsewhere, too"
         )
     module, settings, notes = _shrunk(model, module, removed, expected)
-    pruned = replace(model, module=module, name=f"{model.name}-pruned")
-    numbers = tuple(sum(p.numel() for p in m.parameters()) for m in (model.module, module))
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model.module, module))
     digest = hashlib.sha256(np.packbits(removed.units).tobytes()).hexdigest()[:12]
     source = {
         **model.source,
-        "Parameters": numbers[1],
+        "Parameters": after,
         "WeightsHash": f"{model.source.get('WeightsHash', 'n/a')} without units {digest}",
     }
-    pruned = replace(pruned, source=source)
+    pruned = replace(model, module=module, name=f"{model.name}-pruned", source=source)
     error = difference(expected, outputs(pruned))
-    return Pruned(pruned, removed, settings, tuple(notes), error, (numbers[0], numbers[1]))
+    return Pruned(pruned, removed, settings, tuple(notes), error, (before, after))
 
 
 def to_remove(network: Network, *, keep: bool = False) -> Network:
-    """Units that go when a network is pruned, or when it is all that is kept.
-
-    Parameters
-    ----------
-    network : Network
-        Units of ``heads`` and ``mlp_hidden``.
-    keep : bool, default=False
-        See `prune`.
+    """Units that go when a network is pruned, or (`keep`) when it is all that is kept.
 
     Raises
     ------
     PruneError
         If a unit owns no weights, or nothing goes.
     """
-    sites = owning_sites(network.brain)
-    can_go = np.zeros(network.brain.n_units, bool)
-    for site in sites:
-        can_go[network.brain.slice_of(site)] = True
-    if (network.units & ~can_go).any() or not sites:
-        homeless = [
-            site.name
-            for site in network.brain.sites
-            if site not in sites
-            and (not sites or network.units[network.brain.slice_of(site)].any())
-        ]
+    can_go = owns_weights(network.brain)
+    homeless = [name for name, n in without_weights(network).items() if n or not can_go.any()]
+    if homeless:
         raise PruneError(
-            f"network {network.name!r} has units of {', '.join(dict.fromkeys(homeless))}: these "
+            f"network {network.name!r} has units of {', '.join(homeless)}: these "
             "own no weights, so they cannot be pruned. Scan units that do, with: llm2nifti run "
             "ds-units --sites heads,mlp_hidden"
         )
@@ -220,14 +210,15 @@ def _shrunk(
     """The smallest model that still computes the same, what changed in its config, and notes."""
     changed: dict[str, tuple[int | None, int]] = {}
     notes = []
-    for name in dict.fromkeys(site.name for site in owning_sites(removed.brain)):
-        sites = [site for site in owning_sites(removed.brain) if site.name == name]
-        if not any(members(removed, site).any() for site in sites):
+    sites = owning_sites(removed.brain)
+    for name in dict.fromkeys(site.name for site in sites):
+        remaining = {s.module: ~members(removed, s) for s in sites if s.name == name}
+        if all(keep.all() for keep in remaining.values()):
             continue
         before = module.config.get_text_config().to_dict()
         try:
-            module, settings = _shrunk_site(model, module, removed, sites, expected)
-        except ShrinkError as error:
+            module, settings = _shrunk_site(model, module, name, remaining, expected)
+        except (ShrinkError, FusedError) as error:
             notes.append(f"{name}: columns set to zero, nothing smaller: {error}")
             continue
         pairs = {k: (before.get(k), n) for k, n in settings.items() if before.get(k) != n}
@@ -240,16 +231,16 @@ def _shrunk(
 def _shrunk_site(
     model: LoadedModel,
     module: Any,
-    removed: Network,
-    sites: list[Site],
+    name: str,
+    remaining: Mapping[str, NDArray[np.bool_]],
     expected: list[torch.Tensor],
 ) -> tuple[Any, ConfigChange]:
-    """Model without the units of one site, or ShrinkError."""
-    if sites[0].name not in CUTS:
+    """Model with only the remaining units of one site, or ShrinkError."""
+    if name not in CUTS:
         raise ShrinkError(f"only {' and '.join(CUTS)} can be cut out")
-    remaining = {site.module: ~members(removed, site) for site in sites}
-    cut = CUTS[sites[0].name](module.config.get_text_config(), remaining)
-    smaller, settings = shrink(module, _blocks(model, remaining), cut)
+    cut = CUTS[name](module.config.get_text_config(), remaining)
+    blocks = {projection: block_of(model, projection) for projection in remaining}
+    smaller, settings = shrink(module, blocks, cut)
     try:
         gap = difference(expected, outputs(replace(model, module=smaller)))
     except (RuntimeError, ValueError, IndexError) as error:
@@ -260,12 +251,6 @@ def _shrunk_site(
             f"the smaller model computes something else (outputs differ by {gap:.1e})"
         )
     return smaller, settings
-
-
-def _blocks(model: LoadedModel, projections: Mapping[str, Any]) -> dict[str, str]:
-    """Block of each projection."""
-    blocks = [block.name for stack in model.anatomy.stacks for block in stack.blocks]
-    return {name: next(b for b in blocks if name.startswith(b + ".")) for name in projections}
 
 
 @contextmanager
@@ -294,4 +279,4 @@ def difference(expected: list[torch.Tensor], computed: list[torch.Tensor]) -> fl
     """Largest difference, relative to the largest value."""
     pairs = zip(expected, computed, strict=True)
     shares = [((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in pairs]
-    return float(max(share if share == share else np.inf for share in shares))  # noqa: PLR0124
+    return float(np.where(np.isnan(shares), np.inf, shares).max())

@@ -8,7 +8,7 @@ changed show both. No table of model names.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from llm2nifti.models import FusedError, fused
+from llm2nifti.models import fused
 
 Index = NDArray[np.int64]
-AxisIndex = dict[tuple[int, int], Index]
+AxisIndex = dict[tuple[int, int], Index]  # by the axis's old and new length: what remains
 ConfigChange = dict[str, int]
 
 
@@ -30,39 +30,19 @@ class ShrinkError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """What to keep of one hidden layer in every block.
+    """What to keep of one hidden layer in every block."""
 
-    Attributes
-    ----------
-    blocks : mapping of str to AxisIndex
-        For each projection that reads the hidden layer: how an axis of each old and new length is
-        indexed to keep what remains.
-    candidates : list of ConfigChange
-        Changes of the config that could give these lengths, the likeliest first.
-    width : (int, int)
-        Length of the hidden layer before and after.
-    """
-
-    blocks: Mapping[str, AxisIndex]
-    candidates: list[ConfigChange]
-    width: tuple[int, int]
+    blocks: Mapping[str, AxisIndex]  # of each projection that reads it: what an axis keeps
+    candidates: list[ConfigChange]  # what could give these lengths, the likeliest first
+    width: tuple[int, int]  # of the hidden layer, before and after
 
 
 def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
     """Plan to keep only the units that remain in some block.
 
-    Parameters
-    ----------
-    config : transformers.PretrainedConfig
-        Of the model, or of its language part.
-    remaining : mapping of str to (n_units,) bool array
-        For each projection, which of the units that it reads remain.
-
-    Returns
-    -------
-    Cut
-        As wide as the block where most remain; others keep the first of their removed units as
-        padding.
+    `config` is that of the model's language part, `remaining` marks which of the (n_units,) that
+    each projection reads remain. The cut is as wide as the block where most do; others keep the
+    first of their removed units as padding.
 
     Raises
     ------
@@ -75,32 +55,23 @@ def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
         index = padded(keep, new)
         blocks[name] = {(old, new): index, (2 * old, 2 * new): np.append(index, index + old)}
     settings = own_settings(config)
-    named = [{key: new} for key, value in settings.items() if _is(value, old)]
-    unset = [{key: new} for key, value in settings.items() if value is None]
-    return Cut(blocks, named + unset, (old, new))
+    candidates = [{key: new} for key in _keys(settings, old) + _keys(settings, None)]
+    return Cut(blocks, candidates, (old, new))
 
 
 def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
     """Plan to keep only whole key-value groups of heads in which some unit remains.
 
-    Parameters
-    ----------
-    config, remaining
-        See `cut_units`.
-
-    Returns
-    -------
-    Cut
+    See `cut_units`.
 
     Raises
     ------
     ShrinkError
-        If some block has a unit left in every group, or the config names no number of heads.
+        If some block has a unit left in every group.
+    FusedError
+        If the config names no number of heads.
     """
-    try:
-        n_q, n_kv = fused.heads(config)
-    except FusedError as error:
-        raise ShrinkError(str(error)) from error
+    n_q, n_kv = fused.heads(config)
     n_units = {len(keep) for keep in remaining.values()}
     if len(n_units) > 1 or max(n_units) % n_q or n_q % n_kv:
         raise ShrinkError(f"{sorted(n_units)} units are not {n_q} heads of {n_kv} groups")
@@ -122,23 +93,23 @@ def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
             (n_kv * size, n * size): kv,
             (n_q * size, shared * n * size): q,
         }
-    candidates = list(_heads_settings(own_settings(config), (n_q, n_kv), (shared * n, n), size))
+    candidates = _heads_settings(own_settings(config), (n_q, n_kv), (shared * n, n), size)
     return Cut(blocks, candidates, (n_q * size, shared * n * size))
 
 
 def _heads_settings(
     settings: Mapping[str, Any], old: tuple[int, int], new: tuple[int, int], size: int
-) -> Iterator[ConfigChange]:
+) -> list[ConfigChange]:
     """Changes of the numbers of heads, also with the size of a head spelled out."""
-    queries = [key for key, value in settings.items() if _is(value, old[0])]
-    keys = [key for key, value in settings.items() if _is(value, old[1])]
-    unset = [key for key, value in settings.items() if value is None]
+    queries, keys = (_keys(settings, n) for n in old)
     # Many architectures read this setting although their config does not have it.
-    extras: list[ConfigChange] = [{}, *({key: size} for key in ["head_dim", *unset])]
-    for extra in extras:
-        for q in queries:
-            yield from ({q: new[0], kv: new[1], **extra} for kv in keys if kv != q)
-            yield {q: new[0], **extra}
+    names = ["head_dim", *_keys(settings, None)]
+    return [
+        {q: new[0], **kv, **extra}
+        for extra in [{}, *({name: size} for name in names)]
+        for q in queries
+        for kv in [*({key: new[1]} for key in keys if key != q), {}]
+    ]
 
 
 def own_settings(config: Any) -> dict[str, Any]:
@@ -149,9 +120,9 @@ def own_settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in common}
 
 
-def _is(value: Any, number: int) -> bool:
-    """Whether a setting is this whole number."""
-    return isinstance(value, int) and not isinstance(value, bool) and value == number
+def _keys(settings: Mapping[str, Any], number: int | None) -> list[str]:
+    """Settings that are this whole number, or None; True is not 1."""
+    return [k for k, value in settings.items() if type(value) is type(number) and value == number]
 
 
 def _widths(remaining: Mapping[str, NDArray[np.bool_]], what: str = "unit") -> tuple[int, int]:
@@ -189,21 +160,9 @@ def spread(index: Index, size: int) -> Index:
 
 
 def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, ConfigChange]:
-    """Build the smaller model.
+    """Build the smaller model, and say what changed in its config; the old one stays.
 
-    Parameters
-    ----------
-    module : transformers.PreTrainedModel
-        The model, with zeros where something was removed; it is not changed.
-    blocks : mapping of str to str
-        Block of each projection.
-    cut : Cut
-        From `cut_units` or `cut_heads`.
-
-    Returns
-    -------
-    (module, settings)
-        The new model, and what changed in its config.
+    `blocks` names the block of each projection; removed units are zeros in `module`.
 
     Raises
     ------
@@ -212,7 +171,10 @@ def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, Confi
     """
     for settings in cut.candidates:
         try:
-            config = _changed(module.config, settings)
+            config = copy.deepcopy(module.config)
+            text = config.get_text_config()
+            for key, value in settings.items():
+                setattr(text, key, value)
             with torch.device("meta"):
                 shapes = {n: v.shape for n, v in type(module)(config).state_dict().items()}
         except Exception:  # whatever an architecture says to a setting that it cannot have
@@ -226,15 +188,6 @@ def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, Confi
     )
 
 
-def _changed(config: Any, settings: ConfigChange) -> Any:
-    """Copy of a config with some settings changed, in its language part."""
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    for key, value in settings.items():
-        setattr(text, key, value)
-    return config
-
-
 def _sliced(
     module: nn.Module, shapes: Mapping[str, torch.Size], blocks: Mapping[str, str], cut: Cut
 ) -> dict[str, torch.Tensor] | None:
@@ -242,13 +195,13 @@ def _sliced(
     state = dict(module.state_dict())
     if state.keys() != shapes.keys():
         return None
-    sizes = {blocks[projection] + ".": sizes for projection, sizes in cut.blocks.items()}
+    sizes = {f"{blocks[projection]}.": sizes for projection, sizes in cut.blocks.items()}
     changed = {name: shape for name, shape in shapes.items() if state[name].shape != shape}
     if not {f"{projection}.weight" for projection in cut.blocks} <= changed.keys():
         return None
     for name, shape in changed.items():
-        keep = next((sizes[block] for block in sizes if name.startswith(block)), None)
-        tensor = None if keep is None else _take(state[name], shape, keep)
+        keep = next((sizes[block] for block in sizes if name.startswith(block)), {})
+        tensor = _take(state[name], shape, keep)
         if tensor is None:
             return None
         state[name] = tensor
