@@ -21,21 +21,11 @@ class InterventionError(ValueError):
 
 
 class Edited(NamedTuple):
-    """Units of one point that are edited, or looked at.
+    """The (n,) units of one point that are edited, or looked at."""
 
-    Attributes
-    ----------
-    positions : (n,) int64 array
-        Where they are on the last axis of the point's tensor.
-    units : (n,) int64 array
-        Where they are in the brain's recording order.
-    width : int or None
-        Length of that axis, where the brain has all of it.
-    """
-
-    positions: NDArray[np.int64]
-    units: NDArray[np.int64]
-    width: int | None
+    positions: NDArray[np.int64]  # on the last axis of the point's tensor
+    units: NDArray[np.int64]  # in the brain's recording order
+    width: int | None  # length of that axis, where the brain has all of it
 
 
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
@@ -49,12 +39,8 @@ def edited(
     """Edit the marked units, (n_units,) bool, in every forward pass.
 
     ``make(edited)`` returns the function that takes the tensor of one point, of shape
-    (..., n_module_units), and returns a new one, or None to leave it as it is.
-
-    Raises
-    ------
-    InterventionError
-        If the model does not have the brain's modules, or they have another width.
+    (..., n_module_units), and returns a new one, or None to leave it as it is. InterventionError
+    where the model does not have the brain's modules, or they have another width.
     """
 
     def replace(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:

@@ -22,19 +22,6 @@ from llm2nifti.surgery.pruning import members
 def smallest(model: LoadedModel, removed: Network) -> Network:
     """Units whose weights are smallest, as many in each site of each layer as in `removed`.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model whose weights count.
-    removed : Network
-        Says how many.
-
-    Returns
-    -------
-    Network
-
-    Notes
-    -----
     Structured magnitude pruning: `torch.nn.utils.prune.ln_structured`, the Euclidean norm of the
     columns of the projection that reads the units.
     """
@@ -54,18 +41,8 @@ def smallest(model: LoadedModel, removed: Network) -> Network:
 def at_random(removed: Network, *, seed: int = 0) -> Network:
     """Random units, as many in each site of each layer as in `removed`.
 
-    Parameters
-    ----------
-    removed : Network
-        Says how many.
-    seed : int, default=0
-        Seed of the draw.
-
-    Returns
-    -------
-    Network
-        It may share units with `removed`; see `llm2nifti.networks.matched` for a control that does
-        not, and whose units are as active.
+    It may share units with `removed`; see `llm2nifti.networks.matched` for a control that does not,
+    and whose units are as active.
     """
     rng = np.random.default_rng([seed, 20231110])
     signs = np.zeros(removed.brain.n_units, np.int8)

@@ -59,13 +59,8 @@ def concept_texts(
     """Texts of prompts in which the tokens of the concept are to be predicted.
 
     All tasks share their question frames, so what is learned of those would hide what is learned
-    of a task; nor does the chat template count.
-
-    Raises
-    ------
-    SurgeryError
-        If the model does not predict the next token, its tokenizer gives no offsets, or a prompt
-        does not hold its concept, or nothing before it.
+    of a task; nor does the chat template count. SurgeryError if the model does not predict the next
+    token, its tokenizer gives no offsets, or a prompt has no concept, or nothing before it.
     """
     if model.kind != "causal":
         raise SurgeryError(f"{model.name} is of kind {model.kind}; training needs a causal model")

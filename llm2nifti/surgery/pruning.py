@@ -23,6 +23,7 @@ from llm2nifti.models import FusedError, LoadedModel
 from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
 from llm2nifti.surgery.feeding import (
+    COMMAND,
     SurgeryError,
     block_of,
     check_fits,
@@ -166,9 +167,8 @@ def to_remove(network: Network, *, keep: bool = False) -> Network:
     homeless = [name for name, n in without_weights(network).items() if n or not can_go.any()]
     if homeless:
         raise PruneError(
-            f"network {network.name!r} has units of {', '.join(homeless)}: these "
-            "own no weights, so they cannot be pruned. Scan units that do, with: llm2nifti run "
-            "ds-units --sites heads,mlp_hidden"
+            f"network {network.name!r} has units of {', '.join(homeless)}: these own no weights, "
+            f"so they cannot be pruned. Scan units that do, with: {COMMAND}"
         )
     units = can_go & ~network.units if keep else network.units
     if not units.any():

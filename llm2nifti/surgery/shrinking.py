@@ -42,12 +42,7 @@ def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
 
     `config` is that of the model's language part, `remaining` marks which of the (n_units,) that
     each projection reads remain. The cut is as wide as the block where most do; others keep the
-    first of their removed units as padding.
-
-    Raises
-    ------
-    ShrinkError
-        If some block keeps all its units, or the blocks differ in width.
+    first of their removed units as padding. ShrinkError if one keeps all, or they differ in width.
     """
     old, new = _widths(remaining)
     blocks: dict[str, AxisIndex] = {}
@@ -62,14 +57,7 @@ def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
 def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
     """Plan to keep only whole key-value groups of heads in which some unit remains.
 
-    See `cut_units`.
-
-    Raises
-    ------
-    ShrinkError
-        If some block has a unit left in every group.
-    FusedError
-        If the config names no number of heads.
+    See `cut_units`; FusedError if the config names no number of heads.
     """
     n_q, n_kv = fused.heads(config)
     n_units = {len(keep) for keep in remaining.values()}
@@ -103,10 +91,10 @@ def _heads_settings(
     """Changes of the numbers of heads, also with the size of a head spelled out."""
     queries, keys = (_keys(settings, n) for n in old)
     # Many architectures read this setting although their config does not have it.
-    names = ["head_dim", *_keys(settings, None)]
+    sizes = [{name: size} for name in ["head_dim", *_keys(settings, None)]]
     return [
         {q: new[0], **kv, **extra}
-        for extra in [{}, *({name: size} for name in names)]
+        for extra in [{}, *sizes]
         for q in queries
         for kv in [*({key: new[1]} for key in keys if key != q), {}]
     ]
@@ -162,12 +150,8 @@ def spread(index: Index, size: int) -> Index:
 def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, ConfigChange]:
     """Build the smaller model, and say what changed in its config; the old one stays.
 
-    `blocks` names the block of each projection; removed units are zeros in `module`.
-
-    Raises
-    ------
-    ShrinkError
-        If no change of the config gives the shapes that are needed.
+    `blocks` names the block of each projection; removed units are zeros in `module`. ShrinkError
+    if no change of the config gives the shapes that are needed.
     """
     for settings in cut.candidates:
         try:
