@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,11 +64,10 @@ def tap(model: nn.Module, points: Iterable[Point], callback: Callback) -> Iterat
     with ExitStack() as stack:
         for point, module in resolved:
             if point.where == "input":
-                handle = module.register_forward_pre_hook(
-                    _pre_hook(point, callback), with_kwargs=True
-                )
+                hook = partial(_edit_input, point, callback)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             else:
-                handle = module.register_forward_hook(_hook(point, callback))
+                handle = module.register_forward_hook(partial(_edit_output, point, callback))
             stack.callback(handle.remove)
         yield
 
@@ -88,42 +88,36 @@ def first_tensor(value: Any) -> tuple[torch.Tensor | None, Callable[[torch.Tenso
     """
     if isinstance(value, torch.Tensor):
         return value, lambda new: new
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, (tuple, list)):
-        for i, item in enumerate(value):
-            if isinstance(item, torch.Tensor):
-                return item, lambda new, i=i: _rebuilt(value, [*value[:i], new, *value[i + 1 :]])
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(item, torch.Tensor):
-                return item, lambda new, key=key: type(value)({**value, key: new})
+        items = enumerate(value)
+    elif isinstance(value, dict):
+        items = value.items()
+    for key, item in items:
+        if isinstance(item, torch.Tensor):
+            return item, partial(_with_item, value, key)
     return None, lambda new: value
 
 
-def _rebuilt(value: Any, items: list[Any]) -> Any:
-    """Sequence of the same type with other items; named tuples take them one by one."""
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+def _with_item(container: Any, key: Any, new: torch.Tensor) -> Any:
+    """Container of the same type with another item; named tuples take items one by one."""
+    if isinstance(container, dict):
+        return type(container)({**container, key: new})
+    items = [*container[:key], new, *container[key + 1 :]]
+    return type(container)(*items) if hasattr(container, "_fields") else type(container)(items)
 
 
-def _hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any, Any], Any]:
-    """Forward hook that hands the output to the callback."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        tensor, replace = first_tensor(output)
-        new = None if tensor is None else callback(point, tensor)
-        return None if new is None else replace(new)
-
-    return hook
+def _edit_output(point: Point, callback: Callback, _module: Any, _args: Any, output: Any) -> Any:
+    """Forward hook: the callback gets the output's tensor."""
+    tensor, replace = first_tensor(output)
+    new = None if tensor is None else callback(point, tensor)
+    return None if new is None else replace(new)
 
 
-def _pre_hook(point: Point, callback: Callback) -> Callable[[nn.Module, Any, Any], Any]:
-    """Forward pre-hook that hands the first input, positional or by name, to the callback."""
-
-    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        is_positional = first_tensor(args)[0] is not None
-        tensor, replace = first_tensor(args if is_positional else kwargs)
-        new = None if tensor is None else callback(point, tensor)
-        if new is None:
-            return None
-        return (replace(new), kwargs) if is_positional else (args, replace(new))
-
-    return hook
+def _edit_input(point: Point, callback: Callback, module: Any, args: Any, kwargs: Any) -> Any:
+    """Forward pre-hook: the callback gets the first input, positional or by name."""
+    is_positional = first_tensor(args)[0] is not None
+    new = _edit_output(point, callback, module, args, args if is_positional else kwargs)
+    if new is None:
+        return None
+    return (new, kwargs) if is_positional else (args, new)

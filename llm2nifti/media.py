@@ -37,22 +37,14 @@ def medium_of(columns: Iterable[str]) -> str:
 
 
 def problems(files: Mapping[str, Path], medium: str) -> str:
-    """Which files cannot be shown, and why; ``""`` if all can.
+    """Which files, by what to call them, cannot be shown, and why; ``""`` if all can.
 
     Every file is read whole, one after the other, and once as long as it stays the same.
-
-    Parameters
-    ----------
-    files : mapping of str to Path
-        Files by what to call them.
-    medium : {"image", "audio"}
-        What they should hold.
     """
     checked = {name: _problem_of(path, medium) for name, path in files.items()}
     bad = [f"{name}: {text}" for name, text in checked.items() if text]
-    return (
-        f"{len(bad)} of {len(files)} {MEDIA[medium]} cannot be shown: {listed(bad)}" if bad else ""
-    )
+    summary = f"{len(bad)} of {len(files)} {MEDIA[medium]} cannot be shown: {listed(bad)}"
+    return summary if bad else ""
 
 
 def listed(items: Sequence[str]) -> str:
@@ -65,6 +57,11 @@ def listed(items: Sequence[str]) -> str:
     """
     more = [f"and {len(items) - N_NAMED} more"] if len(items) > N_NAMED else []
     return "; ".join([*items[:N_NAMED], *more])
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, else its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _problem_of(path: Path, medium: str) -> str:
@@ -88,13 +85,7 @@ def _problem(path: Path, medium: str, n_bytes: int, _changed: int) -> str:
 
 
 def read_image(path: Path) -> Image:
-    """Decode an image as RGB.
-
-    Raises
-    ------
-    MediaError
-        If it is no image, is damaged, or is so large that it would fill the memory.
-    """
+    """Decode an image as RGB, unless it is damaged or so large that it would fill the memory."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -109,16 +100,11 @@ def read_image(path: Path) -> Image:
         size = str(error).partition(" exceeds")[0].removeprefix("Image size ")
         raise MediaError(f"too large {size}; make it smaller") from None
     except Exception as error:  # every format has errors of its own
-        raise MediaError(f"damaged: {_first_line(error)}") from None
+        raise MediaError(f"damaged: {first_line(error)}") from None
 
 
 def read_sound(path: Path) -> tuple[int, NDArray[np.float32]]:
-    """Read a sound of one channel.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.wav`` file of PCM or floating-point samples.
+    """Read a ``.wav`` file of PCM or float samples in one channel, none of them NaN.
 
     Returns
     -------
@@ -126,11 +112,6 @@ def read_sound(path: Path) -> tuple[int, NDArray[np.float32]]:
         Samples a second.
     samples : (n_samples,) float32 array
         Between -1 and 1 where the file holds integers.
-
-    Raises
-    ------
-    MediaError
-        If it is no such file, is damaged or empty, has several channels, or holds NaN.
     """
     from scipy.io import wavfile
 
@@ -143,9 +124,9 @@ def read_sound(path: Path) -> tuple[int, NDArray[np.float32]]:
     except wavfile.WavFileWarning:
         raise MediaError("damaged: it ends before its header says") from None
     except ValueError as error:
-        raise MediaError(f"not a wav file of PCM or float samples ({_first_line(error)})") from None
+        raise MediaError(f"not a wav file of PCM or float samples ({first_line(error)})") from None
     except Exception as error:  # struct.error, MemoryError: whatever a damaged header leads to
-        raise MediaError(f"damaged: {_first_line(error)}") from None
+        raise MediaError(f"damaged: {first_line(error)}") from None
     if samples.ndim > 1:
         raise MediaError(
             f"{samples.shape[1]} channels; save it with one, which of them or their mean is yours "
@@ -184,8 +165,3 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
 
     shared = gcd(rate, wanted)
     return resample_poly(samples, wanted // shared, rate // shared).astype(np.float32)
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -62,9 +63,8 @@ class Paradigm:
     @property
     def counts(self) -> NDArray[np.int64]:
         """(n_trials,) frames of each trial."""
-        if self.frame_counts is not None:
-            return np.array(self.frame_counts, np.int64)
-        return np.full(self.n_trials, self.n_frames, np.int64)
+        counts = self.n_frames if self.frame_counts is None else self.frame_counts
+        return np.full(self.n_trials, counts, np.int64)
 
     @property
     def events(self) -> pd.DataFrame:
@@ -133,10 +133,9 @@ def blocks(
     Paradigm: task pathology, run 1, 8 task and 8 control trials of 8 frames in 5 blocks
     """
     sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
-    used = set() if used is None else used
-    stock = _Stock.of(stimuli.load() if table is None else table, used)
-    design = _draw(stock, task, seed=seed, **sizes)
-    used.update(design.trials["concept"].str.casefold())
+    design = _draw(_Stock(table, used or ()), task, seed, sizes)
+    if used is not None:
+        used.update(design.trials["concept"].str.casefold())
     return design
 
 
@@ -173,24 +172,23 @@ def experiment(
         raise ParadigmError(f"seed is {seed}; it must be 0 or more")
     if n_runs < 1:
         raise ParadigmError(f"n_runs is {n_runs}; it must be at least 1")
-    twice = [task for i, task in enumerate(tasks) if task in tasks[:i]]
-    if twice:
-        raise ParadigmError(f"task {twice[0]!r} is given twice; name each task once")
-    stock = _Stock.of(stimuli.load() if table is None else table)
+    for i, task in enumerate(tasks):
+        if task in tasks[:i]:
+            raise ParadigmError(f"task {task!r} is given twice; name each task once")
+    stock = _Stock(table)
     sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
     designs = []
-    for run in range(1, n_runs + 1):
-        for task in tasks:
-            try:
-                design = _draw(stock, task, seed=seed * 1000 + run, **sizes)
-            except _OutOfStimuliError as error:
-                raise ParadigmError(
-                    f"{error} in run {run} of {n_runs}: the whole experiment ({len(tasks)} tasks) "
-                    f"needs {error.n_needed * n_runs * error.n_sharing(len(tasks))} of them, the "
-                    f"set has {len(stock.rows(error.pool))}. Use fewer runs, blocks or "
-                    "trials, or more stimuli"
-                ) from None
-            designs.append(replace(design, run=run))
+    for run, task in product(range(1, n_runs + 1), tasks):
+        try:
+            design = _draw(stock, task, seed * 1000 + run, sizes)
+        except _OutOfStimuliError as error:
+            n_sharing = len(tasks) if error.pool == stimuli.CONTROL else 1
+            raise ParadigmError(
+                f"{error} in run {run} of {n_runs}: the whole experiment ({len(tasks)} tasks) "
+                f"needs {error.n_needed * n_runs * n_sharing} of them, the set has "
+                f"{len(stock.rows(error.pool))}. Use fewer runs, blocks or trials, or more stimuli"
+            ) from None
+        designs.append(replace(design, run=run))
     return designs
 
 
@@ -202,48 +200,23 @@ class _OutOfStimuliError(ParadigmError):
         self.pool = pool
         self.n_needed = n_needed
 
-    def n_sharing(self, n_tasks: int) -> int:
-        """Number of tasks that draw from the same pool."""
-        return n_tasks if self.pool == stimuli.CONTROL else 1
 
-
-@dataclass(frozen=True, eq=False)
 class _Stock:
     """Stimuli as numbers, made once for all runs of an experiment, and which of them are used.
 
-    Attributes
-    ----------
-    table : DataFrame
-        The stimuli.
-    rows_of : dict of str to int array
-        Rows of each task.
-    concepts, topics, frames : (n_rows,) int arrays
-        Concept (upper and lower case alike), topic and question frame of each row, in the order of
-        their names.
-    frame_names : list of str
-        Of `frames`.
-    used : (n_concepts,) bool array
-        Concepts that may not be shown again.
+    Concepts (upper and lower case alike), topics and question frames of all rows are numbered in
+    the order of their names. Concepts that are marked in `used` may not be shown again.
     """
 
-    table: pd.DataFrame
-    rows_of: dict[str, Rows]
-    concepts: Rows
-    topics: Rows
-    frames: Rows
-    frame_names: list[str]
-    used: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, used: Iterable[str] = ()) -> _Stock:
-        """Number the rows of a table."""
-        table = table.reset_index(drop=True)
-        names, concepts = _numbered(table["concept"].str.casefold())
-        _, topics = _numbered(table["topic"])
-        frame_names, frames = _numbered(table["frame"])
-        rows_of = table.groupby("task", sort=False).indices
-        is_used = np.isin(names, list(used)) if used else np.zeros(len(names), bool)
-        return cls(table, rows_of, concepts, topics, frames, list(frame_names), is_used)
+    def __init__(self, table: pd.DataFrame | None, used: Iterable[str] = ()) -> None:
+        table = stimuli.load() if table is None else table
+        self.table = table.reset_index(drop=True)
+        self.rows_of: dict[str, Rows] = self.table.groupby("task", sort=False).indices
+        columns = table["concept"].str.casefold(), table["topic"], table["frame"]
+        numbered = [pd.factorize(column, sort=True) for column in columns]
+        self.concepts, self.topics, self.frames = (numbers for numbers, _ in numbered)
+        self.frame_names: list[str] = list(numbered[2][1])
+        self.used: NDArray[np.bool_] = numbered[0][1].isin(list(used))
 
     def rows(self, task: str, *, unused: bool = False) -> Rows:
         """Rows of a task, all or those whose concept may still be shown."""
@@ -251,29 +224,23 @@ class _Stock:
         return rows[~self.used[self.concepts[rows]]] if unused else rows
 
     def levels(self, rows: Rows) -> list[int]:
-        """Question frames of some rows; none where they have none."""
+        """Question frames of these rows; none where they have none."""
         return [i for i in np.unique(self.frames[rows]).tolist() if self.frame_names[i]]
 
 
-def _numbered(values: pd.Series) -> tuple[NDArray, Rows]:
-    """Sorted unique values, and the number of each row's."""
-    names, numbers = np.unique(values.to_numpy(object), return_inverse=True)
-    return names, numbers.astype(np.intp)
-
-
-def _draw(
-    stock: _Stock, task: str, *, n_blocks: int, trials_per_block: int, n_frames: int, seed: int
-) -> Paradigm:
+def _draw(stock: _Stock, task: str, seed: int, sizes: dict[str, int]) -> Paradigm:
     """Design one run from what is unused, and mark what it shows as used."""
-    sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
     for name, value in sizes.items():
         if value < 1:
             raise ParadigmError(f"{name} is {value}; it must be at least 1")
-    _check_task(task, stock)
+    tasks = [name for name in stock.rows_of if name != stimuli.CONTROL]
+    if task not in tasks:
+        raise ParadigmError(f"no task {task!r} in the stimuli; there are {', '.join(tasks)}")
     rng = np.random.default_rng([seed, *task.encode()])
     control = stock.rows(stimuli.CONTROL, unused=True)
     levels = stock.levels(stock.rows(task))
     control_levels = levels or stock.levels(control)
+    n_blocks, trials_per_block = sizes["n_blocks"], sizes["trials_per_block"]
     n_on = n_blocks * trials_per_block
     n_off = _n_off(n_on, n_blocks, trials_per_block, len(control_levels))
     on = _draw_task(stock, task, _frame_slots(n_on, levels), rng)
@@ -281,19 +248,12 @@ def _draw(
     off = _draw_control(stock, control, _frame_slots(n_off, control_levels), rng)
     trials = _interleave(stock, on, off, n_blocks, rng)
     stock.used[stock.concepts[np.r_[on, off]]] = True
-    return Paradigm(task, 1, n_frames, trials)
+    return Paradigm(task, 1, sizes["n_frames"], trials)
 
 
 def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
     """Rows in random order, drawn as `DataFrame.sample` draws it: designs made before stay."""
     return rows[rng.choice(len(rows), len(rows), replace=False)]
-
-
-def _check_task(task: str, stock: _Stock) -> None:
-    """Raise unless the task is in the table and is not the control."""
-    if task == stimuli.CONTROL or task not in stock.rows_of:
-        tasks = [name for name in stock.rows_of if name != stimuli.CONTROL]
-        raise ParadigmError(f"no task {task!r} in the stimuli; there are {', '.join(tasks)}")
 
 
 def _n_off(n_on: int, n_blocks: int, trials_per_block: int, n_levels: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +36,7 @@ COLUMNS = {
 }
 TABLE = "stimuli.tsv"  # the table in a folder of stimuli
 # Characters that end a cell or a line, or that no table of BIDS holds.
-_UNKEPT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_UNKEPT = re.compile("([\x00-\x1f\x7f-\x9f\u2028\u2029])")
 
 
 class StimulusError(ValueError):
@@ -46,13 +45,13 @@ class StimulusError(ValueError):
 
 def data_folder() -> Path:
     """Folder of the bundled sets: inside the installed package, else the checkout's ``data/``."""
-    packaged = Path(str(files("llm2nifti"))) / "data"
-    if packaged.is_dir():
-        return packaged
-    checkout = Path(__file__).resolve().parent.parent / "data"
-    if checkout.is_dir():
-        return checkout
-    raise StimulusError(f"bundled stimuli not found in {packaged} nor {checkout}; reinstall")
+    package = Path(__file__).resolve().parent
+    folders = [package / "data", package.parent / "data"]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    where = " nor ".join(map(str, folders))
+    raise StimulusError(f"bundled stimuli not found in {where}; reinstall")
 
 
 def load(path: Path | str | None = None, *, split: str | None = "evaluation") -> pd.DataFrame:
@@ -90,17 +89,17 @@ def load(path: Path | str | None = None, *, split: str | None = "evaluation") ->
     """
     if split is not None and split not in SPLITS:
         raise StimulusError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
-    bundled = [data_folder() / f"{name}.tsv" for name in (*TASKS, CONTROL)]
     if path is None:
-        table = pd.concat([read(file) for file in bundled], ignore_index=True)
+        sets = [read(data_folder() / f"{name}.tsv") for name in (*TASKS, CONTROL)]
+        table = pd.concat(sets, ignore_index=True)
     else:
         table = read(Path(path))
-        has_control = CONTROL in set(table["task"])
-        medium = medium_of(table)
-        if medium and not has_control:
-            raise StimulusError(f"{path}: {MEDIA[medium]} need rows of task {CONTROL!r}, too")
-        if not has_control:
-            both = pd.concat([table, read(bundled[-1])], ignore_index=True)
+        if CONTROL not in set(table["task"]):
+            medium = medium_of(table)
+            if medium:
+                raise StimulusError(f"{path}: {MEDIA[medium]} need rows of task {CONTROL!r}, too")
+            control = read(data_folder() / f"{CONTROL}.tsv")
+            both = pd.concat([table, control], ignore_index=True)
             table = check(both, f"{path} with the bundled control")
     if split is not None:
         table = table[table["split"].isin(["", split])]
@@ -128,12 +127,13 @@ def read(path: Path) -> pd.DataFrame:
     table = check(pd.DataFrame(rows[1:], columns=rows[0], dtype=str), str(path))
     medium = medium_of(table)
     if medium:
-        shown = [(path.parent / name).resolve() for name in table[medium]]
-        names = [f"row {row}, {name!r}" for row, name in enumerate(table[medium], start=2)]
-        bad = problems(dict(zip(names, shown, strict=True)), medium)
-        if bad:
+        shown = {
+            f"row {row}, {name!r}": (path.parent / name).resolve()
+            for row, name in enumerate(table[medium], start=2)
+        }
+        if bad := problems(shown, medium):
             raise StimulusError(f"{path}: {bad}")
-        table[medium] = [str(file) for file in shown]
+        table[medium] = [str(file) for file in shown.values()]
     return table
 
 
@@ -152,25 +152,18 @@ def _parse(text: str, name: str) -> list[list[str]]:
         raise StimulusError(f"{name}, row {len(rows) + 1}: {error}") from None
     if len(rows) < 2:
         raise StimulusError(f"{name}: no rows; needed are a header and one prompt a row")
-    twice = [column for i, column in enumerate(rows[0]) if column in rows[0][:i]]
-    if twice:
-        places = [str(i) for i, column in enumerate(rows[0], start=1) if column == twice[0]]
-        raise StimulusError(
-            f"{name}, row 1: column {twice[0]!r} is there {len(places)} times (columns "
-            f"{', '.join(places)}); keep one"
-        )
+    for column in rows[0]:
+        places = [str(i) for i, other in enumerate(rows[0], start=1) if other == column]
+        if len(places) > 1:
+            raise StimulusError(
+                f"{name}, row 1: column {column!r} is there {len(places)} times (columns "
+                f"{', '.join(places)}); keep one"
+            )
     return rows
 
 
 def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
-    """Fill in optional columns and check every row, naming the first bad one.
-
-    Parameters
-    ----------
-    table : DataFrame
-        At least ``task`` and ``prompt``, as strings.
-    name : str
-        What to call the table in messages.
+    """Fill in optional columns and check every row, naming the first bad one of table `name`.
 
     Returns
     -------
@@ -179,17 +172,16 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     """
     medium = medium_of(table)
     shown = medium or "prompt"
-    missing = [column for column in ("task", shown) if column not in table]
-    if missing:
-        raise StimulusError(
-            f"{name}: no column {missing[0]!r}; the header has {', '.join(table.columns)}. Needed "
-            f"are task and prompt (or {' or '.join(MEDIA)}), separated by tabs"
-        )
+    for column in ("task", shown):
+        if column not in table:
+            raise StimulusError(
+                f"{name}: no column {column!r}; the header has {', '.join(table.columns)}. Needed "
+                f"are task and prompt (or {' or '.join(MEDIA)}), separated by tabs"
+            )
     if set(MEDIA) <= set(table.columns):
         raise StimulusError(f"{name}: columns {' and '.join(MEDIA)}; a table shows one of them")
-    table = table.copy()
-    if "prompt" not in table:
-        table["prompt"] = ""
+    optional = [c for c in ("prompt", "frame", "split", "topic", "concept") if c not in table]
+    table = table.assign(**dict.fromkeys(optional, ""))
     for column in ("task", shown):
         empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
         _raise_at(empty, name, f"empty {column}")
@@ -201,9 +193,6 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     _raise_at(table["stim_id"].str.strip() == "", name, "empty stim_id")
     _raise_at(table["stim_id"].duplicated(), name, "stim_id used before", table["stim_id"])
     _raise_at(table[shown].duplicated(), name, f"{shown} used before", table[shown])
-    for column in ("frame", "split", "topic", "concept"):
-        if column not in table:
-            table[column] = ""
     for column in ("topic", "concept"):
         table[column] = table[column].where(table[column] != "", table["stim_id"])
     _raise_at(~table["split"].isin(["", *SPLITS]), name, "unknown split", table["split"])
@@ -213,10 +202,10 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
 def _check_characters(table: pd.DataFrame, name: str) -> None:
     """Raise where a cell holds a character that the events of a dataset could not keep."""
     for column in (c for c in (*COLUMNS, *MEDIA) if c in table):
-        seen = [_UNKEPT.search(text) for text in table[column].astype(str)]
-        first = next((hit[0] for hit in seen if hit), "")
+        seen = table[column].astype(str).str.extract(_UNKEPT, expand=False)
+        first = next(iter(seen.dropna()), "")
         what = f"{column} holds the control character {first!r}; take it out"
-        _raise_at(pd.Series([hit is not None for hit in seen]), name, what)
+        _raise_at(seen.notna(), name, what)
 
 
 def _check_tasks(tasks: pd.Series, name: str) -> None:
@@ -250,16 +239,13 @@ def describe(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Columns ``task, split, prompts, topics, frames, example``.
     """
-    rows = [
-        (
-            task,
-            split or "any",
-            len(rows),
-            rows["topic"].nunique(),
-            rows["frame"].replace("", pd.NA).nunique(),
-            rows["prompt"].iloc[0],
-        )
-        for (task, split), rows in table.groupby(["task", "split"], sort=False)
-    ]
-    columns = ["task", "split", "prompts", "topics", "frames", "example"]
-    return pd.DataFrame(rows, columns=columns)
+    named = table.assign(
+        split=table["split"].replace("", "any"), frames=table["frame"].replace("", pd.NA)
+    )
+    groups = named.groupby(["task", "split"], sort=False, as_index=False)
+    return groups.agg(
+        prompts=("prompt", "size"),
+        topics=("topic", "nunique"),
+        frames=("frames", "nunique"),
+        example=("prompt", "first"),
+    )
