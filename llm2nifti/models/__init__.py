@@ -25,14 +25,17 @@ from llm2nifti.models.cache import (
 from llm2nifti.models.fused import FusedError
 from llm2nifti.models.loaded import LoadedModel, Mode
 from llm2nifti.models.loading import Checkpoint, from_pretrained
-from llm2nifti.models.provenance import describe, has_weights, licence, short_name
-from llm2nifti.models.sites import NoSuchSiteError
-from llm2nifti.models.whole import (
+from llm2nifti.models.provenance import (
     IncompleteModelError,
     check_weights,
     damaged_file,
+    describe,
+    has_weights,
     hash_memory,
+    licence,
+    short_name,
 )
+from llm2nifti.models.sites import NoSuchSiteError
 
 __all__ = [
     "DEFAULT_MODEL",

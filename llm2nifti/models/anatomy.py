@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import accumulate
 
-import torch
 from torch import nn
 
 from llm2nifti.models.cache import ModelError
-from llm2nifti.models.hints import block_classes, is_copy, is_norm
-from llm2nifti.models.probing import N_TRIALS, Pass, Probe, run, text_passes
+from llm2nifti.models.probing import (
+    N_TRIALS,
+    Pass,
+    Probe,
+    block_classes,
+    embeddings,
+    is_copy,
+    is_leaf,
+    is_norm,
+    is_same,
+    run,
+    text_passes,
+)
 from llm2nifti.models.roles import Block, find_block
 
 
@@ -26,66 +36,29 @@ class UnknownArchitectureError(ModelError):
 
 @dataclass(frozen=True)
 class Leaf:
-    """What the probe pass saw at one leaf module.
-
-    Attributes
-    ----------
-    name : str
-        Dotted name.
-    shape : tuple of int
-        Of its output.
-    n_calls : int
-        Calls in one pass.
-    is_copy : bool
-        Whether it hands on its input.
-    fed_by : str
-        Leaf whose output is its input, unchanged; empty if there is none.
-    """
+    """What the probe pass saw at one leaf module."""
 
     name: str
-    shape: tuple[int, ...]
-    n_calls: int
-    is_copy: bool = False
-    fed_by: str = ""
+    shape: tuple[int, ...]  # of its output
+    n_calls: int  # in one pass
+    is_copy: bool = False  # hands on its input
+    fed_by: str = ""  # leaf whose output is its input, unchanged
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks of one class that pass on one stream.
+    """Blocks of one class, from the bottom up, that pass on one stream."""
 
-    Attributes
-    ----------
-    name : str
-        Last part of the name of the module that holds it alone: ``encoder``, ``vision_tower``;
-        empty for the only stack of a model.
-    path : str
-        Dotted name of that module.
-    width : int
-        Units of the stream.
-    n_copies : int
-        Copies of the stream that the blocks pass on; Gemma 3n has 4.
-    shape : tuple of int
-        Trials and tokens of the probe pass.
-    blocks : tuple of Block
-        From the bottom up.
-    embedding, final_norm : str or None
-        Modules that start and end the stream.
-    leaves : tuple of Leaf
-        Leaf modules in the order in which they were called.
-    has_tokens_first : bool
-        Whether tokens come before trials in its tensors, as in XLNet.
-    """
-
-    name: str
-    path: str
-    width: int
-    shape: tuple[int, int]
+    name: str  # last part of `path`, such as ``encoder``; empty for the only stack of a model
+    path: str  # module that holds this stack alone
+    width: int  # units of the stream
+    shape: tuple[int, int]  # trials and tokens of the probe pass
     blocks: tuple[Block, ...]
-    embedding: str | None
-    final_norm: str | None
-    leaves: tuple[Leaf, ...]
-    n_copies: int = 1
-    has_tokens_first: bool = False
+    leaves: tuple[Leaf, ...]  # in the order in which they were called
+    embedding: str | None = None  # module that starts the stream
+    final_norm: str | None = None  # module that ends it
+    n_copies: int = 1  # copies of the stream that the blocks pass on; Gemma 3n has 4
+    has_tokens_first: bool = False  # tokens come before trials in its tensors, as in XLNet
 
     def n_units(self, shape: tuple[int, ...]) -> int | None:
         """Units of an output of this shape, or None if it is not one vector a token."""
@@ -115,39 +88,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Parts of a model.
+    """Parts of a model."""
 
-    Attributes
-    ----------
-    stacks : tuple of Stack
-        Encoder before decoder, vision before language: in the order in which they are called.
-    uncalled : tuple of str
-        Leaf modules that no probe pass called.
-    """
-
-    stacks: tuple[Stack, ...]
-    uncalled: tuple[str, ...]
+    stacks: tuple[Stack, ...]  # in the order in which they are called: encoder, decoder
+    uncalled: tuple[str, ...]  # leaf modules that no probe pass called
 
 
 def dissect(model: nn.Module, passes: Sequence[Pass] | None = None) -> Anatomy:
-    """Establish the parts of a model with probe passes.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A transformers model.
-    passes : sequence of callable, optional
-        Each runs the model or a part of it; by default passes over a few tokens.
-
-    Returns
-    -------
-    Anatomy
-
-    Raises
-    ------
-    UnknownArchitectureError
-        If no repeated blocks are found.
-    """
+    """Establish the parts of a model with probe passes, by default over a few tokens."""
     lists = _block_lists(model)
     names = [block for blocks in lists.values() for block in blocks]
     probes = [run(model, one_pass, names) for one_pass in passes or text_passes(model)]
@@ -156,9 +104,9 @@ def dissect(model: nn.Module, passes: Sequence[Pass] | None = None) -> Anatomy:
         raise UnknownArchitectureError(
             f"the blocks {', '.join(lists)} were not called when the model read its input"
         )
-    leaves = [name for name, module in model.named_modules() if not list(module.children())]
-    uncalled = (name for name in leaves if not any(name in probe.calls for probe in probes))
-    return Anatomy(tuple(stacks), tuple(uncalled))
+    called = {name for probe in probes for name in probe.calls}
+    leaves = (name for name, module in model.named_modules() if is_leaf(module))
+    return Anatomy(tuple(stacks), tuple(name for name in leaves if name not in called))
 
 
 def _block_lists(model: nn.Module) -> dict[str, list[str]]:
@@ -180,98 +128,88 @@ def _block_lists(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _stacks(model: nn.Module, lists: dict[str, list[str]], probe: Probe) -> list[Stack]:
-    """Stacks whose blocks a pass called, in the order of the calls."""
-    called = [name for name, blocks in lists.items() if all(b in probe.calls for b in blocks)]
+    """Stacks whose blocks a pass called, in the order of the calls.
+
+    A stack has the leaves in its root, and those called after them outside any root.
+    """
     order = list(probe.calls)
+    called = [name for name, blocks in lists.items() if all(b in probe.calls for b in blocks)]
     called.sort(key=lambda name: order.index(lists[name][0]))
+    if not called:
+        return []
     roots = {name: _root(name, list(lists)) for name in called}
-    owned = _owners(model, roots, probe)
-    return [_stack(model, roots[n], lists[n], owned[n], probe) for n in called]
+    leaves: dict[str, list[Leaf]] = {name: [] for name in called}
+    owner = called[0]
+    for name, n_calls in probe.calls.items():
+        module = model.get_submodule(name)
+        if is_leaf(module):
+            inside = (s for s, root in roots.items() if not root or name.startswith(root + "."))
+            owner = next(inside, owner)
+            fed_by = probe.copies.get(name, "")
+            leaf = Leaf(name, probe.shapes[name], n_calls, is_copy(module), fed_by)
+            leaves[owner].append(leaf)
+    return [_stack(model, roots[n], lists[n], tuple(leaves[n]), probe) for n in called]
 
 
 def _root(name: str, lists: Sequence[str]) -> str:
     """Outermost module that holds this list of blocks and no other."""
     others = [other for other in lists if other != name]
-    if not others:
-        return ""
-    parts = name.split(".")
-    for depth in range(1, len(parts)):
-        root = ".".join(parts[:depth])
-        if not any(other.startswith(root + ".") for other in others):
-            return root
-    return name
-
-
-def _owners(model: nn.Module, roots: dict[str, str], probe: Probe) -> dict[str, list[Leaf]]:
-    """Leaves of every stack: those in its root, and those called after them outside any root."""
-    owned: dict[str, list[Leaf]] = {name: [] for name in roots}
-    if not roots:
-        return owned
-    owner = next(iter(roots))
-    for name in probe.calls:
-        module = model.get_submodule(name)
-        if list(module.children()):
-            continue
-        inside = [stack for stack, root in roots.items() if not root or name.startswith(root + ".")]
-        owner = inside[0] if inside else owner
-        leaf = Leaf(
-            name, probe.shapes[name], probe.calls[name], is_copy(module), probe.copies.get(name, "")
-        )
-        owned[owner].append(leaf)
-    return owned
+    inwards = accumulate(name.split("."), "{}.{}".format)
+    alone = (root for root in inwards if not any(o.startswith(f"{root}.") for o in others))
+    return next(alone) if others else ""
 
 
 def _stack(
-    model: nn.Module, root: str, blocks: list[str], leaves: list[Leaf], probe: Probe
+    model: nn.Module, root: str, names: list[str], leaves: tuple[Leaf, ...], probe: Probe
 ) -> Stack:
-    """Describe one stack."""
-    output = probe.shapes[blocks[-1]]
-    match output:
+    """Describe one stack by the names of its blocks."""
+    n_copies, has_tokens_first = 1, False
+    match probe.shapes[names[-1]]:
         case (n_trials, n_tokens, width) if n_trials % N_TRIALS == 0:
-            order: dict[str, Any] = {}
+            pass
         case (n_tokens, n_trials, width) if n_trials == N_TRIALS:  # XLNet
-            order = {"has_tokens_first": True}
+            has_tokens_first = True
         case (n_copies, n_trials, n_tokens, width) if n_trials == N_TRIALS:  # Gemma 3n
-            order = {"n_copies": n_copies}
-        case _:
+            pass
+        case output:
             raise UnknownArchitectureError(
-                f"block {blocks[-1]!r} puts out {output}, not (trials, tokens, units)"
+                f"block {names[-1]!r} puts out {output}, not (trials, tokens, units)"
             )
-    bare = Stack("", root, width, (n_trials, n_tokens), (), None, None, tuple(leaves), **order)
-    return replace(
-        bare,
+    stack = Stack(
         name=root.rpartition(".")[2],
-        blocks=tuple(find_block(model, block, probe) for block in blocks),
-        embedding=_embedding(model, bare, blocks, probe),
-        final_norm=_final_norm(model, bare, blocks),
+        path=root,
+        width=width,
+        shape=(n_trials, n_tokens),
+        blocks=tuple(find_block(model, name, probe) for name in names),
+        leaves=leaves,
+        n_copies=n_copies,
+        has_tokens_first=has_tokens_first,
     )
+    embedding, final_norm = _embedding(model, stack, probe), _final_norm(model, stack)
+    return replace(stack, embedding=embedding, final_norm=final_norm)
 
 
-def _embedding(model: nn.Module, stack: Stack, blocks: list[str], probe: Probe) -> str | None:
+def _embedding(model: nn.Module, stack: Stack, probe: Probe) -> str | None:
     """Embedding of the tokens, or the outermost module that puts out what the first block reads."""
-    try:
-        embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        embeddings = None
+    tokens = embeddings(model, "input")
     for leaf in stack.leaves:
-        if model.get_submodule(leaf.name) is embeddings and stack.n_units(leaf.shape):
+        if model.get_submodule(leaf.name) is tokens and stack.n_units(leaf.shape):
             return leaf.name
-    first = probe.inputs[blocks[0]]
+    first = stack.blocks[0].name
+    blocks = first.rpartition(".")[0]
     for name, value in probe.values.items():
-        if name.startswith(blocks[0].rpartition(".")[0]) or is_copy(model.get_submodule(name)):
-            continue
-        if value.shape == first.shape and torch.equal(value, first):
+        is_before = not name.startswith(blocks) and not is_copy(model.get_submodule(name))
+        if is_before and is_same(value, probe.inputs[first]):
             return name
     return None
 
 
-def _final_norm(model: nn.Module, stack: Stack, blocks: list[str]) -> str | None:
+def _final_norm(model: nn.Module, stack: Stack) -> str | None:
     """Last normalisation layer that is called after the blocks and keeps the stream's width."""
-    names = [leaf.name for leaf in stack.leaves]
-    last = max((i for i, n in enumerate(names) if n.startswith(blocks[-1] + ".")), default=-1)
-    after = [
-        leaf.name
-        for leaf in stack.leaves[last + 1 :]
-        if stack.n_units(leaf.shape) == stack.width and is_norm(model.get_submodule(leaf.name))
-    ]
-    return after[-1] if after else None
+    within = f"{stack.blocks[-1].name}."
+    for leaf in reversed(stack.leaves):
+        if leaf.name.startswith(within):
+            return None
+        if stack.n_units(leaf.shape) == stack.width and is_norm(model.get_submodule(leaf.name)):
+            return leaf.name
+    return None

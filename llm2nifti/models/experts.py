@@ -45,9 +45,11 @@ def n_units(module: Any) -> int:
 def opened(model: nn.Module, points: list[str]) -> Iterator[None]:
     """Let hooks see the experts whose `CHILD` is among these names; put everything back after."""
     owners = [p.removesuffix(f".{CHILD}") for p in points if p.endswith(f".experts.{CHILD}")]
+    if owners:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+        ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
     with ExitStack() as stack:
-        if owners:
-            _register()
         for name in owners:
             module: Any = model.get_submodule(name)
             if hasattr(module, CHILD):  # someone looks already
@@ -58,13 +60,6 @@ def opened(model: nn.Module, points: list[str]) -> Iterator[None]:
             stack.callback(setattr, module.config, "_experts_implementation", before)
             module.config._experts_implementation = NAME
         yield
-
-
-def _register() -> None:
-    """Make the experts function known to transformers."""
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-    ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
 
 
 def _forward(

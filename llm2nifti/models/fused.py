@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm2nifti.geometry import Site
 from llm2nifti.models.cache import ModelError
 
 LAYOUTS = {
@@ -24,28 +25,10 @@ class FusedError(ModelError):
 
 
 def indices(config: Any, layout: str, which: str, n_units: int) -> torch.Tensor:
-    """Positions of the queries, keys or values in a fused output.
+    """Positions of the queries, keys or values in a fused output of `n_units`, (n_which,) int64.
 
-    Parameters
-    ----------
-    config : transformers.PretrainedConfig
-        Names the numbers of heads.
-    layout : {"contiguous", "interleaved"}
-        See `LAYOUTS`. Where queries share keys, ``interleaved`` has the queries of a group, its
-        key, its value.
-    which : {"q", "k", "v"}
-        What to find.
-    n_units : int
-        Units of the fused output.
-
-    Returns
-    -------
-    (n_found,) int64 tensor
-
-    Raises
-    ------
-    FusedError
-        If the layout is unknown or the numbers of heads do not fit.
+    Of the `LAYOUTS`, ``interleaved`` has the queries of a group, its key, its value, where queries
+    share keys. A FusedError says that the numbers of heads in the config do not fit.
 
     Examples
     --------
@@ -73,14 +56,16 @@ def n_outputs(module: nn.Module) -> int:
     return int(weight.shape[0 if isinstance(module, nn.Linear) else 1])
 
 
-def heads(config: Any) -> tuple[int, int]:
-    """Numbers of query heads and of key-value heads.
+def positions(model: nn.Module, site: Site) -> torch.Tensor | None:
+    """Where a site's units are in the output of a fused projection; None where they are all."""
+    if not site.part:
+        return None
+    which, layout = site.part.split(":")
+    return indices(model.config, layout, which, n_outputs(model.get_submodule(site.module)))
 
-    Raises
-    ------
-    FusedError
-        If the config names no number of heads.
-    """
+
+def heads(config: Any) -> tuple[int, int]:
+    """Numbers of query heads and of key-value heads; a FusedError where a config names none."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     names = ("num_attention_heads", "n_head", "num_heads")
     n_q = next((getattr(config, n) for n in names if getattr(config, n, None)), 0)

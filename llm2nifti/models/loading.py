@@ -23,87 +23,52 @@ KINDS = {
     "speech": "AutoModelForSpeechSeq2Seq",
     "audio": "AutoModel",
 }
+HALF = "EncoderModel"  # ends the class of an encoder alone whose family has decoders
 # Medium that a kind reads, of `llm2nifti.media.MEDIA`; the others read text alone.
-READS = {
-    "imagetext": "image",
-    "vision": "image",
-    "dual": "image",
-    "speech": "audio",
-    "audio": "audio",
-}
+READS = dict.fromkeys(("imagetext", "vision", "dual"), "image") | dict.fromkeys(
+    ("speech", "audio"), "audio"
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `from_pretrained` is called with.
+    """What `from_pretrained` is called with."""
 
-    Attributes
-    ----------
-    name : str
-        Folder or Hugging Face id.
-    gguf_file, revision : str or None
-        A file in the folder; a branch, tag or commit on the hub.
-    trust_remote_code : bool
-        Run code that the model's repository brings along.
-    device_map : str, dict or None
-        How accelerate spreads the weights, such as ``auto``.
-    offload_folder : str or None
-        Where accelerate keeps weights that fit neither GPU nor memory.
-    """
-
-    name: str
-    gguf_file: str | None = None
-    revision: str | None = None
+    name: str  # folder or Hugging Face id
+    gguf_file: str | None = None  # in the folder
+    revision: str | None = None  # branch, tag or commit on the hub
     trust_remote_code: bool = False
-    device_map: Any = None
-    offload_folder: str | None = None
+    device_map: Any = None  # how accelerate spreads the weights, such as ``auto``
+    offload_folder: str | None = None  # for weights that fit neither GPU nor memory
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments that every ``from_pretrained`` takes."""
-        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
-        if self.gguf_file:
-            options["gguf_file"] = self.gguf_file
-        if self.revision:
-            options["revision"] = self.revision
-        return options
+        where = {"gguf_file": self.gguf_file, "revision": self.revision}
+        given = {name: value for name, value in where.items() if value}
+        return {"trust_remote_code": self.trust_remote_code, **given}
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model and what it reads with; see `llm2nifti.models.LoadedModel`.
-
-    Attributes
-    ----------
-    lacking : tuple of str
-        Weights that the checkpoint lacks or has in another shape.
-    """
+    """A model and what it reads with; see `llm2nifti.models.LoadedModel`."""
 
     kind: str
     module: Any
     tokenizer: Any = None
     processor: Any = None
-    lacking: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()  # weights that the checkpoint lacks or has in another shape
 
 
 def from_pretrained(source: Checkpoint, dtype: torch.dtype, seed: int | None) -> Loaded:
-    """Load a model of whatever kind its config says.
-
-    Parameters
-    ----------
-    source : Checkpoint
-        Where from.
-    dtype : torch.dtype
-        Type of the weights.
-    seed : int or None
-        With a seed, the model gets random weights.
-    """
+    """Load a model of whatever kind its config says; with a seed, it gets random weights."""
     import transformers
 
     with quiet():
         config = transformers.AutoConfig.from_pretrained(source.name, **source.options)
         kind = kind_of(config)
-        is_half = kind == "encoder" and _is_half(config)  # T5's encoder, saved without its decoder
+        # T5's encoder may be saved without its decoder.
+        is_half = kind == "encoder" and _says(config, HALF)
         auto = getattr(transformers, "AutoModelForTextEncoding" if is_half else KINDS[kind])
         processor = _processor(source, kind) if kind in READS else None
         has_text = kind not in ("vision", "audio")
@@ -111,11 +76,15 @@ def from_pretrained(source: Checkpoint, dtype: torch.dtype, seed: int | None) ->
         if tokenizer is None and has_text:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
         if seed is None:
-            extra: dict[str, Any] = {} if source.gguf_file else {"use_safetensors": True}
-            if source.device_map is not None:
-                extra["device_map"] = source.device_map
-                extra["offload_folder"] = source.offload_folder
-            module, lacking = read(auto, source.name, dtype=dtype, **source.options, **extra)
+            module, lacking = read(
+                auto,
+                source.name,
+                dtype=dtype,
+                use_safetensors=None if source.gguf_file else True,
+                device_map=source.device_map,
+                offload_folder=source.offload_folder,
+                **source.options,
+            )
             kind, module, lacking = _without_head(kind, module, lacking)
             return Loaded(kind, module, tokenizer, processor, lacking)
         with torch.random.fork_rng():
@@ -124,9 +93,8 @@ def from_pretrained(source: Checkpoint, dtype: torch.dtype, seed: int | None) ->
             module = auto.from_config(config, dtype=dtype, **trust)
         if kind == "speech":  # it says what the decoder begins with
             with suppress(OSError):
-                module.generation_config = transformers.GenerationConfig.from_pretrained(
-                    source.name, **source.options
-                )
+                generation = transformers.GenerationConfig
+                module.generation_config = generation.from_pretrained(source.name, **source.options)
         return Loaded(kind, module, tokenizer, processor)
 
 
@@ -153,41 +121,31 @@ def _without_head(
 
 
 def kind_of(config: Any) -> str:
-    """Kind of a model, by the classes that transformers has for its config.
-
-    Returns
-    -------
-    {"causal", "seq2seq", "imagetext", "encoder", "vision", "dual", "speech", "audio"}
-    """
+    """Kind of a model, of `KINDS`, by the classes that transformers has for its config."""
     from transformers.models.auto import modeling_auto as auto
 
-    def has(mapping: Any) -> bool:
-        return config.model_type in mapping
+    def has(task: str) -> bool:
+        return config.model_type in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
 
-    if has(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) and hasattr(config, "vision_config"):
+    if has("IMAGE_TEXT_TO_TEXT") and hasattr(config, "vision_config"):
         return "imagetext"
     if hasattr(config, "vision_config") and hasattr(config, "text_config"):
         return "dual"
-    if getattr(config, "is_encoder_decoder", False) and not _is_half(config):
-        return "speech" if has(auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES) else "seq2seq"
-    names = getattr(config, "architectures", None) or []
-    is_masked = has(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # BERT has a causal class, too
-    is_causal = has(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or "AutoModelForCausalLM" in (
-        getattr(config, "auto_map", None) or {}
-    )
-    says_causal = any(name.endswith(("CausalLM", "LMHeadModel")) for name in names)
-    if is_causal and (says_causal or not is_masked):
+    if getattr(config, "is_encoder_decoder", False) and not _says(config, HALF):
+        return "speech" if has("SPEECH_SEQ_2_SEQ") else "seq2seq"
+    remote = getattr(config, "auto_map", None) or {}
+    is_causal = has("CAUSAL_LM") or "AutoModelForCausalLM" in remote
+    # BERT has a causal class, too.
+    if is_causal and (_says(config, "CausalLM", "LMHeadModel") or not has("MASKED_LM")):
         return "causal"
-    hears = has(auto.MODEL_FOR_CTC_MAPPING_NAMES) or has(
-        auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
-    )
-    sees = hasattr(config, "image_size") or has(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+    hears = has("CTC") or has("AUDIO_CLASSIFICATION")
+    sees = hasattr(config, "image_size") or has("IMAGE_CLASSIFICATION")
     return "audio" if hears else "vision" if sees else "encoder"
 
 
-def _is_half(config: Any) -> bool:
-    """Whether a config is of an encoder alone whose family has decoders."""
-    return any(n.endswith("EncoderModel") for n in getattr(config, "architectures", None) or [])
+def _says(config: Any, *endings: str) -> bool:
+    """Whether a config names a class that ends like this."""
+    return any(name.endswith(endings) for name in getattr(config, "architectures", None) or [])
 
 
 def _processor(source: Checkpoint, kind: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
@@ -16,30 +16,14 @@ Part = tuple[slice, torch.Tensor | None]
 
 
 def parts(model: LoadedModel, brain: ModelBrain) -> dict[Point, list[Part]]:
-    """Units of the brain that each point holds.
+    """Units of the brain that each point holds, as slices of the recording order.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    brain : ModelBrain
-        Geometry of what is recorded or edited.
-
-    Returns
-    -------
-    dict
-        For each point, its units as slices of the recording order, each with the positions that
-        they have in the point's tensor; None for all positions.
+    Each slice comes with the positions that its units have in the point's tensor; None for all.
     """
     by_point: dict[Point, list[Part]] = {}
     for site in brain.sites:
-        index = None
-        if site.part:
-            which, layout = site.part.split(":")
-            n_fused = fused.n_outputs(model.module.get_submodule(site.module))
-            index = fused.indices(model.module.config, layout, which, n_fused)
-        point = Point(site.module, site.where)
-        by_point.setdefault(point, []).append((brain.slice_of(site), index))
+        part = (brain.slice_of(site), fused.positions(model.module, site))
+        by_point.setdefault(Point(site.module, site.where), []).append(part)
     return by_point
 
 
@@ -62,7 +46,8 @@ def tapped(model: LoadedModel, points: Sequence[Point], callback: Callback) -> I
             return None if new is None else new.unflatten(2, (len(tensor), -1)).movedim(2, 0)
         return callback(point, tensor)
 
-    with ExitStack() as stack:
-        stack.enter_context(experts.opened(model.module, [point.module for point in points]))
-        stack.enter_context(tap(model.module, points, turn if turned else callback))
+    with (
+        experts.opened(model.module, [point.module for point in points]),
+        tap(model.module, points, turn if turned else callback),  # of what the line above opens
+    ):
         yield

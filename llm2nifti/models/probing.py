@@ -1,7 +1,11 @@
-"""What does one forward pass of a model look like from inside? Shapes, calls, values."""
+"""What does one forward pass of a model look like from inside? And what does transformers say?
+
+That are hints only: shapes, calls and values of the pass decide.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,58 +15,37 @@ import torch
 from torch import nn
 
 from llm2nifti.hooks import Point, tap
-from llm2nifti.models.hints import is_norm
 
 N_TRIALS, N_TOKENS = 2, 5  # distinct, so that axes can be told apart
 N_TARGETS = 3  # tokens of a decoder that reads an encoder
+# Words in module names, where transformers gives no class for a role. The first that fits counts.
+ROLES = {
+    "cross": re.compile(r"cross|encdec|encoder_attn", re.IGNORECASE),
+    "attn": re.compile(r"attn|attention", re.IGNORECASE),
+    "mixer": re.compile(r"mixer|mamba|ssm|rwkv", re.IGNORECASE),
+}
 
 Pass = Callable[[], Any]
 
 
 @dataclass
 class Probe:
-    """What was seen in one pass.
+    """What was seen in one pass, by module name; tensors are copies."""
 
-    Attributes
-    ----------
-    values : dict
-        Outputs as large as some block's, by module name: copies.
-    inputs : dict
-        First inputs of blocks and normalisation layers: copies.
-    shapes, calls : dict
-        Shape of the last output and number of calls of every module that was called.
-    copies : dict
-        Leaf modules whose input is the output of the leaf called before them: its name.
-    """
-
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)  # outputs as large as a block's
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of blocks and normalisations
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the last output
     calls: dict[str, int] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)  # leaf whose output a leaf has as input
 
 
 def run(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> Probe:
-    """Make one pass and note what it does.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model.
-    one_pass : callable
-        Runs the model, or a part of it, on something.
-    blocks : sequence of str
-        Names of the blocks: outputs as large as theirs are kept.
-
-    Returns
-    -------
-    Probe
-    """
-    sizes = _block_sizes(model, one_pass, blocks)
+    """Make one pass and note what it does; outputs as large as those of the blocks are kept."""
     probe = Probe()
     names = dict(model.named_modules())
-    leaves = {name for name, module in names.items() if not list(module.children())}
+    leaves = {name for name, module in names.items() if is_leaf(module)}
     wanted = {*blocks, *(name for name, module in names.items() if is_norm(module))}
+    sizes: set[int] = set()
     before: tuple[str, torch.Tensor] | None = None
 
     def note(point: Point, tensor: torch.Tensor) -> None:
@@ -71,7 +54,7 @@ def run(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> Probe:
         if point.where == "input":
             if name in wanted:
                 probe.inputs[name] = tensor.detach().clone()
-            if name in leaves and before is not None and _is_same(before[1], tensor):
+            if name in leaves and before is not None and is_same(before[1], tensor):
                 probe.copies[name] = before[0]
             return
         probe.calls[name] = probe.calls.get(name, 0) + 1
@@ -82,16 +65,18 @@ def run(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> Probe:
             before = (name, tensor)
 
     points = [Point(n, where) for n in names if n for where in ("input", "output")]
-    with evaluating(model), tap(model, points, note):
-        one_pass()
+    with evaluating(model):
+        with tap(model, map(Point, blocks), lambda _point, x: sizes.add(x.numel())):
+            one_pass()
+        with tap(model, points, note):
+            one_pass()
     return probe
 
 
 def text_passes(model: nn.Module) -> list[Pass]:
     """Passes over fixed tokens."""
-    inputs = {"input_ids": _tokens(N_TOKENS, model)}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    return input_passes(model, inputs)
+    ids = _tokens(N_TOKENS, model)
+    return input_passes(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def input_passes(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Pass]:
@@ -115,20 +100,6 @@ def _tokens(n_tokens: int, model: nn.Module) -> torch.Tensor:
     return ids.to(next(model.parameters()).device)
 
 
-def _block_sizes(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> set[int]:
-    """Numbers of values that the blocks put out."""
-    sizes: set[int] = set()
-    points = [Point(name) for name in blocks]
-    with evaluating(model), tap(model, points, lambda _point, x: sizes.add(x.numel())):
-        one_pass()
-    return sizes
-
-
-def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors hold the same values in the same shape."""
-    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
-
-
 @contextmanager
 def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     """Eval mode, with or without gradients; the mode of every part is put back afterwards."""
@@ -140,3 +111,65 @@ def evaluating(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors hold the same values in the same shape."""
+    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module has no parts."""
+    return not list(module.children())
+
+
+def is_copy(module: nn.Module) -> bool:
+    """Whether a module only hands on its input in eval mode, or that of the token before (RWKV)."""
+    return isinstance(module, (nn.Dropout, nn.Identity, nn.ZeroPad2d))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, by the name of its class."""
+    return "norm" in type(module).__name__.lower()
+
+
+def is_rowwise(model: nn.Module, name: str) -> bool:
+    """Whether the tensor-parallel plan splits this module by rows, as projections to the stream."""
+    plan = getattr(model, "_tp_plan", None) or {}
+    pattern = re.sub(r"\.\d+(?=\.|$)", ".*", name)
+    return str(plan.get(pattern, "")).startswith("rowwise")
+
+
+def embeddings(model: nn.Module, which: str) -> nn.Module | None:
+    """The ``input`` or ``output`` embeddings, where transformers names them."""
+    try:
+        return getattr(model, f"get_{which}_embeddings")()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def block_classes(model: nn.Module) -> set[str]:
+    """Names of the classes that transformers never splits or whose outputs it can record."""
+    unsplit = set(getattr(model, "_no_split_modules", None) or [])
+    return unsplit | {c.__name__ for c in _recordable(model, "hidden_states")}
+
+
+def role_of(model: nn.Module, block: str, name: str) -> str:
+    """Role that a module inside a block may have: cross, attn, mixer, or else mlp."""
+    path = name.removeprefix(f"{block}.")
+    for role, words in ROLES.items():
+        if words.search(path):
+            return role
+    attention_classes = tuple(_recordable(model, "attentions"))
+    return "attn" if isinstance(model.get_submodule(name), attention_classes) else "mlp"
+
+
+def _recordable(model: nn.Module, key: str) -> Iterator[type[nn.Module]]:
+    """Classes under `key` of every ``_can_record_outputs`` in the model."""
+    for module in model.modules():
+        hints: Any = getattr(module, "_can_record_outputs", None)
+        hint = hints.get(key) if isinstance(hints, dict) else None
+        for item in hint if isinstance(hint, (list, tuple)) else [hint]:
+            target = getattr(item, "target_class", item)
+            if isinstance(target, type):
+                yield target

@@ -1,21 +1,40 @@
-"""Where did a model come from, and what is it? For sidecars and participants.tsv."""
+"""Which model came into memory, where is it from, and is it the whole model?
+
+transformers fills what a checkpoint lacks with random numbers and goes on. Here it is refused,
+unless nothing that can be recorded depends on it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.models.cache import BUNDLED, sha256, weights_hash
-from llm2nifti.models.loaded import LoadedModel
+import torch
+from accelerate.utils import align_module_device
 
+from llm2nifti.hooks import Point, tap
+from llm2nifti.models.cache import BUNDLED, ModelError, sha256, weights_hash
+from llm2nifti.models.loaded import LoadedModel
+from llm2nifti.models.probing import evaluating
+from llm2nifti.models.sites import find_sites, head_name
+
+N_NAMED = 3  # weights that a message names
+N_DIGITS = 48  # of a hash; unlike the 64 of the hashes of files that older datasets hold
 # Names of folders that say nothing of the model inside; a commit is 40 digits.
 GENERIC = re.compile(
     r"(model|checkpoint|snapshot|weight|output|result|pretrained|export|final|best|last|main|hf)s?"
     r"([-_.]?\d+)?|[0-9a-f]{40}",
     re.IGNORECASE,
 )
+
+
+class IncompleteModelError(ModelError):
+    """Weights are missing, have another shape than the config says, or are no numbers."""
 
 
 def short_name(name: str) -> str:
@@ -33,30 +52,28 @@ def short_name(name: str) -> str:
         return title
     try:
         config = json.loads((path / "config.json").read_text("utf-8"))
-        origin = str(config.get("_name_or_path") or "").rstrip("/")
-        last = origin.rpartition("/")[2]
-        repository = path.parent.parent.name  # of the hub's cache: models--organisation--name
-        cached = re.fullmatch(r"models--(.+)", repository)
-        names = ("" if cached is None else cached[1].rpartition("--")[2], last)
-        told = [told for told in names if told and not GENERIC.fullmatch(told)]
-        return told[0] if told else str(config.get("model_type") or title)
+        origin = str(config.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+        # In the hub's cache: models--organisation--name/snapshots/commit.
+        cached = re.fullmatch(r"models--(?:.*--)?(.*)", path.parent.parent.name)
+        names = ("" if cached is None else cached[1], origin)
+        told = (told for told in names if told and not GENERIC.fullmatch(told))
+        return next(told, str(config.get("model_type") or title))
     except (OSError, ValueError, AttributeError):
         return title
 
 
 def describe(title: str, module: Any, tokenizer: Any) -> dict[str, Any]:
-    """What the config says of a model."""
+    """What the config says of a model, for sidecars and participants.tsv."""
     config = module.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kind = type(tokenizer).__name__
     return {
         "Name": title,
         "Architecture": type(module).__name__,
         "Layers": getattr(text, "num_hidden_layers", None) or "n/a",
         "Width": getattr(text, "hidden_size", None) or "n/a",
         "Parameters": sum(p.numel() for p in module.parameters()),
-        "Tokenizer": "n/a"
-        if tokenizer is None
-        else f"{type(tokenizer).__name__}, {len(tokenizer)} tokens",
+        "Tokenizer": "n/a" if tokenizer is None else f"{kind}, {len(tokenizer)} tokens",
     }
 
 
@@ -91,3 +108,96 @@ def has_weights(model: LoadedModel, recorded: str) -> bool:
     if folder.is_file():
         return recorded == sha256(folder)
     return recorded == f"hub commit {getattr(model.module.config, '_commit_hash', None)}"
+
+
+def check_weights(model: LoadedModel, lacking: Iterable[str]) -> None:
+    """Raise unless every weight that matters came from the checkpoint and is a finite number.
+
+    Weights that the checkpoint lacks or has in another shape, and that change nothing that can be
+    recorded, such as a pooler's, become 0.
+    """
+    names = sorted(lacking)
+    if names and _depends_on(model, names):
+        raise IncompleteModelError(
+            f"{len(names)} weights of {model.name} are missing or have another shape than its "
+            f"config says ({_listed(names)}): config and weights do not belong together, or a file "
+            "is incomplete. Copy or download the model again"
+        )
+    broken = sorted(
+        name
+        for name, weight in _held(model.module)
+        if weight.is_floating_point()
+        and weight.numel()
+        and not all(map(torch.isfinite, weight.aminmax()))
+    )
+    if broken:
+        raise IncompleteModelError(
+            f"{len(broken)} weights of {model.name} hold NaN or infinity ({_listed(broken)}): its "
+            "files are damaged or its training diverged. Copy the model again, or use another one"
+        )
+
+
+def hash_memory(module: torch.nn.Module) -> str:
+    """SHA-256 over the weights in memory: parameters and what else is saved, with their names."""
+    digest = hashlib.sha256()
+    for name, weight in _held(module, buffers=True):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:N_DIGITS]
+
+
+def damaged_file(folder: Path) -> str:
+    """Name of the first file of a model's folder that cannot be read, with the reason; or empty."""
+    from safetensors import safe_open
+
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+            else:
+                with safe_open(path, "pt"):
+                    pass
+        except Exception as error:  # the libraries behind have error classes of their own
+            return f"{path.name} is damaged or incomplete ({str(error).strip() or 'empty'})"
+    return ""
+
+
+def _depends_on(model: LoadedModel, names: list[str]) -> bool:
+    """Whether logits or sites depend on these weights: with NaN there, they are NaN."""
+    state = model.module.state_dict()
+    stacks = model.anatomy.stacks
+    points = {Point(s.module, s.where) for s in find_sites(model.module, stacks, "all")}
+    points |= {Point(block.name) for stack in stacks for block in stack.blocks}
+    points |= {Point(name) for name in [head_name(model.module)] if name}
+    if not all(name in state and state[name].is_floating_point() for name in names):
+        return True
+    spoilt = []
+
+    def note(point: Point, tensor: torch.Tensor) -> None:
+        if tensor.isnan().any():
+            spoilt.append(point)
+
+    for name in names:
+        state[name].fill_(float("nan"))
+    with evaluating(model.module), tap(model.module, points, note):
+        for one_pass in model.probe_passes():
+            one_pass()
+    for name in names:
+        state[name].fill_(0.0)
+    return bool(spoilt) or any(state[name].is_meta for name in names)
+
+
+def _held(module: torch.nn.Module, *, buffers: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights with their names; those that accelerate keeps elsewhere are brought back."""
+    for owner, part in module.named_modules():
+        with align_module_device(part):
+            away = part._non_persistent_buffers_set
+            saved = part.named_buffers(recurse=False) if buffers else ()
+            for name, weight in chain(part.named_parameters(recurse=False), saved):
+                if name not in away:
+                    yield f"{owner}.{name}", weight
+
+
+def _listed(names: list[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")

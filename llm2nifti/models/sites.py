@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from llm2nifti.geometry import Side, Site
 from llm2nifti.models import experts, fused
 from llm2nifti.models.anatomy import Leaf, Stack, UnknownArchitectureError
 from llm2nifti.models.cache import ModelError
-from llm2nifti.models.hints import ROLES, is_norm
+from llm2nifti.models.probing import ROLES, embeddings, is_norm
 from llm2nifti.models.roles import HIDDEN, Block
 
 MLP = re.compile(r"mlp|ffn|feed_forward|fc\d|dense_h|dense_4h|moe|act|expert", re.IGNORECASE)
@@ -40,33 +40,22 @@ def find_sites(
 
     Parameters
     ----------
-    model : torch.nn.Module
-        The model.
-    stacks : sequence of Stack
-        Stacks to record, from `dissect`; their layers are numbered one after another.
+    model, stacks
+        The model, and its stacks to record: their layers are numbered one after another.
     spec : str, default="default"
         ``default`` (embed, attn, cross, mixer, resid, mlp, norm: those that the model has), ``all``
         (every leaf module's output but the logits, and what the projections to the stream read),
         ``regex:PATTERN`` (leaf and block modules whose whole name matches), or names separated by
         commas: those of the default, heads, mlp_hidden, q, k, v, norms, router, experts, and more.
+        A NoSuchSiteError of an unknown name, or one that the model lacks, lists what there is.
     fused_qkv : {"contiguous", "interleaved"}, optional
         Layout of a fused query-key-value projection; see `llm2nifti.models.fused`.
-
-    Returns
-    -------
-    tuple of Site
-
-    Raises
-    ------
-    NoSuchSiteError
-        If a name is unknown or the model lacks it; the message lists what there is.
     """
     select = _selector(spec.strip(), fused_qkv)
     sites: list[Site] = []
     base = 0
     for stack in stacks:
-        of_stack = select(model, stack)
-        sites += [replace(site, layer=site.layer + base) for site in of_stack]
+        sites += [replace(site, layer=site.layer + base) for site in select(model, stack)]
         base += len(stack.blocks) + 2
     if not sites:
         leaves = ", ".join(leaf.name for leaf in stacks[0].leaves[:6])
@@ -83,25 +72,23 @@ def _selector(spec: str, fused_qkv: str | None) -> Callable[[nn.Module, Stack], 
             pattern = re.compile(spec.removeprefix("regex:"))
         except re.error as error:
             raise NoSuchSiteError(f"{spec!r} is not a regular expression: {error}") from None
-        return lambda model, stack: _matching(model, stack, pattern)
+        return lambda _model, stack: _matching(stack, pattern)
     wanted = DEFAULT if spec == "default" else tuple(n.strip() for n in spec.split(","))
-    unknown = [name for name in wanted if name not in NAMED]
-    if unknown:
-        raise NoSuchSiteError(
-            f"unknown site {unknown[0]!r}; use default, all, regex:PATTERN or any of "
-            f"{', '.join(NAMED)}"
-        )
+    for name in wanted:
+        if name not in NAMED:
+            choices = f"default, all, regex:PATTERN or any of {', '.join(NAMED)}"
+            raise NoSuchSiteError(f"unknown site {name!r}; use {choices}")
     is_strict = spec != "default"
     return lambda model, stack: _Named(model, stack, fused_qkv).find(wanted, strict=is_strict)
 
 
+@dataclass(frozen=True, eq=False)
 class _Named:
     """Sites of one stack by role."""
 
-    def __init__(self, model: nn.Module, stack: Stack, fused_qkv: str | None) -> None:
-        self.model = model
-        self.stack = stack
-        self.fused_qkv = fused_qkv
+    model: nn.Module
+    stack: Stack
+    fused_qkv: str | None
 
     def find(self, names: Sequence[str], *, strict: bool) -> list[Site]:
         """Sites of these names; with `strict`, a name that no block has raises."""
@@ -120,18 +107,18 @@ class _Named:
                     sites += [replace(s, layer=layer) for s in self._of_block(name, block)]
         if "norm" in names and stack.final_norm:
             sites.append(Site("norm", len(stack.blocks) + 1, stack.final_norm, stack.width))
-        lacking = [name for name in names if not any(_is_of(site, name) for site in sites)]
+        # Norms carry their own names.
+        present = {"norms" if site.name not in NAMED else site.name for site in sites}
+        lacking = [name for name in names if name not in present]
         if strict and lacking:
-            raise NoSuchSiteError(f"{self._where()} has no {lacking[0]!r}; {self._there_is()}")
+            where = f"stack {stack.name!r} of this model" if stack.name else "this model"
+            first = stack.blocks[0]
+            there = ", ".join([*first.parts, *(HIDDEN[role] for role in first.projections)])
+            raise NoSuchSiteError(
+                f"{where} has no {lacking[0]!r}; its blocks have resid, {there}. Others go by "
+                "sites='regex:...'"
+            )
         return sites
-
-    def _where(self) -> str:
-        return f"stack {self.stack.name!r} of this model" if self.stack.name else "this model"
-
-    def _there_is(self) -> str:
-        block = self.stack.blocks[0]
-        there = [*block.parts, *(HIDDEN[role] for role in block.projections)]
-        return f"its blocks have resid, {', '.join(there)}. Others go by sites='regex:...'"
 
     def _of_block(self, name: str, block: Block) -> list[Site]:
         """Sites of one name in one block, without their layer."""
@@ -144,25 +131,24 @@ class _Named:
             module, side = block.parts.get(name, block.name), SIDES.get(name, "middle")
             n_copies = self.stack.n_copies if name == "resid" else 1
             return [Site(name, 0, module, self.stack.width * n_copies, side=side)]
-        role = next((r for r, hidden in HIDDEN.items() if hidden == name), "")
-        if role in block.projections:
-            return [projection_input(self.model, self.stack, block, role)]
-        return []
+        roles = [role for role in block.projections if HIDDEN[role] == name]
+        return [projection_input(self.model, block, role) for role in roles]
+
+    def _units(self, block: Block) -> dict[str, int]:
+        """Units of the leaves of one block that put out one vector a token."""
+        within = f"{block.name}."
+        return {name: n for name, n in self.stack.units.items() if name.startswith(within)}
 
     def _experts(self, block: Block) -> list[Site]:
         """Hidden units of all experts."""
         names = experts.experts_in(self.model, block.name + ".")
-        return [_experts_site(self.model, module) for module in names]
+        units = {name: experts.n_units(self.model.get_submodule(name)) for name in names}
+        return [Site("experts", 0, f"{n}.{experts.CHILD}", units[n], side="right") for n in names]
 
     def _qkv(self, name: str, block: Block) -> Site:
         """Query, key or value projection of the self-attention."""
-        units = self.stack.units
-        inside = [
-            n
-            for n in units
-            if n.startswith(block.name + ".")
-            and not ROLES["cross"].search(n.removeprefix(block.name))
-        ]
+        units = self._units(block)
+        inside = [n for n in units if not ROLES["cross"].search(n.removeprefix(block.name))]
         matching = [n for n in inside if re.fullmatch(QKV[name], n.rpartition(".")[2])]
         if len(matching) == 1:
             return Site(name, 0, matching[0], units[matching[0]], side="left")
@@ -179,39 +165,26 @@ class _Named:
                 f"fused_qkv={' or '.join(map(repr, fused.LAYOUTS))}, or record it whole: "
                 "sites='regex:...'"
             )
-        config = self.model.config
-        n = len(fused.indices(config, self.fused_qkv, name, units[whole[0]]))
+        n = len(fused.indices(self.model.config, self.fused_qkv, name, units[whole[0]]))
         return Site(name, 0, whole[0], n, side="left", part=f"{name}:{self.fused_qkv}")
 
     def _norms(self, block: Block) -> list[Site]:
         """Normalisation layers of a block."""
-        units = self.stack.units
-        names = [
-            n
-            for n in units
-            if n.startswith(block.name + ".") and is_norm(self.model.get_submodule(n))
-        ]
+        units = self._units(block)
+        names = [name for name in units if is_norm(self.model.get_submodule(name))]
         return [Site(_inner_name(block, n), 0, n, units[n]) for n in names]
 
     def _router(self, block: Block) -> list[Site]:
         """Scores of all experts: what the router puts out first."""
         return [
             Site("router", 0, name, n, side="right")
-            for name, n in self.stack.units.items()
-            if name.startswith(block.name + ".")
-            and (
-                "router" in type(self.model.get_submodule(name)).__name__.lower()
-                or name.rpartition(".")[2] in ("gate", "router")
-            )
+            for name, n in self._units(block).items()
+            if "router" in type(self.model.get_submodule(name)).__name__.lower()
+            or name.rpartition(".")[2] in ("gate", "router")
         ]
 
 
-def _is_of(site: Site, name: str) -> bool:
-    """Whether a site was made for a name; norms carry their own."""
-    return site.name == name or (name == "norms" and site.name not in NAMED)
-
-
-def projection_input(model: nn.Module, stack: Stack, block: Block, role: str) -> Site:
+def projection_input(model: nn.Module, block: Block, role: str) -> Site:
     """Site at the input of the projection that writes a role's tensor to the stream."""
     module = block.projections[role]
     rows, columns = model.get_parameter(f"{module}.weight").shape
@@ -220,20 +193,14 @@ def projection_input(model: nn.Module, stack: Stack, block: Block, role: str) ->
     return Site(HIDDEN[role], 0, module, n_units, where="input", side=SIDES[role])
 
 
-def _experts_site(model: nn.Module, module: str) -> Site:
-    """Site of the hidden units of all experts of one block."""
-    n_units = experts.n_units(model.get_submodule(module))
-    return Site("experts", 0, f"{module}.{experts.CHILD}", n_units, side="right")
-
-
 def _all(model: nn.Module, stack: Stack) -> list[Site]:
     """Every leaf that can be recorded but the logits, and the inputs of the projections."""
     head = head_name(model)
-    leaves = _leaf_sites(model, stack, lambda name: name != head)
+    leaves = _leaf_sites(stack, lambda name: name != head)
     fed = {leaf.name: leaf.fed_by for leaf in stack.leaves}
     recorded = {site.module for site in leaves}
     inputs = [
-        replace(projection_input(model, stack, block, role), layer=layer)
+        replace(projection_input(model, block, role), layer=layer)
         for layer, block in enumerate(stack.blocks, start=1)
         for role, module in block.projections.items()
         if fed.get(module) not in recorded  # what an activation puts out is there already
@@ -241,9 +208,9 @@ def _all(model: nn.Module, stack: Stack) -> list[Site]:
     return sorted([*leaves, *inputs], key=lambda site: site.layer)
 
 
-def _matching(model: nn.Module, stack: Stack, pattern: re.Pattern[str]) -> list[Site]:
+def _matching(stack: Stack, pattern: re.Pattern[str]) -> list[Site]:
     """Leaves and blocks whose whole name matches."""
-    leaves = _leaf_sites(model, stack, lambda name: bool(pattern.fullmatch(name)))
+    leaves = _leaf_sites(stack, lambda name: bool(pattern.fullmatch(name)))
     blocks = [
         Site("resid", layer, block.name, stack.width * stack.n_copies)
         for layer, block in enumerate(stack.blocks, start=1)
@@ -256,12 +223,10 @@ def skipped(model: nn.Module, stacks: Sequence[Stack], uncalled: Sequence[str]) 
     """Leaf modules that ``--sites all`` leaves out, each with its reason."""
     reasons = dict.fromkeys(uncalled, "not called as a module in a forward pass")
     for stack in stacks:
-        for leaf in stack.leaves:
-            reason = _reason(stack, leaf)
-            if reason:
-                reasons[leaf.name] = reason
-    if head_name(model):
-        reasons[head_name(model)] = "logits; ask for them by name"
+        told = {leaf.name: _reason(stack, leaf) for leaf in stack.leaves}
+        reasons |= {name: reason for name, reason in told.items() if reason}
+    if head := head_name(model):
+        reasons[head] = "logits; ask for them by name"
     return reasons
 
 
@@ -274,15 +239,15 @@ def _reason(stack: Stack, leaf: Leaf) -> str:
     return f"called {leaf.n_calls} times in one pass" if leaf.n_calls != 1 else ""
 
 
-def _leaf_sites(model: nn.Module, stack: Stack, wanted: Callable[[str], bool]) -> list[Site]:
+def _leaf_sites(stack: Stack, wanted: Callable[[str], bool]) -> list[Site]:
     """Sites at leaf modules, placed in the layer of their block."""
     sites = []
+    units = stack.units
     layer = 0
     for leaf in stack.leaves:
         layer, name = _place(stack, leaf.name, layer)
         if wanted(leaf.name) and not _reason(stack, leaf):
-            units = stack.units[leaf.name]
-            sites.append(Site(name, layer, leaf.name, units, side=_side(name)))
+            sites.append(Site(name, layer, leaf.name, units[leaf.name], side=_side(name)))
     n_alike = Counter((site.layer, site.name) for site in sites)  # wav2vec2 has two layer_norm
     sites = [replace(s, name=s.module) if n_alike[s.layer, s.name] > 1 else s for s in sites]
     return sorted(sites, key=lambda site: site.layer)
@@ -293,8 +258,7 @@ def _place(stack: Stack, module: str, last_layer: int) -> tuple[int, str]:
     for layer, block in enumerate(stack.blocks, start=1):
         if module.startswith(block.name + "."):
             return layer, _inner_name(block, module)
-    top = len(stack.blocks) + 1
-    layer = 0 if last_layer == 0 else top
+    layer = 0 if last_layer == 0 else len(stack.blocks) + 1
     roles = {stack.embedding: "embed", stack.final_norm: "norm"}
     return layer, roles.get(module) or module.rpartition(".")[2]
 
@@ -316,8 +280,5 @@ def _side(name: str) -> Side:
 
 def head_name(model: nn.Module) -> str:
     """Name of the module that computes the logits, or ``""``."""
-    try:
-        head = model.get_output_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        head = None
+    head = embeddings(model, "output")
     return next((n for n, module in model.named_modules() if n and module is head), "")

@@ -20,15 +20,10 @@ from llm2nifti.models.anatomy import Stack
 def weight_norms(
     model: nn.Module, stacks: Sequence[Stack], sites: tuple[Site, ...]
 ) -> NDArray[np.float32]:
-    """Norm of the weights that write into each unit, for the anatomical image.
+    """(n_units,) norms of the weights that write into each unit, for the anatomical image.
 
     What is added to the stream has the rows of its projection, ``resid`` all those of its block,
-    inputs of a projection the weights that read them.
-
-    Returns
-    -------
-    (n_units,) float32 array
-        In recording order; 0 where a module has no weights.
+    inputs of a projection the weights that read them; 0 where a module has no weights.
     """
     blocks = {block.name: block for stack in stacks for block in stack.blocks}
     writers = {
@@ -41,36 +36,27 @@ def weight_norms(
         if site.module in blocks:
             block = blocks[site.module]
             squares = [
-                (block.scales.get(role, 1) * write_norms(model, Point(name), site.n_units)) ** 2
+                (block.scales.get(role, 1) * write_norms(model, Point(writers[part]), site.n_units))
+                ** 2
                 for role, part in block.parts.items()
-                for name in [block.projections.get(role, part)]
             ]
             parts.append(sum(squares, torch.zeros(site.n_units)).sqrt())
+            continue
+        module = site.module if site.where == "input" else writers.get(site.module, site.module)
+        within = fused.positions(model, site)
+        if within is None:
+            parts.append(write_norms(model, Point(module, site.where), site.n_units))
         else:
-            module = site.module if site.where == "input" else writers.get(site.module, site.module)
-            parts.append(_of_site(model, site, module))
+            n_fused = fused.n_outputs(model.get_submodule(module))
+            parts.append(write_norms(model, Point(module), n_fused)[within])
     return np.concatenate([part.numpy() for part in parts]).astype(np.float32)
 
 
-def _of_site(model: nn.Module, site: Site, module: str) -> torch.Tensor:
-    """(n_units,) norms for one site, which may be a part of a fused projection."""
-    if not site.part:
-        return write_norms(model, Point(module, site.where), site.n_units)
-    which, layout = site.part.split(":")
-    n_fused = fused.n_outputs(model.get_submodule(module))
-    norms = write_norms(model, Point(module), n_fused)
-    return norms[fused.indices(model.config, layout, which, n_fused)]
-
-
 def write_norms(model: nn.Module, point: Point, n_units: int) -> torch.Tensor:
-    """Norm of the weights that write into each unit of a module's output.
+    """(n_units,) float32 norms of the weights that write into each unit of a module's output.
 
     For a module's input, the weights that read it. Modules without weights give zeros; stacked
     experts, a part of the module, count together.
-
-    Returns
-    -------
-    (n_units,) float32 tensor
     """
     try:
         module = model.get_submodule(point.module)
