@@ -63,7 +63,8 @@ def _models(args: argparse.Namespace) -> None:
     from llm2nifti import models
 
     table = models.known()
-    note = f"cache: {models.cache_location()}. Any Hugging Face id, folder or .gguf file works too."
+    folder = models.cache.cache_folder()
+    note = f"cache: {folder}. Any Hugging Face id, folder or .gguf file works too."
     show(args, table.to_dict(orient="records"), f"{table.to_string(index=False)}\n{note}")
 
 

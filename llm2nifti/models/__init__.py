@@ -5,23 +5,16 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from llm2nifti.defaults import DEFAULT_MODEL
+from llm2nifti.media import first_line
 from llm2nifti.models.anatomy import UnknownArchitectureError
-from llm2nifti.models.cache import (
-    BUNDLED,
-    DamagedModelError,
-    ModelError,
-    cache_folder,
-    fetch,
-    is_cached,
-)
+from llm2nifti.models.cache import BUNDLED, DamagedModelError, ModelError, fetch, is_cached
 from llm2nifti.models.fused import FusedError
 from llm2nifti.models.loaded import LoadedModel, Mode
 from llm2nifti.models.loading import Checkpoint, from_pretrained
@@ -103,11 +96,17 @@ def load(
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     folder = fetch(name) if name in BUNDLED else Path(name)
-    source = _source(name, folder, revision, trust_remote_code=trust_remote_code)
-    if device == "auto" and not untrained:
-        offload = tempfile.mkdtemp(prefix="llm2nifti-offload-")
-        atexit.register(shutil.rmtree, offload, ignore_errors=True)
-        source = replace(source, device_map="auto", offload_folder=offload)
+    is_gguf = folder.suffix == ".gguf"
+    is_local = is_gguf or folder.exists()
+    spreads = device == "auto" and not untrained
+    source = Checkpoint(
+        name=str(folder.parent if is_gguf else folder) if is_local else name,
+        gguf_file=folder.name if is_gguf else None,
+        revision=None if is_local else revision,
+        trust_remote_code=trust_remote_code,
+        device_map="auto" if spreads else None,
+        offload_folder=_temporary_folder() if spreads else None,
+    )
     try:
         loaded = from_pretrained(source, DTYPES[dtype], seed if untrained else None)
     except ModelError:
@@ -116,7 +115,11 @@ def load(
         raise ModelError(_explain(name, folder, error)) from error
     module = loaded.module.eval()
     if device != "auto":
-        module = _moved(module, device)
+        try:
+            module = module.to(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = first_line(error)
+            raise ModelError(f"device {device!r} cannot be used: {reason}") from error
     title = short_name(name)
     provenance = describe(title, module, loaded.tokenizer) | {
         "Revision": getattr(module.config, "_commit_hash", None) or revision or "n/a",
@@ -135,45 +138,28 @@ def load(
     return model
 
 
-def _source(
-    name: str, folder: Path, revision: str | None, *, trust_remote_code: bool
-) -> Checkpoint:
-    """Where transformers finds the model."""
-    if folder.suffix == ".gguf":
-        return Checkpoint(str(folder.parent), folder.name, None, trust_remote_code)
-    if folder.exists():
-        return Checkpoint(str(folder), None, None, trust_remote_code)
-    return Checkpoint(name, None, revision, trust_remote_code)
-
-
-def _moved(module: Any, device: str) -> Any:
-    """Move a model to a device, or say why not."""
-    try:
-        return module.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _temporary_folder() -> str:
+    """Folder that is removed when the program ends."""
+    folder = tempfile.mkdtemp(prefix="llm2nifti-offload-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _explain(name: str, folder: Path, error: BaseException) -> str:
     """Say in one line why a model did not load and what to do."""
-    if folder.exists():
-        damage = damaged_file(folder)
-        if damage:
-            return f"cannot load a model from {folder}: {damage}; copy or download it again"
+    if not folder.exists():
         return (
-            f"cannot load a model from {folder}: {_first_line(error)}. It needs "
-            "config.json, a tokenizer, and weights as .safetensors or .gguf (pickled .bin files "
-            "are not read; convert them with save_pretrained)"
+            f"cannot load {name!r}: it is not a bundled model ({', '.join(BUNDLED)}), not a local "
+            f"folder, and the Hugging Face hub or its local cache did not give it "
+            f"({first_line(error)}). Check the name and the network, or give a folder"
         )
+    damage = damaged_file(folder)
+    if damage:
+        return f"cannot load a model from {folder}: {damage}; copy or download it again"
     return (
-        f"cannot load {name!r}: it is not a bundled model ({', '.join(BUNDLED)}), not a local "
-        f"folder, and the Hugging Face hub or its local cache did not give it "
-        f"({_first_line(error)}). Check the name and the network, or give a folder"
+        f"cannot load a model from {folder}: {first_line(error)}. It needs "
+        "config.json, a tokenizer, and weights as .safetensors or .gguf (pickled .bin files "
+        "are not read; convert them with save_pretrained)"
     )
 
 
@@ -185,22 +171,14 @@ def known() -> pd.DataFrame:
     DataFrame
         Columns ``name, cached, licence, source``.
     """
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
     rows = [
         (m.name, "yes" if is_cached(m.name) else "no", m.licence, f"{m.title}; {m.requirement}")
         for m in BUNDLED.values()
     ]
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        cached = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
-        repos = sorted(cached, key=lambda repo: repo.repo_id)
-        rows += [(r.repo_id, "yes", "see its card", "Hugging Face cache") for r in repos]
-    except CacheNotFound:
-        pass
+    with suppress(CacheNotFound):
+        names = sorted(r.repo_id for r in scan_cache_dir().repos if r.repo_type == "model")
+        rows += [(name, "yes", "see its card", "Hugging Face cache") for name in names]
     return pd.DataFrame(rows, columns=["name", "cached", "licence", "source"])
-
-
-def cache_location() -> Path:
-    """Folder in which bundled models are kept."""
-    return cache_folder()

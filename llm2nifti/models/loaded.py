@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from llm2nifti.geometry import Site
-from llm2nifti.media import MEDIA
+from llm2nifti.media import MEDIA, first_line
 from llm2nifti.models import probing
 from llm2nifti.models.anatomy import Anatomy, Stack, dissect
 from llm2nifti.models.cache import ModelError
@@ -65,20 +65,17 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go; of a model that is spread out, where it begins to compute."""
-        hook = getattr(self.module, "_hf_hook", None)
-        spread = getattr(hook, "execution_device", None)
+        spread = getattr(getattr(self.module, "_hf_hook", None), "execution_device", None)
         return torch.device(self.module.device if spread is None else spread)
 
     @property
     def context(self) -> int | None:
         """Most tokens that the model can read, where its config says so."""
-        config = self.module.config
-        config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_target_positions"):
-            length = getattr(config, name, None) or 0
-            if self.tokenizer is not None and length > 0:  # XLNet's -1 is no limit
-                return int(length)
-        return None
+        config = self.module.config.get_text_config()
+        names = ("max_position_embeddings", "n_positions", "n_ctx", "max_target_positions")
+        lengths = [getattr(config, name, None) or 0 for name in names]
+        limits = [int(length) for length in lengths if length > 0]  # XLNet's -1 is no limit
+        return limits[0] if limits and self.tokenizer is not None else None
 
     @property
     def medium(self) -> str:
@@ -139,10 +136,8 @@ class LoadedModel:
         ----------
         spec, fused_qkv
             See `llm2nifti.models.sites.find_sites`.
-        mode : {"generate", "read"}, default="generate"
-            A model that generates nothing reads.
-        has_image, has_text : bool
-            What is shown; see `stacks`.
+        mode, has_image, has_text
+            See `stacks`; a model that generates nothing reads.
         """
         mode = mode if mode in self.modes() else "read"
         stacks = self.stacks(mode, has_image=has_image, has_text=has_text)
@@ -170,10 +165,6 @@ class LoadedModel:
         has_image : bool, default=False
             Put the place of one image before each prompt.
 
-        Returns
-        -------
-        list of str
-
         Raises
         ------
         ModelError
@@ -182,22 +173,22 @@ class LoadedModel:
         """
         if template not in TEMPLATES:
             raise ModelError(f"template is {template!r}; use one of {', '.join(TEMPLATES)}")
-        owner = next(
-            (o for o in (self.processor, self.tokenizer) if getattr(o, "chat_template", None)), None
-        )
+        readers = (self.processor, self.tokenizer)
+        owner = next((o for o in readers if getattr(o, "chat_template", None)), None)
         if template == "chat" and owner is None:
             raise ModelError(f"model {self.name!r} has no chat template; use template='none'")
         if template == "none" or owner is None:
             token = getattr(self.processor, "image_token", "<image>")
             is_placed = has_image and self.kind == "imagetext"
             return [f"{token}\n{prompt}" if is_placed else prompt for prompt in prompts]
-        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
         turns = [self._turn(prompt, has_image) for prompt in (MARK, *prompts)]
         try:
-            shown, *texts = (owner.apply_chat_template(turn, **options) for turn in turns)
+            shown, *texts = (
+                owner.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+                for turn in turns
+            )
         except Exception as error:  # templates are programs: they raise what they like
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(self._template_problem(f"fails ({reason})")) from error
+            raise ModelError(self._template_problem(f"fails ({first_line(error)})")) from error
         if MARK not in shown:
             raise ModelError(self._template_problem("drops the user's message"))
         return texts
@@ -212,10 +203,10 @@ class LoadedModel:
 
     def _turn(self, prompt: str, has_image: bool) -> list[dict[str, Any]]:
         """One user's turn, as chat templates read it."""
-        if self.kind != "imagetext":
-            return [{"role": "user", "content": prompt}]
-        content = [{"type": "image"}] if has_image else []
-        return [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+        content: Any = prompt
+        if self.kind == "imagetext":
+            content = [{"type": "image"}] * has_image + [{"type": "text", "text": prompt}]
+        return [{"role": "user", "content": content}]
 
     def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
         """Token ids of each text; special tokens are added only to bare prompts."""
@@ -225,26 +216,20 @@ class LoadedModel:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def image_inputs(self, images: Sequence[Any], texts: Sequence[str] | None) -> dict[str, Any]:
-        """Inputs of a batch of images, each with its text where the model reads text.
+        """Inputs of a batch of RGB images, each with its text where the model reads text.
 
-        Parameters
-        ----------
-        images : sequence of PIL.Image.Image
-            RGB.
-        texts : sequence of str or None
-            From `render` with ``has_image``; padding comes first, so that the last token is last,
-            but last in a text that stands alone.
+        Texts are from `render` with ``has_image``. Padding comes first, so that the last token is
+        last, but last in a text that stands alone.
         """
-        if self.kind == "vision" or not any(texts or []):
-            inputs = self.processor(images=list(images), return_tensors="pt")
-        elif self.kind == "dual":
-            options = {"padding": True, "padding_side": "right", "return_attention_mask": True}
-            batch = {"images": list(images), "text": list(texts or [])}
-            inputs = self.processor(**batch, **options, return_tensors="pt")
-        else:
-            batch = {"images": [[image] for image in images], "text": list(texts or [])}
-            inputs = self.processor(**batch, padding=True, padding_side="left", return_tensors="pt")
-        return self._moved(inputs)
+        shown = list(images)
+        options: dict[str, Any] = {}
+        if self.kind != "vision" and any(texts or []):
+            options = {"text": list(texts or []), "padding": True, "padding_side": "left"}
+            if self.kind == "dual":
+                options |= {"padding_side": "right", "return_attention_mask": True}
+            else:
+                shown = [[image] for image in images]
+        return self._moved(self.processor(images=shown, **options, return_tensors="pt"))
 
     def sound_inputs(self, samples: NDArray[np.float32]) -> dict[str, Any]:
         """Inputs of one sound of the processor's rate; the processor pads where it always does."""
@@ -290,17 +275,16 @@ class LoadedModel:
         starts = [getattr(source, "decoder_start_token_id", None) for source in (defaults, config)]
         fills = [self.tokenizer.pad_token_id, self.tokenizer.eos_token_id]
         tokens = [next((token for token in (*starts, *fills) if token is not None), 0)]
-        for table, name, otherwise in (
-            ("lang_to_id", "language", "en"),
-            ("task_to_id", "task", "transcribe"),
-        ):
-            ids = getattr(defaults, table, None) or {}
-            word = getattr(defaults, name, None) or otherwise
-            if ids and word not in ids:
-                word = f"<|{word}|>"
-            if ids and word not in ids:
-                raise ModelError(f"{self.name} has no {name} {word!r}; use one of {', '.join(ids)}")
-            tokens += [ids[word]] if ids else []
+        fallbacks = {"lang_to_id": ("language", "en"), "task_to_id": ("task", "transcribe")}
+        for table, (name, otherwise) in fallbacks.items():
+            ids = getattr(defaults, table, None)
+            if ids:
+                word = getattr(defaults, name, None) or otherwise
+                word = word if word in ids else f"<|{word}|>"
+                if word not in ids:
+                    known = ", ".join(ids)
+                    raise ModelError(f"{self.name} has no {name} {word!r}; use one of {known}")
+                tokens.append(ids[word])
         silent = getattr(defaults, "no_timestamps_token_id", None)
         return [int(token) for token in (*tokens, silent) if token is not None]
 

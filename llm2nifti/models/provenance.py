@@ -64,8 +64,7 @@ def short_name(name: str) -> str:
 
 def describe(title: str, module: Any, tokenizer: Any) -> dict[str, Any]:
     """What the config says of a model, for sidecars and participants.tsv."""
-    config = module.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = module.config.get_text_config()
     kind = type(tokenizer).__name__
     return {
         "Name": title,
