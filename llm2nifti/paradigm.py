@@ -118,10 +118,6 @@ def blocks(
     used : set of str, optional
         Concepts that may not be shown again; those of this run are added to it.
 
-    Returns
-    -------
-    Paradigm
-
     Raises
     ------
     ParadigmError

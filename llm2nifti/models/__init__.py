@@ -79,10 +79,6 @@ def load(
     trust_remote_code : bool, default=False
         Run code that the model's repository brings along.
 
-    Returns
-    -------
-    LoadedModel
-
     Raises
     ------
     ModelError
@@ -96,12 +92,12 @@ def load(
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     folder = fetch(name) if name in BUNDLED else Path(name)
-    is_gguf = folder.suffix == ".gguf"
-    is_local = is_gguf or folder.exists()
+    where, file = (folder.parent, folder.name) if folder.suffix == ".gguf" else (folder, None)
+    is_local = file is not None or folder.exists()
     spreads = device == "auto" and not untrained
     source = Checkpoint(
-        name=str(folder.parent if is_gguf else folder) if is_local else name,
-        gguf_file=folder.name if is_gguf else None,
+        name=str(where) if is_local else name,
+        gguf_file=file,
         revision=None if is_local else revision,
         trust_remote_code=trust_remote_code,
         device_map="auto" if spreads else None,

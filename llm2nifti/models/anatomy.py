@@ -175,16 +175,10 @@ def _stack(
             raise UnknownArchitectureError(
                 f"block {names[-1]!r} puts out {output}, not (trials, tokens, units)"
             )
-    stack = Stack(
-        name=root.rpartition(".")[2],
-        path=root,
-        width=width,
-        shape=(n_trials, n_tokens),
-        blocks=tuple(find_block(model, name, probe) for name in names),
-        leaves=leaves,
-        n_copies=n_copies,
-        has_tokens_first=has_tokens_first,
-    )
+    name, shape = root.rpartition(".")[2], (n_trials, n_tokens)
+    blocks = tuple(find_block(model, block, probe) for block in names)
+    bare = Stack(name, root, width, shape, blocks, leaves)
+    stack = replace(bare, n_copies=n_copies, has_tokens_first=has_tokens_first)
     embedding, final_norm = _embedding(model, stack, probe), _final_norm(model, stack)
     return replace(stack, embedding=embedding, final_norm=final_norm)
 

@@ -119,12 +119,10 @@ def verify(folder: Path) -> None:
             )
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the weight files of a folder: what identifies a model's weights."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
-    manifest = folder / MANIFEST
-    hashes = json.loads(manifest.read_text("utf-8"))["sha256"] if manifest.exists() else {}
-    parts = [hashes.get(path.name) or sha256(path) for path in files]
+def weights_hash(path: Path) -> str:
+    """SHA-256 over a file of weights, or over those of a folder."""
+    files = sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")]) if path.is_dir() else [path]
+    parts = [sha256(file) for file in files]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

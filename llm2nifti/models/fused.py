@@ -50,10 +50,10 @@ def indices(config: Any, layout: str, which: str, n_units: int) -> torch.Tensor:
     return group[:, start : start + per_group[which] * size].flatten()
 
 
-def n_outputs(module: nn.Module) -> int:
-    """Units that a projection puts out: torch's Linear stores (out, in), Conv1D (in, out)."""
-    weight: Any = module.weight
-    return int(weight.shape[0 if isinstance(module, nn.Linear) else 1])
+def widths(module: Any) -> tuple[int, int]:
+    """Units that a projection reads and writes: Linear stores (out, in), Conv1D (in, out)."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
 
 
 def positions(model: nn.Module, site: Site) -> torch.Tensor | None:
@@ -61,7 +61,8 @@ def positions(model: nn.Module, site: Site) -> torch.Tensor | None:
     if not site.part:
         return None
     which, layout = site.part.split(":")
-    return indices(model.config, layout, which, n_outputs(model.get_submodule(site.module)))
+    _, n_units = widths(model.get_submodule(site.module))
+    return indices(model.config, layout, which, n_units)
 
 
 def heads(config: Any) -> tuple[int, int]:

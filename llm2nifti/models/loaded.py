@@ -22,6 +22,7 @@ from llm2nifti.models.sites import find_sites, skipped
 from llm2nifti.models.weights import weight_norms
 
 Mode = Literal["generate", "read"]
+Tensors = dict[str, torch.Tensor]  # what a model is called with
 TEMPLATES = ("auto", "chat", "none")
 MARK = "\N{SNOWMAN}"  # a prompt to find again in what a chat template makes of it
 READERS = ("encoder", "vision", "dual", "audio")  # kinds that generate nothing
@@ -201,7 +202,7 @@ class LoadedModel:
             "prompts with template='none'"
         )
 
-    def _turn(self, prompt: str, has_image: bool) -> list[dict[str, Any]]:
+    def _turn(self, prompt: str, has_image: bool) -> list[dict[str, object]]:
         """One user's turn, as chat templates read it."""
         content: Any = prompt
         if self.kind == "imagetext":
@@ -215,7 +216,7 @@ class LoadedModel:
         encoded = self.tokenizer(list(texts), add_special_tokens=not rendered)
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def image_inputs(self, images: Sequence[Any], texts: Sequence[str] | None) -> dict[str, Any]:
+    def image_inputs(self, images: Sequence[Any], texts: Sequence[str] | None) -> Tensors:
         """Inputs of a batch of RGB images, each with its text where the model reads text.
 
         Texts are from `render` with ``has_image``. Padding comes first, so that the last token is
@@ -231,7 +232,7 @@ class LoadedModel:
                 shown = [[image] for image in images]
         return self._moved(self.processor(images=shown, **options, return_tensors="pt"))
 
-    def sound_inputs(self, samples: NDArray[np.float32]) -> dict[str, Any]:
+    def sound_inputs(self, samples: NDArray[np.float32]) -> Tensors:
         """Inputs of one sound of the processor's rate; the processor pads where it always does."""
         rate = self.processor.sampling_rate
         return self._moved(self.processor(samples, sampling_rate=rate, return_tensors="pt"))
@@ -256,7 +257,7 @@ class LoadedModel:
         n_steps = len(samples) if mask is None else int(mask.sum())
         return int(count(torch.tensor(n_steps)))
 
-    def _moved(self, inputs: Any) -> dict[str, Any]:
+    def _moved(self, inputs: Any) -> Tensors:
         """Inputs on the model's device, in its type."""
         floating = {"device": self.device, "dtype": self.module.dtype}
         return {

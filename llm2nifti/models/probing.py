@@ -1,6 +1,6 @@
 """What does one forward pass of a model look like from inside? And what does transformers say?
 
-That are hints only: shapes, calls and values of the pass decide.
+What it says are hints only: shapes, calls and values of the pass decide.
 """
 
 from __future__ import annotations

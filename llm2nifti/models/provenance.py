@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import align_module_device
 
 from llm2nifti.hooks import Point, tap
-from llm2nifti.models.cache import BUNDLED, ModelError, sha256, weights_hash
+from llm2nifti.models.cache import BUNDLED, ModelError, weights_hash
 from llm2nifti.models.loaded import LoadedModel
 from llm2nifti.models.probing import evaluating
 from llm2nifti.models.sites import find_sites, head_name
@@ -102,10 +102,8 @@ def has_weights(model: LoadedModel, recorded: str) -> bool:
     folder = model.folder
     if str(model.source["WeightsHash"]).startswith("random weights") or folder is None:
         return False
-    if folder.is_dir():
+    if folder.exists():
         return recorded == weights_hash(folder)
-    if folder.is_file():
-        return recorded == sha256(folder)
     return recorded == f"hub commit {getattr(model.module.config, '_commit_hash', None)}"
 
 

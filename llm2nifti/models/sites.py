@@ -124,9 +124,8 @@ class _Named:
         """Sites of one name in one block, without their layer."""
         if name in QKV:
             return [self._qkv(name, block)]
-        finders = {"norms": self._norms, "router": self._router, "experts": self._experts}
-        if name in finders:
-            return finders[name](block)
+        if name in ("norms", "router", "experts"):
+            return self._inner(name, block)
         if name == "resid" or name in block.parts:
             module, side = block.parts.get(name, block.name), SIDES.get(name, "middle")
             n_copies = self.stack.n_copies if name == "resid" else 1
@@ -138,12 +137,6 @@ class _Named:
         """Units of the leaves of one block that put out one vector a token."""
         within = f"{block.name}."
         return {name: n for name, n in self.stack.units.items() if name.startswith(within)}
-
-    def _experts(self, block: Block) -> list[Site]:
-        """Hidden units of all experts."""
-        names = experts.experts_in(self.model, block.name + ".")
-        units = {name: experts.n_units(self.model.get_submodule(name)) for name in names}
-        return [Site("experts", 0, f"{n}.{experts.CHILD}", units[n], side="right") for n in names]
 
     def _qkv(self, name: str, block: Block) -> Site:
         """Query, key or value projection of the self-attention."""
@@ -168,28 +161,29 @@ class _Named:
         n = len(fused.indices(self.model.config, self.fused_qkv, name, units[whole[0]]))
         return Site(name, 0, whole[0], n, side="left", part=f"{name}:{self.fused_qkv}")
 
-    def _norms(self, block: Block) -> list[Site]:
-        """Normalisation layers of a block."""
+    def _inner(self, name: str, block: Block) -> list[Site]:
+        """Normalisation layers of a block, what its router puts out first, or all its experts."""
+        if name == "experts":
+            owners = experts.experts_in(self.model, f"{block.name}.")
+            units = {n: experts.n_units(self.model.get_submodule(n)) for n in owners}
+            return [Site(name, 0, f"{n}.{experts.CHILD}", units[n], side="right") for n in units]
         units = self._units(block)
-        names = [name for name in units if is_norm(self.model.get_submodule(name))]
-        return [Site(_inner_name(block, n), 0, n, units[n]) for n in names]
-
-    def _router(self, block: Block) -> list[Site]:
-        """Scores of all experts: what the router puts out first."""
-        return [
-            Site("router", 0, name, n, side="right")
-            for name, n in self._units(block).items()
-            if "router" in type(self.model.get_submodule(name)).__name__.lower()
-            or name.rpartition(".")[2] in ("gate", "router")
+        if name == "norms":
+            norms = [n for n in units if is_norm(self.model.get_submodule(n))]
+            return [Site(_inner_name(block, n), 0, n, units[n]) for n in norms]
+        routers = [
+            n
+            for n in units
+            if "router" in type(self.model.get_submodule(n)).__name__.lower()
+            or n.rpartition(".")[2] in ("gate", "router")
         ]
+        return [Site(name, 0, n, units[n], side="right") for n in routers]
 
 
 def projection_input(model: nn.Module, block: Block, role: str) -> Site:
     """Site at the input of the projection that writes a role's tensor to the stream."""
     module = block.projections[role]
-    rows, columns = model.get_parameter(f"{module}.weight").shape
-    is_linear = isinstance(model.get_submodule(module), nn.Linear)  # else (in, out), as in GPT-2
-    n_units = int(columns if is_linear else rows)
+    n_units, _ = fused.widths(model.get_submodule(module))
     return Site(HIDDEN[role], 0, module, n_units, where="input", side=SIDES[role])
 
 

@@ -47,7 +47,7 @@ def weight_norms(
         if within is None:
             parts.append(write_norms(model, Point(module, site.where), site.n_units))
         else:
-            n_fused = fused.n_outputs(model.get_submodule(module))
+            _, n_fused = fused.widths(model.get_submodule(module))
             parts.append(write_norms(model, Point(module), n_fused)[within])
     return np.concatenate([part.numpy() for part in parts]).astype(np.float32)
 
