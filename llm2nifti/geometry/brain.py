@@ -101,6 +101,11 @@ class ModelBrain:
         return np.cumsum([0, *(site.n_units for site in self.sites)])
 
     @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(n_units,) 1-based number of each unit's site."""
+        return np.repeat(np.arange(1, len(self.sites) + 1), np.diff(self.offsets))
+
+    @cached_property
     def space(self) -> str:
         """BIDS space label: a hash of the geometry, equal for equal architectures and sites."""
         text = repr([(s.name, s.layer, s.key, s.n_units) for s in self.sites])
@@ -160,16 +165,12 @@ def layout(sites: Iterable[Site], *, voxel_size: float = VOXEL_SIZE) -> ModelBra
     shape = (nx, height + 2 * MARGIN, max(layers) - min(layers) + 1 + 2 * MARGIN)
     if max(shape) > 32767:
         raise ValueError(f"volume {shape} exceeds NIfTI's 32,767 voxels an axis; pick fewer sites")
-    voxels = np.empty((sum(site.n_units for site in sites), 3), np.int32)
-    start = 0
+    voxels = []
     for site in sites:
-        unit = np.arange(site.n_units)
-        rows = voxels[start : start + site.n_units]
-        rows[:, 0] = starts[site.slot] + unit % widths[site.slot]
-        rows[:, 1] = MARGIN + unit // widths[site.slot]
-        rows[:, 2] = MARGIN + site.layer - min(layers)
-        start += site.n_units
-    return ModelBrain(sites, shape, voxels, voxel_size)
+        y, x = np.divmod(np.arange(site.n_units, dtype=np.int32), widths[site.slot])
+        z = np.full_like(x, site.layer - min(layers))
+        voxels.append(np.stack([starts[site.slot] + x, MARGIN + y, MARGIN + z], axis=1))
+    return ModelBrain(sites, shape, np.concatenate(voxels), voxel_size)
 
 
 def _tile_sizes(sites: Sequence[Site]) -> tuple[dict[str, int], int]:
@@ -184,26 +185,23 @@ def _tile_sizes(sites: Sequence[Site]) -> tuple[dict[str, int], int]:
 
 def _tile_starts(sites: Sequence[Site], widths: dict[str, int]) -> tuple[dict[str, int], int]:
     """First x of each tile, and the volume's x size: the midline tile is centred."""
-    sides: dict[str, list[str]] = {"left": [], "middle": [], "right": []}
-    for site in sites:
-        if site.slot not in sides[site.side]:
-            sides[site.side].append(site.slot)
-    middle = sorted(sides["middle"], key=lambda slot: slot != "resid")
-    centre = middle[0] if middle else None
+    left, middle, right = (
+        list(dict.fromkeys(site.slot for site in sites if site.side == side))
+        for side in ("left", "middle", "right")
+    )
+    middle.sort(key=lambda slot: slot != "resid")
     # From the midline outwards; other middle sites (norms) lie next to the stream on the left.
-    left, right = middle[1:] + sides["left"], sides["right"]
-    centre_width = widths[centre] if centre else 0
-    left_width = sum(widths[slot] + GAP for slot in left)
-    right_width = sum(widths[slot] + GAP for slot in right)
-    wing = max(left_width, right_width) + MARGIN
+    centre, left = middle[:1], middle[1:] + left
+    wing = MARGIN + max(sum(widths[slot] + GAP for slot in side) for side in (left, right))
     starts, x = {}, wing
     for slot in left:
         x -= GAP + widths[slot]
         starts[slot] = x
-    if centre:
-        starts[centre] = wing
-    x = wing + centre_width
+    x = wing
+    for slot in centre:
+        starts[slot] = x
+        x += widths[slot]
     for slot in right:
         starts[slot] = x + GAP
         x += GAP + widths[slot]
-    return starts, 2 * wing + centre_width
+    return starts, 2 * wing + sum(widths[slot] for slot in centre)

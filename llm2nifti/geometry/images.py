@@ -1,4 +1,4 @@
-"""How do unit values become images and back? Nothing is ever resampled."""
+"""How do unit values become images of a `brain` and back? Nothing is ever resampled."""
 
 from __future__ import annotations
 
@@ -28,21 +28,9 @@ class SpaceError(ValueError):
 
 
 def to_volume(brain: ModelBrain, values: NDArray, *, fill: float = 0) -> NDArray:
-    """Put unit values into voxels.
+    """Put (..., n_units) values into (nx, ny, nz, ...) voxels, `fill` where there is no unit.
 
-    Parameters
-    ----------
-    brain : ModelBrain
-        Geometry.
-    values : (..., n_units) array
-        Values in recording order.
-    fill : float, default=0
-        Value of voxels outside the mask.
-
-    Returns
-    -------
-    (nx, ny, nz, ...) array of the same dtype
-        Leading axes of `values` become the trailing axes; Fortran order, as NIfTI stores it.
+    Leading axes become the trailing axes; Fortran order, as NIfTI stores it.
     """
     values = np.asarray(values)
     if values.shape[-1] != brain.n_units:
@@ -58,8 +46,6 @@ def to_img(brain: ModelBrain, values: NDArray, *, t_r: float | None = None) -> n
 
     Parameters
     ----------
-    brain : ModelBrain
-        Geometry.
     values : (n_units,) or (n_frames, n_units) array
         Values in recording order; booleans become uint8.
     t_r : float, optional
@@ -73,8 +59,7 @@ def to_img(brain: ModelBrain, values: NDArray, *, t_r: float | None = None) -> n
     values = np.asarray(values)
     if values.dtype == bool:
         values = values.astype(np.uint8)
-    img = nib.Nifti1Image(to_volume(brain, values), brain.affine)
-    return set_header(img, t_r=t_r)
+    return set_header(nib.Nifti1Image(to_volume(brain, values), brain.affine), t_r=t_r)
 
 
 def set_header(img: nib.Nifti1Image, *, t_r: float | None = None) -> nib.Nifti1Image:
@@ -92,8 +77,6 @@ def from_img(brain: ModelBrain, img: nib.Nifti1Image) -> NDArray:
 
     Parameters
     ----------
-    brain : ModelBrain
-        Geometry.
     img : Nifti1Image
         3D or 4D image; its shape and affine must be the brain's.
 
@@ -140,24 +123,14 @@ def mask_img(brain: ModelBrain) -> nib.Nifti1Image:
 
 def dseg_img(brain: ModelBrain) -> nib.Nifti1Image:
     """Atlas: the 1-based index of the site in each voxel (int32)."""
-    labels = np.repeat(np.arange(1, len(brain.sites) + 1), [s.n_units for s in brain.sites])
-    return to_img(brain, labels.astype(np.int32))
+    return to_img(brain, brain.labels.astype(np.int32))
 
 
 def anatomy_img(brain: ModelBrain, norms: NDArray) -> nib.Nifti1Image:
     """Anatomical background: log norms scaled to 300..1000 inside the mask, borders dark.
 
-    Parameters
-    ----------
-    brain : ModelBrain
-        Geometry.
-    norms : (n_units,) array
-        Norm of the weights that write into each unit; zeros and NaN count as the smallest norm.
-
-    Returns
-    -------
-    Nifti1Image
-        3D float32.
+    Of the (n_units,) norms of the weights that write into each unit, zeros and NaN count as the
+    smallest norm.
     """
     norms = np.asarray(norms, float)
     good = np.isfinite(norms) & (norms > 0)

@@ -1,4 +1,4 @@
-"""Which unit is this voxel? Tables that rebuild the geometry, and look-ups both ways."""
+"""Which unit is this voxel? Tables that rebuild a `brain`, and look-ups both ways."""
 
 from __future__ import annotations
 
@@ -62,9 +62,8 @@ def units_table(brain: ModelBrain) -> pd.DataFrame:
     ``index`` is the atlas label (see `lut`), ``unit`` the position within the site and
     ``i, j, k`` the voxel.
     """
-    index = np.repeat(np.arange(1, len(brain.sites) + 1), [s.n_units for s in brain.sites])
-    unit = np.concatenate([np.arange(s.n_units) for s in brain.sites])
-    table = pd.DataFrame({"index": index, "unit": unit})
+    unit = np.arange(brain.n_units) - brain.offsets[brain.labels - 1]
+    table = pd.DataFrame({"index": brain.labels, "unit": unit})
     table[["i", "j", "k"]] = brain.voxels
     return table
 
@@ -94,8 +93,6 @@ def locate(brain: ModelBrain, point: Sequence[float], *, voxel: bool = False) ->
 
     Parameters
     ----------
-    brain : ModelBrain
-        Geometry.
     point : sequence of 3 float
         World coordinates in mm, or a voxel index when `voxel` is true.
     voxel : bool, default=False
@@ -138,10 +135,10 @@ def find_unit(brain: ModelBrain, name: str) -> UnitAddress:
     for i, site in enumerate(brain.sites):
         if site.key == key and re.fullmatch("[0-9]+", number) and int(number) < site.n_units:
             return _address(brain, int(brain.offsets[i]) + int(number))
-    near = [s.key for s in brain.sites if key and (key in s.key or s.key in key)][:5]
-    near = near or [s.key for s in brain.sites[:5]]
+    keys = [site.key for site in brain.sites]
+    near = [k for k in keys if key and (key in k or k in key)] or keys
     raise NoSuchUnitError(
-        f"no unit {name!r}; write MODULE:UNIT with a recorded module such as {', '.join(near)}"
+        f"no unit {name!r}; write MODULE:UNIT with a recorded module such as {', '.join(near[:5])}"
     )
 
 
