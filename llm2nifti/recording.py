@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,25 @@ TOKEN_COLUMNS = {
     "residual_norm": "Euclidean norm of the last block's output",
 }
 REDUCED = ("trial", "last")  # one volume a trial
+
+
+class TrialRow(TypedDict):
+    """One trial as JSON, a value a frame, None where there is none; see `TOKEN_COLUMNS`."""
+
+    token_id: list[int]
+    token: list[str]
+    log_probability: list[float | None]
+    entropy: list[float | None]
+    residual_norm: list[float | None]
+    response: str
+
+
+class Batch(TypedDict):
+    """Trials from `start` to `stop` that are recorded, as JSON."""
+
+    start: int
+    stop: int
+    rows: list[TrialRow]
 
 
 class RecordingError(ValueError):
@@ -154,17 +173,7 @@ class Lines:
     """A file of JSON lines that only grows: what is written stays, also where the power fails.
 
     A torn last line counts as not there, and goes when the next one comes. The file appears with
-    its first line.
-
-    Parameters
-    ----------
-    path : Path
-        Where it is.
-
-    Raises
-    ------
-    DamagedJournalError
-        If a line cannot be read.
+    its first line. A line that cannot be read raises DamagedJournalError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -205,21 +214,8 @@ class Journal:
     grows) and ``batches.jsonl`` (one line a finished batch). A batch counts once its line is on
     disk; everything after the last line is done again.
 
-    Parameters
-    ----------
-    folder : Path
-        Where to write; created if needed.
-    counts : (n_trials,) sequence of int
-        Volumes of each trial.
-    n_units : int
-        Units.
-    plan : mapping
-        Everything that decides the values. Resuming with another plan is refused.
-
-    Raises
-    ------
-    RecordingError
-        If the folder holds a recording with another plan, or the disk is too full for this one.
+    `counts` are the volumes of each trial, (n_trials,). `plan` is everything that decides the
+    values: resuming with another one raises RecordingError, as does a disk too full for this one.
     """
 
     def __init__(
@@ -260,7 +256,7 @@ class Journal:
             )
 
     @property
-    def batches(self) -> list[dict[str, Any]]:
+    def batches(self) -> list[Batch]:
         """Finished batches."""
         return self._lines.contents
 
@@ -271,14 +267,8 @@ class Journal:
         _grow(self._path, b * row)
         return np.memmap(self._path, np.float32, "r+", offset=a * row, shape=(b - a, self.n_units))
 
-    def commit(self, start: int, stop: int, values: np.memmap, rows: list[dict[str, Any]]) -> None:
-        """Make the trials from `start` to `stop` permanent, with their rows of metadata.
-
-        Raises
-        ------
-        RecordingError
-            If a value is not finite.
-        """
+    def commit(self, start: int, stop: int, values: np.memmap, rows: list[TrialRow]) -> None:
+        """Make the trials from `start` to `stop` permanent, if all their values are finite."""
         trials = np.repeat(np.arange(start, stop), np.diff(self._first[start : stop + 1]))
         for trial, volume in zip(trials, values, strict=True):
             if not np.isfinite(volume).all():
@@ -295,7 +285,7 @@ class Journal:
         """(n_volumes, n_units) memory map of everything."""
         return np.memmap(self._path, np.float32, "r", shape=(int(self._first[-1]), self.n_units))
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[TrialRow]:
         """Metadata of all finished trials in order."""
         ordered = sorted(self.batches, key=lambda batch: batch["start"])
         return [row for batch in ordered for row in batch["rows"]]

@@ -214,7 +214,7 @@ def test_sampling_depends_on_seed_and_trial_but_not_on_the_batch(tiny_model):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4000, 1)
-    sampler = scanner.sampling.OwnGenerators(
+    sampler = scanner.decoding.OwnGenerators(
         temperature=1.0, seed=0, stim_ids=[f"s{i}" for i in range(4000)]
     )
     share = torch.bincount(sampler(None, logits).argmax(-1), minlength=3) / 4000
@@ -334,7 +334,7 @@ def test_entropy_takes_tokens_that_are_ruled_out():
 def test_keys_with_room_equal_transformers_own_beyond_the_room_too(room):
     from transformers.cache_utils import DynamicLayer
 
-    from llm2nifti.scanner.roomy import RoomyLayer
+    from llm2nifti.scanner.prefill import RoomyLayer
 
     start = torch.randn(2, 2, 3, 3, 4)
     buffers = torch.zeros(2, 2, 3, 3 + room, 4)

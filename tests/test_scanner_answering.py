@@ -8,8 +8,7 @@ import torch
 from test_scanner import scan, small_design
 
 from llm2nifti import models, paradigm, stimuli
-from llm2nifti.scanner import ScanError
-from llm2nifti.scanner.answering import answer
+from llm2nifti.scanner import ScanError, answer
 from llm2nifti.scanner.likelihood import dialogues
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llm2nifti.models import LoadedModel
 from llm2nifti.monitor.watching import NetworkMonitor
-from llm2nifti.scanner.answering import answer
+from llm2nifti.scanner import answer
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ token ``t``; in mode ``read`` a frame is a token, a word or the whole of the sti
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 from tqdm import tqdm
 
 from llm2nifti import __version__
 from llm2nifti.geometry import Site, layout
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
-from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, volume_counts
-from llm2nifti.scanner.answering import answer
+from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, TrialRow, volume_counts
+from llm2nifti.scanner.decoding import answer
 from llm2nifti.scanner.generating import Generator
 from llm2nifti.scanner.kernels import fast_linear, name_for
 from llm2nifti.scanner.likelihood import dialogues, log_likelihoods
@@ -33,6 +33,8 @@ from llm2nifti.scanner.settings import ScanError, Settings
 from llm2nifti.scanner.stimulus import Stimuli, prepare
 
 __all__ = ["ScanError", "Settings", "answer", "check", "dialogues", "log_likelihoods", "scan"]
+
+Operator = Generator | Reader
 
 
 def scan(
@@ -96,13 +98,14 @@ def scan(
         temporary = tempfile.TemporaryDirectory(prefix="llm2nifti-", ignore_cleanup_errors=True)
         folder = temporary.name
     # The operator first: what it refuses must not leave a journal that other settings clash with.
-    operator: Generator | Reader = Reader(model, brain, settings, stimuli)
     if settings.mode == "generate":
-        operator = Generator(model, brain, settings, stimuli, replay=replay)
+        operator: Operator = Generator(model, brain, settings, stimuli, replay)
+    else:
+        operator = Reader(model, brain, settings, stimuli)
     counts = volume_counts(paradigm, settings.frames)
     journal = Journal(Path(folder), counts.tolist(), brain.n_units, plan)
-    with _progress(paradigm, on_trials) as advance, fast_linear(model.module):
-        _run_batches(operator, journal, paradigm.n_trials, settings.batch_size, advance)
+    with fast_linear(model.module):
+        _record(operator, journal, paradigm, settings.batch_size, on_trials)
     rows = journal.rows()
     return Recording(
         values=journal.values,
@@ -141,35 +144,25 @@ def _timed(paradigm: Paradigm, settings: Settings, stimuli: Stimuli) -> Paradigm
     return replace(paradigm, n_frames=max(counts), frame_counts=tuple(counts))
 
 
-def _run_batches(
-    operator: Generator | Reader,
+def _record(
+    operator: Operator,
     journal: Journal,
-    n_trials: int,
+    paradigm: Paradigm,
     batch_size: int,
-    advance: Callable[[int], object],
+    on_trials: Callable[[int], object] | None,
 ) -> None:
-    """Record the batches that are not in the journal yet."""
+    """Record the batches that are not in the journal yet; show a bar, unless the caller does."""
     finished = {batch["start"] for batch in journal.batches}
-    for start in range(0, n_trials, batch_size):
-        stop = min(start + batch_size, n_trials)
-        if start not in finished:
-            values = journal.open(start, stop)
-            rows = operator.record(slice(start, stop), values)
-            journal.commit(start, stop, values, rows)
-        advance(stop - start)
-
-
-@contextmanager
-def _progress(
-    paradigm: Paradigm, on_trials: Callable[[int], object] | None
-) -> Iterator[Callable[[int], object]]:
-    """Progress bar of a single scan, unless the caller shows its own."""
-    if on_trials is not None:
-        yield on_trials
-        return
     label = f"scan {paradigm.task} run {paradigm.run}"
-    with tqdm(total=paradigm.n_trials, desc=label, unit="trial", disable=None) as bar:
-        yield bar.update
+    hide = None if on_trials is None else True
+    with tqdm(total=paradigm.n_trials, desc=label, unit="trial", disable=hide) as bar:
+        for start in range(0, paradigm.n_trials, batch_size):
+            stop = min(start + batch_size, paradigm.n_trials)
+            if start not in finished:
+                values = journal.open(start, stop)
+                rows = operator.record(slice(start, stop), values)
+                journal.commit(start, stop, values, rows)
+            (on_trials or bar.update)(stop - start)
 
 
 def _check_replay(paradigm: Paradigm, replay: Sequence[Sequence[int]] | None) -> None:
@@ -188,13 +181,16 @@ def _provenance(
     model: LoadedModel, settings: Settings, *, is_chat: bool, replayed: bool
 ) -> dict[str, Any]:
     """Everything that decides the values, for sidecars and for resuming."""
-    import transformers
-
+    decoding = "greedy" if settings.temperature == 0 else "sampled"
+    if replayed:
+        decoding = "teacher-forced replay of another model's tokens"
+    if settings.mode == "read":
+        decoding = "none: the stimulus is read"
     return {
         "Model": {"Subject": model.name, **model.source},
         "Settings": asdict(settings),
         "ChatTemplate": is_chat,
-        "Decoding": _decoding(settings, replayed=replayed),
+        "Decoding": decoding,
         "Threads": torch.get_num_threads(),
         "LinearLayers": name_for(model.module),
         "Versions": {
@@ -205,23 +201,12 @@ def _provenance(
     }
 
 
-def _decoding(settings: Settings, *, replayed: bool) -> str:
-    """How tokens came about."""
-    if settings.mode == "read":
-        return "none: the stimulus is read"
-    if replayed:
-        return "teacher-forced replay of another model's tokens"
-    return "greedy" if settings.temperature == 0 else "sampled"
-
-
-def _token_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _token_table(rows: list[TrialRow]) -> pd.DataFrame:
     """One row a frame from one row a trial."""
-    parts = []
-    for trial, row in enumerate(rows):
-        columns = {k: row[k] for k in ("token_id", "token", "log_probability", "entropy")}
-        part = pd.DataFrame(columns)
-        part["trial"], part["position"] = trial, np.arange(len(part))
-        part["is_punctuation"] = [int(not any(map(str.isalnum, t))) for t in part["token"]]
-        part["residual_norm"] = row["residual_norm"]
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)[list(TOKEN_COLUMNS)]
+    parts = [
+        pd.DataFrame(row).assign(trial=trial, position=np.arange(len(row["token"])))
+        for trial, row in enumerate(rows)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    table["is_punctuation"] = [int(not any(map(str.isalnum, text))) for text in table["token"]]
+    return table[list(TOKEN_COLUMNS)]

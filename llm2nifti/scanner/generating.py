@@ -19,65 +19,34 @@ from llm2nifti.geometry import ModelBrain
 from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.loading import quiet
+from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
-from llm2nifti.scanner.sampling import OwnGenerators, plain_decoding
+from llm2nifti.scanner.decoding import OwnGenerators, greedy
+from llm2nifti.scanner.prefill import Inputs
 from llm2nifti.scanner.settings import ScanError, Settings
-from llm2nifti.scanner.sink import Sink, listening
-from llm2nifti.scanner.stimulus import Stimuli
+from llm2nifti.scanner.sink import Sink
+from llm2nifti.scanner.stimulus import Stimuli, fill_token
 
 
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Inputs of one batch, ready for the model; the ids are those that the decoder gets."""
-
-    ids: torch.Tensor
-    mask: torch.Tensor | None
-    extra: dict[str, Any]
-    stim_ids: Sequence[str]
-
-
+@dataclass(eq=False)
 class Generator:
     """Records batches in which the model generates, or is forced to repeat given tokens.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    brain : ModelBrain
-        What is recorded.
-    settings : Settings
-        How.
-    stimuli : Stimuli
-        All trials of the run.
-    replay : sequence of (n_frames,) sequences of int, optional
-        Tokens to force, one sequence a trial.
-
-    Raises
-    ------
-    ScanError
-        If the prompts need padding and the model reads it.
+    `replay` holds (n_frames,) tokens to force for each trial. Prompts that need padding raise
+    ScanError if the model reads it.
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        brain: ModelBrain,
-        settings: Settings,
-        stimuli: Stimuli,
-        *,
-        replay: Sequence[Sequence[int]] | None,
-    ) -> None:
-        self.model = model
-        self.brain = brain
-        self.settings = settings
-        self.stimuli = stimuli
-        self.replay = replay
-        self.stream = Point(model.stacks("generate")[-1].blocks[-1].name)
-        self.reads_ahead = prefill.can_continue(model)
-        self._check_padding()
+    model: LoadedModel
+    brain: ModelBrain
+    settings: Settings
+    stimuli: Stimuli
+    replay: Sequence[Sequence[int]] | None = None
 
-    def _check_padding(self) -> None:
-        """Raise if prompts would have to be padded for a model that reads padding."""
+    def __post_init__(self) -> None:
+        """Look at the model."""
+        self.stream = Point(self.model.stacks("generate")[-1].blocks[-1].name)
+        self.ids_name = "decoder_input_ids" if self.model.has_decoder else "input_ids"
+        self.reads_ahead = prefill.can_continue(self.model)
         is_plain = self.model.kind == "causal" and not self.reads_ahead
         is_padded = self.settings.batch_size > 1 and len({*map(len, self.stimuli.encoded)}) > 1
         if is_plain and is_padded and not prefill.leaves_padding_out(self.model):
@@ -86,58 +55,58 @@ class Generator:
                 "be recorded together; use batch_size=1"
             )
 
-    def record(self, trials: slice, out: np.ndarray) -> list[dict[str, Any]]:
+    def record(self, trials: slice, out: np.ndarray) -> list[TrialRow]:
         """Record some trials into `out` (n_volumes, n_units); return their metadata."""
-        batch = self._prepare(trials)
+        inputs = self._file_inputs(trials) if self.stimuli.files else self._text_inputs(trials)
         n_frames = self.stimuli.n_frames
         is_reduced = self.settings.frames == "trial"
         sink = Sink(self.model, self.brain, out, n_summed=n_frames if is_reduced else 1)
-        norms = torch.empty((len(batch.ids), n_frames), device=self.model.device)
+        device = self.model.device
+        norms = torch.empty((trials.stop - trials.start, n_frames), device=device)
         with torch.no_grad():
             if self.replay is None:
-                tokens, logits = self._generate(batch, sink, norms)
+                tokens, logits = self._generate(inputs, self.stimuli.stim_ids[trials], sink, norms)
             else:
-                tokens = torch.tensor([list(t) for t in self.replay[trials]]).to(batch.ids.device)
-                logits = self._force(batch, tokens, sink, norms)
+                tokens = torch.tensor([list(t) for t in self.replay[trials]], device=device)
+                logits = self._force(inputs, tokens, sink, norms)
         sink.finish()
         return self._describe(tokens, logits, norms)
 
-    def _prepare(self, trials: slice) -> _Batch:
-        """Inputs of a batch; what can be read ahead of generation is read here."""
-        stim_ids = self.stimuli.stim_ids[trials]
-        if self.stimuli.files:
-            return self._prepare_files(trials)
-        encoded, fill = self.stimuli.encoded[trials], self.stimuli.fill
+    def _text_inputs(self, trials: slice) -> Inputs:
+        """Inputs of a batch of prompts; what can be read ahead of generation is read here."""
+        model, encoded = self.model, self.stimuli.encoded[trials]
+        fill, is_seq2seq = fill_token(model), model.kind == "seq2seq"
         if self.reads_ahead:
-            prompts = prefill.read_ahead(self.model, encoded, fill, room=self.stimuli.n_frames)
-            extra = {} if prompts.cache is None else {"past_key_values": prompts.cache}
+            prompts = prefill.read_ahead(model, encoded, fill, room=self.stimuli.n_frames)
         else:
-            prompts, extra = prefill.pad(encoded, fill), {}
-        if self.model.kind == "seq2seq":
-            prompts = prefill.pad(encoded, fill, at_end=True)
-        device = self.model.device
-        ids, mask = prompts.ids.to(device), prompts.mask.to(device)
-        if self.model.kind == "seq2seq":  # ahead of the hooks: the encoder's pass is no frame
-            read = self.model.module.get_encoder()(input_ids=ids, attention_mask=mask)
-            extra = {"encoder_outputs": read}
-            ids = torch.tensor([self.model.decoder_start()] * len(ids), device=device)
-        return _Batch(ids, mask, extra, stim_ids)
+            prompts = prefill.pad(encoded, fill, at_end=is_seq2seq)
+        ids, mask = prompts.ids.to(model.device), prompts.mask.to(model.device)
+        inputs: Inputs = {self.ids_name: ids, "attention_mask": mask}
+        if prompts.cache is not None:
+            inputs["past_key_values"] = prompts.cache
+        if is_seq2seq:  # ahead of the hooks: the encoder's pass is no frame
+            read = model.module.get_encoder()(input_ids=ids, attention_mask=mask)
+            start = torch.tensor([model.decoder_start()] * len(ids), device=model.device)
+            inputs |= {self.ids_name: start, "encoder_outputs": read}
+        return inputs
 
-    def _prepare_files(self, trials: slice) -> _Batch:
+    def _file_inputs(self, trials: slice) -> Inputs:
         """Inputs of a batch of images with their text, or of sounds that an encoder has read."""
-        stim_ids = self.stimuli.stim_ids[trials]
-        batches = list(self.stimuli.batches(self.model, trials))
+        model = self.model
+        batches = list(self.stimuli.batches(model, trials))
         if len(batches) > 1:
             raise ScanError(
-                f"{self.model.name} makes inputs of different shapes of these files, so they "
+                f"{model.name} makes inputs of different shapes of these files, so they "
                 "cannot be recorded together; use batch_size=1"
             )
         inputs = batches[0][1]
-        if not self.model.has_decoder:
-            return _Batch(inputs.pop("input_ids"), inputs.pop("attention_mask"), inputs, stim_ids)
-        start = torch.tensor(self.stimuli.encoded[trials], device=self.model.device)
-        read = self.model.module.get_encoder()(**inputs)
-        return _Batch(start, inputs.get("attention_mask"), {"encoder_outputs": read}, stim_ids)
+        if not model.has_decoder:
+            return inputs
+        return {
+            self.ids_name: torch.tensor(self.stimuli.encoded[trials], device=model.device),
+            "attention_mask": inputs.get("attention_mask"),
+            "encoder_outputs": model.module.get_encoder()(**inputs),
+        }
 
     def _rows(self, step: int, n_trials: int) -> slice:
         """Rows of the recording that one frame of all trials fills."""
@@ -146,10 +115,10 @@ class Generator:
         return slice(step, None, self.stimuli.n_frames)
 
     def _generate(
-        self, batch: _Batch, sink: Sink, norms: torch.Tensor
+        self, inputs: Inputs, stim_ids: Sequence[str], sink: Sink, norms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Generate tokens with hooks on; (n_trials, n_frames) ids and their logits."""
-        from transformers import GenerationMixin
+        from transformers import GenerationMixin  # imports much
 
         n_trials, n_frames = norms.shape
         step = -1
@@ -165,53 +134,23 @@ class Generator:
             if point == self.stream:
                 norms[:, step] = last.float().norm(dim=-1)
 
-        module = self.model.module
-        config = self._config()  # before the model's own is put aside: it names the end token
-        inputs = {"attention_mask": batch.mask, **batch.extra}
-        inputs["decoder_input_ids" if self.model.has_decoder else "input_ids"] = batch.ids
+        module, how = self.model.module, self.settings
         generate = module.generate
         if self.model.kind == "speech":  # Whisper's own makes passes in between, and cuts up sounds
             generate = partial(GenerationMixin.generate, module)
-        counter = module.register_forward_pre_hook(next_step)
-        try:
-            with (
-                quiet(),  # of masks, which the encoder has read already
-                listening(self.model, self.brain, self.stream, store),
-                plain_decoding(module),
-            ):
-                result = generate(
-                    **inputs,
-                    generation_config=config,
-                    logits_processor=self._samplers(batch.stim_ids),
-                )
-        finally:
-            counter.remove()
+        samplers = [OwnGenerators(how.temperature, how.seed, stim_ids)] if how.temperature else []
+        options = {"return_dict_in_generate": True, "output_logits": True}
+        with (
+            quiet(),  # of masks, which the encoder has read already
+            module.register_forward_pre_hook(next_step),
+            sink.listening(self.stream, store),
+            greedy(self.model, n_frames, min_new_tokens=n_frames, **options) as config,
+        ):
+            result = generate(**inputs, generation_config=config, logits_processor=samplers)
         return result.sequences[:, -n_frames:], torch.stack(result.logits, dim=1)
 
-    def _config(self) -> Any:
-        """Decoding of exactly `n_frames` tokens."""
-        from transformers import GenerationConfig
-
-        model, n_frames = self.model, self.stimuli.n_frames
-        return GenerationConfig(
-            max_new_tokens=n_frames,
-            min_new_tokens=n_frames,
-            do_sample=False,
-            pad_token_id=self.stimuli.fill,
-            eos_token_id=model.module.generation_config.eos_token_id,
-            decoder_start_token_id=model.decoder_start()[0] if model.has_decoder else None,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-
-    def _samplers(self, stim_ids: Sequence[str]) -> list[OwnGenerators]:
-        """Sampling with one generator a trial, or nothing for greedy decoding."""
-        if self.settings.temperature == 0:
-            return []
-        return [OwnGenerators(self.settings.temperature, self.settings.seed, stim_ids)]
-
     def _force(
-        self, batch: _Batch, tokens: torch.Tensor, sink: Sink, norms: torch.Tensor
+        self, inputs: Inputs, tokens: torch.Tensor, sink: Sink, norms: torch.Tensor
     ) -> torch.Tensor:
         """Logits (n_trials, n_frames, vocabulary) of one pass over the prompt and given tokens."""
         n_trials, n_frames = tokens.shape
@@ -223,36 +162,34 @@ class Generator:
             if point == self.stream:
                 norms[:] = frames.float().norm(dim=-1)
 
-        with listening(self.model, self.brain, self.stream, store):
-            result = self.model.module(**self._forced_inputs(batch, tokens))
+        with sink.listening(self.stream, store):
+            result = self.model.module(**self._forced_inputs(inputs, tokens))
         logits, _ = first_tensor(result.logits)
         return cast(torch.Tensor, logits)[:, -n_frames:]
 
-    def _forced_inputs(self, batch: _Batch, tokens: torch.Tensor) -> dict[str, Any]:
+    def _forced_inputs(self, inputs: Inputs, tokens: torch.Tensor) -> Inputs:
         """Inputs of the one pass; the last token is produced, never read."""
-        given = tokens[:, :-1]
-        inputs = dict(batch.extra)
-        accepted = signature(self.model.module.forward).parameters
+        given, module = tokens[:, :-1], self.model.module
+        ids = torch.cat([inputs[self.ids_name], given], dim=1)
         if self.model.has_decoder:
-            inputs |= {"attention_mask": batch.mask, "use_cache": False}
-            return inputs | {"decoder_input_ids": torch.cat([batch.ids, given], dim=1)}
+            return {**inputs, self.ids_name: ids, "use_cache": False}
         cache = inputs.get("past_key_values")
-        n_read = 0 if cache is None else cache.get_seq_length()
-        mask = torch.cat([cast(torch.Tensor, batch.mask), torch.ones_like(given)], dim=1)
-        inputs["input_ids"] = torch.cat([batch.ids, given], dim=1)[:, n_read:]
-        inputs |= {"attention_mask": mask, "use_cache": cache is not None}
+        ids = ids if cache is None else ids[:, cache.get_seq_length() :]
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(given)], dim=1)
+        forced = {**inputs, "input_ids": ids, "attention_mask": mask}
+        forced["use_cache"] = cache is not None
+        if not self.stimuli.files:
+            forced |= prefill.inputs_for(self.model, module, ids, mask)
         if "token_type_ids" in inputs:  # what follows an image is text
             more = torch.zeros_like(given, dtype=inputs["token_type_ids"].dtype)
-            inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], more], dim=1)
-        if "position_ids" in accepted and not self.stimuli.files:
-            inputs["position_ids"] = prefill.positions(mask)[:, n_read:]
-        if "logits_to_keep" in accepted:
-            inputs["logits_to_keep"] = tokens.shape[1]
-        return inputs
+            forced["token_type_ids"] = torch.cat([inputs["token_type_ids"], more], dim=1)
+        if "logits_to_keep" in signature(module.forward).parameters:
+            forced["logits_to_keep"] = tokens.shape[1]
+        return forced
 
     def _describe(
         self, tokens: torch.Tensor, logits: torch.Tensor, norms: torch.Tensor
-    ) -> list[dict[str, Any]]:
+    ) -> list[TrialRow]:
         """Per-frame measures and the response of each trial, ready for JSON."""
         log_probability, entropy = measure(logits, tokens)
         decode = self.model.tokenizer.decode
@@ -272,12 +209,7 @@ class Generator:
 def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each token and entropy of its distribution, both (n_trials, n_tokens).
 
-    Parameters
-    ----------
-    logits : (n_trials, n_tokens, vocabulary) tensor
-        What each token was drawn from.
-    tokens : (n_trials, n_tokens) int64 tensor
-        The tokens.
+    Tokens are (n_trials, n_tokens) int64, drawn from logits (n_trials, n_tokens, vocabulary).
     """
     log_probability = torch.empty(tokens.shape)
     entropy = torch.empty(tokens.shape)

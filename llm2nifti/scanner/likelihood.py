@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,11 @@ BATCH_SIZE = 32  # texts; each has a row of the vocabulary a token
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and which of its tokens are judged.
+    """A text, and which of its tokens are judged."""
 
-    Attributes
-    ----------
-    ids : tuple of int
-        Tokens that the model reads; of an encoder-decoder, those that its decoder writes.
-    scored : tuple of int
-        Positions in `ids` whose probability counts; the first token has none.
-    source : tuple of int
-        What the encoder of an encoder-decoder reads.
-    """
-
-    ids: tuple[int, ...]
-    scored: tuple[int, ...]
-    source: tuple[int, ...] = ()
+    ids: tuple[int, ...]  # what the model reads, or what the decoder beside an encoder writes
+    scored: tuple[int, ...]  # positions in `ids` whose probability counts; the first has none
+    source: tuple[int, ...] = ()  # what that encoder reads
 
 
 def dialogues(
@@ -65,20 +54,20 @@ def dialogues(
     _check_kind(model)
     rendered = model.render(list(prompts), template)
     encoded = model.encode(rendered, rendered=rendered != list(prompts))
+    is_seq2seq = model.kind == "seq2seq"
+    start = model.decoder_start() if is_seq2seq else []
+    asked = [[[]]] * len(encoded) if is_seq2seq else read_frames(model, prompts, rendered, template)
     texts = []
-    asked: list[list[list[int]]] = [[[]]] * len(encoded)
-    if model.kind != "seq2seq":
-        asked = read_frames(model, prompts, rendered, template)
-    for ids, answer, inside in zip(encoded, answers, asked, strict=True):
-        written = tuple(int(token) for token in answer)
-        if model.kind == "seq2seq":
-            start = model.decoder_start()
-            after = tuple(range(len(start), len(start) + len(written)))
-            texts.append(Text((*start, *written), after, tuple(ids)))
-            continue
-        before = tuple(i for i in inside[0] if i > 0)
-        after = tuple(range(len(ids), len(ids) + len(written)))
-        texts.append(Text((*ids, *written), (*before, *after)))
+    for ids, answer, (inside,) in zip(encoded, answers, asked, strict=True):
+        before = start if is_seq2seq else ids
+        written = range(len(before), len(before) + len(answer))
+        texts.append(
+            Text(
+                ids=(*before, *map(int, answer)),
+                scored=(*(i for i in inside if i > 0), *written),
+                source=tuple(ids) if is_seq2seq else (),
+            )
+        )
     return texts
 
 
@@ -135,22 +124,11 @@ def _check_kind(model: LoadedModel) -> None:
 
 @torch.no_grad()
 def read_beginning(model: LoadedModel, texts: Sequence[Text]) -> Any:
-    """Read what all texts begin with, such as a chat template, ahead of them.
+    """Cache of what all texts begin with, such as a chat template, read ahead of them.
 
-    Read outside of an intervention, it is spared by it.
-
-    Parameters
-    ----------
-    model : LoadedModel
-        A model that generates.
-    texts : sequence of Text
-        From `dialogues`.
-
-    Returns
-    -------
-    transformers.DynamicCache or None
-        Up to the first token that predicts one that counts; None if there is nothing, or if the
-        model's cache does not simply grow.
+    Read outside of an intervention, it is spared by it. It ends before the first token that
+    predicts one that counts; it is None if there is nothing, or if the model's cache does not
+    simply grow.
     """
     if not prefill.can_continue(model):
         return None
@@ -162,15 +140,18 @@ def read_beginning(model: LoadedModel, texts: Sequence[Text]) -> Any:
 def _batch(model: LoadedModel, texts: Sequence[Text], shared: Any) -> NDArray[np.float64]:
     """Mean log probabilities of one batch."""
     n_before = 0 if shared is None else shared.get_seq_length()
-    padded = prefill.pad([text.ids[n_before:] for text in texts], fill_token(model), at_end=True)
-    device = model.device
+    fill, device = fill_token(model), model.device
+    padded = prefill.pad([text.ids[n_before:] for text in texts], fill, at_end=True)
     ids = padded.ids.to(device)
     if model.kind == "seq2seq":
-        read = prefill.pad([text.source for text in texts], fill_token(model), at_end=True)
+        read = prefill.pad([text.source for text in texts], fill, at_end=True)
         inputs = {"input_ids": read.ids.to(device), "attention_mask": read.mask.to(device)}
         inputs["decoder_input_ids"] = ids
     else:
-        inputs = {"input_ids": ids, **_causal_inputs(model, padded.mask, shared, len(texts))}
+        mask = prefill.after(shared, padded.mask)
+        inputs = prefill.inputs_for(model, model.module, ids, mask)
+        if shared is not None:
+            inputs["past_key_values"] = prefill.select(shared, [0] * len(texts))
     logits = model.module(**inputs).logits
     rows = np.repeat(np.arange(len(texts)), [len(text.scored) for text in texts])
     columns = np.concatenate([text.scored for text in texts]) - n_before
@@ -179,17 +160,3 @@ def _batch(model: LoadedModel, texts: Sequence[Text], shared: Any) -> NDArray[np
     chosen = predicted.gather(1, right[:, None])[:, 0] - predicted.logsumexp(dim=-1)
     sums = np.bincount(rows, weights=chosen.double().cpu().numpy(), minlength=len(texts))
     return np.asarray(sums / np.bincount(rows), float)
-
-
-def _causal_inputs(
-    model: LoadedModel, mask: torch.Tensor, shared: Any, n_texts: int
-) -> dict[str, Any]:
-    """Attention mask, positions and cache of a batch that goes on from what is shared."""
-    n_before = 0 if shared is None else shared.get_seq_length()
-    whole = torch.cat([torch.ones(n_texts, n_before, dtype=mask.dtype), mask], dim=1)
-    inputs: dict[str, Any] = {"attention_mask": whole.to(model.device)}
-    if "position_ids" in signature(model.module.forward).parameters:
-        inputs["position_ids"] = prefill.positions(whole)[:, n_before:].to(model.device)
-    if shared is not None:
-        inputs["past_key_values"] = prefill.select(shared, [0] * n_texts)
-    return inputs

@@ -12,48 +12,66 @@ No padding ever stands between two tokens of a prompt: sliding windows and some 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from llm2nifti.models import LoadedModel
 
 N_CHUNKS = 4  # batches of about the same length; more have too few rows for fast products
 
+Inputs = dict[str, Any]  # what a model's forward takes, by name
+
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts of a batch, padded so that they end together.
+    """Tokens and attention mask of a batch, (n_trials, longest) int64 each.
 
-    Attributes
-    ----------
-    ids, mask : (n_trials, longest) int64 tensor
-        Tokens and attention mask; padding comes first, or last (see `pad`).
-    cache : transformers.DynamicCache or None
-        Keys and values of all but the last token; None where nothing was read ahead.
+    The cache holds keys and values of all but the last token, if they were read ahead.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
-    cache: Any = None
+    cache: DynamicCache | None = None
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer; new ones are written behind them while there is room.
+
+    transformers' own layer makes a new tensor for every token. Beyond the room, so does this one.
+    Of the buffers, (n_trials, n_heads, n_tokens + room, width), `n_tokens` are filled.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, n_tokens: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._buffers = (keys, values)
+        self.keys, self.values = keys[:, :, :n_tokens], values[:, :, :n_tokens]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the keys and values of new tokens; return all."""
+        start = self.keys.shape[-2]
+        stop = start + key_states.shape[-2]
+        keys, values = self._buffers
+        in_place = self.keys.data_ptr() == keys.data_ptr() and stop <= keys.shape[-2]
+        if not in_place or len(keys) != len(key_states):
+            return super().update(key_states, value_states, *args, **kwargs)
+        keys[:, :, start:stop], values[:, :, start:stop] = key_states, value_states
+        self.keys, self.values = keys[:, :, :stop], values[:, :, :stop]
+        return self.keys, self.values
 
 
 def pad(encoded: Sequence[Sequence[int]], fill: int, *, at_end: bool = False) -> Prompts:
-    """Pad token ids to one length.
-
-    Parameters
-    ----------
-    encoded : sequence of sequence of int
-        Token ids of each prompt.
-    fill : int
-        Padding token.
-    at_end : bool, default=False
-        Put the padding behind the tokens, not before them.
-    """
+    """Pad token ids to one length; padding comes before the tokens, or behind them."""
     longest = max(map(len, encoded))
     ids = torch.full((len(encoded), longest), fill)
     mask = torch.zeros_like(ids)
@@ -67,44 +85,33 @@ def pad(encoded: Sequence[Sequence[int]], fill: int, *, at_end: bool = False) ->
 def read_ahead(
     model: LoadedModel, encoded: Sequence[list[int]], fill: int, *, room: int = 0
 ) -> Prompts:
-    """Read all but the last token of every prompt.
+    """Read all but the last token of every prompt, by a model that `can_continue`.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        A model whose cache simply grows; see `can_continue`.
-    encoded : sequence of list of int
-        Token ids of the prompts of a batch.
-    fill : int
-        Padding token.
-    room : int, default=0
-        Tokens that will follow: the cache keeps room for them.
-
-    Returns
-    -------
-    Prompts
-        With a cache, unless every prompt has a single token.
+    The cache keeps room for the tokens that follow; prompts of a single token leave it None.
     """
     heads = [tokens[:-1] for tokens in encoded]
+    prompts = pad(encoded, fill)
+    if not any(heads):
+        return prompts
     n_common = common_length(heads)
     n_shared = n_common + _group_length([tokens[n_common:] for tokens in heads])
-    prompts = pad(encoded, fill)
-    if prompts.ids.shape[1] == 1:
-        return prompts
-    device = model.device
     cache = extend(model, None, torch.tensor([heads[0][:n_common]]))
     starts = sorted({tuple(tokens[n_common:n_shared]) for tokens in heads})
     group = np.array([starts.index(tuple(tokens[n_common:n_shared])) for tokens in heads])
     cache = extend(model, select(cache, [0] * len(starts)), torch.tensor(starts))
-    order = np.argsort([len(tokens) for tokens in heads], kind="stable")
-    chunks = [rows for rows in np.array_split(order, min(N_CHUNKS, len(order))) if len(rows)]
     read = []
-    for rows in chunks:
+    for rows in of_like_length(heads):
         rest = pad([heads[row][n_shared:] for row in rows], fill, at_end=True)
-        start = select(cache, group[rows])
-        read.append(extend(model, start, rest.ids, rest.mask))
-    merged = _merge(read, chunks, [len(tokens) for tokens in heads], room)
-    return Prompts(prompts.ids.to(device), prompts.mask.to(device), merged)
+        chunk = extend(model, select(cache, group[rows]), rest.ids, rest.mask)
+        if chunk is not None:  # prompts that have one token and share none have read nothing
+            read.append((chunk, rows))
+    return replace(prompts, cache=_merge(read, [len(tokens) for tokens in heads], room))
+
+
+def of_like_length(encoded: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Numbers of texts that are read together: batches in which little is padded."""
+    order = np.argsort([len(tokens) for tokens in encoded], kind="stable")
+    return np.array_split(order, min(N_CHUNKS, len(order)))
 
 
 def can_continue(model: LoadedModel) -> bool:
@@ -115,13 +122,10 @@ def can_continue(model: LoadedModel) -> bool:
     if model.kind != "causal":
         return False
     try:
-        cache = extend(model, None, torch.zeros((1, 2), dtype=torch.int64))
-        layers = cache.layers
+        layers = extend(model, None, torch.zeros((1, 2), dtype=torch.int64)).layers
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
         return False  # its forward takes no such cache
-    grows = all(
-        type(layer).__name__ == "DynamicLayer" and layer.get_seq_length() == 2 for layer in layers
-    )
+    grows = all(type(layer) is DynamicLayer and layer.get_seq_length() == 2 for layer in layers)
     return grows and len(layers) == len(model.anatomy.stacks[-1].blocks)
 
 
@@ -131,24 +135,17 @@ def leaves_padding_out(model: LoadedModel) -> bool:
     ids, mask = torch.tensor([[1, 0, 2, 3]]), torch.tensor([[0, 1, 1, 1]])
     logits = []
     for first in (0, 1):
-        inputs = {"input_ids": ids[:, first:], "attention_mask": mask[:, first:]}
-        if "position_ids" in signature(model.module.forward).parameters:
-            inputs["position_ids"] = positions(inputs["attention_mask"])
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        inputs = inputs_for(model, model.module, ids[:, first:], mask[:, first:])
         logits.append(model.module(**inputs).logits[0, -1].float())
-    return bool((logits[0] - logits[1]).norm() < 0.05 * logits[1].norm())
+    padded, plain = logits
+    return bool((padded - plain).norm() < 0.05 * plain.norm())
 
 
 def select(cache: Any, rows: Sequence[int] | np.ndarray) -> Any:
     """Copy of a cache with these rows of its batch; None stays None."""
-    from transformers import DynamicCache
-
-    if cache is None:
-        return None
-    new = DynamicCache()
-    for i, layer in enumerate(cache.layers):
-        index = torch.as_tensor(np.asarray(rows), device=layer.keys.device)
-        new.update(layer.keys[index], layer.values[index], i)
+    new = deepcopy(cache)
+    if new is not None:
+        new.batch_select_indices(torch.as_tensor(rows))
     return new
 
 
@@ -156,27 +153,29 @@ def select(cache: Any, rows: Sequence[int] | np.ndarray) -> Any:
 def extend(
     model: LoadedModel, cache: Any, ids: torch.Tensor, mask: torch.Tensor | None = None
 ) -> Any:
-    """Cache after reading more tokens, without the head."""
-    from transformers import DynamicCache
-
+    """Cache after reading more tokens, without the head; None where there is nothing to read."""
     if not ids.shape[1]:
         return cache
     cache = DynamicCache() if cache is None else cache
-    n_before = cache.get_seq_length()
-    mask = torch.ones_like(ids) if mask is None else mask
-    mask = torch.cat([torch.ones(len(ids), n_before, dtype=mask.dtype), mask], dim=1)
+    mask = after(cache, torch.ones_like(ids) if mask is None else mask)
     trunk = model.module.get_decoder()
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if "position_ids" in signature(trunk.forward).parameters:
-        inputs["position_ids"] = positions(mask)[:, n_before:]
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    trunk(**inputs, past_key_values=cache, use_cache=True)
+    trunk(**inputs_for(model, trunk, ids, mask), past_key_values=cache, use_cache=True)
     return cache
 
 
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """(n_trials, n_tokens) position of every token, padding not counted."""
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+def after(cache: Any, mask: torch.Tensor) -> torch.Tensor:
+    """Mask of tokens with that of the cache before them, in which no padding is."""
+    n_before = 0 if cache is None else cache.get_seq_length()
+    return nn.functional.pad(mask, (n_before, 0), value=1)
+
+
+def inputs_for(model: LoadedModel, module: Any, ids: torch.Tensor, mask: torch.Tensor) -> Inputs:
+    """Inputs of tokens, whose mask is longer than they are where others are cached before them."""
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in signature(module.forward).parameters:
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)  # padding is not counted
+        inputs["position_ids"] = places[:, -ids.shape[1] :]
+    return {name: value.to(model.device) for name, value in inputs.items()}
 
 
 def common_length(heads: Sequence[Sequence[int]]) -> int:
@@ -188,33 +187,25 @@ def common_length(heads: Sequence[Sequence[int]]) -> int:
 def _group_length(rests: Sequence[Sequence[int]]) -> int:
     """Tokens that groups of prompts should read together: the length that computes the least."""
     shortest = min(map(len, rests))
-    costs = [
-        len({tuple(rest[:n]) for rest in rests}) * n - len(rests) * n for n in range(shortest + 1)
-    ]
+    costs = [(len({tuple(r[:n]) for r in rests}) - len(rests)) * n for n in range(shortest + 1)]
     return int(np.argmin(costs))
 
 
 def _merge(
-    caches: Sequence[Any], chunks: Sequence[np.ndarray], lengths: Sequence[int], room: int
-) -> Any:
-    """One cache from those of the chunks, all prompts ending together; zeros where nothing is."""
-    from transformers import DynamicCache
-
-    from llm2nifti.scanner.roomy import RoomyLayer
-
+    chunks: Sequence[tuple[Any, np.ndarray]], lengths: Sequence[int], room: int
+) -> DynamicCache:
+    """One cache from those of some rows each, all ending together; zeros where nothing is."""
     merged = DynamicCache()
     longest = max(lengths)
-    # A chunk of prompts that have one token and share none has read nothing.
-    filled = [(c, rows) for c, rows in zip(caches, chunks, strict=True) if c is not None]
-    for i, layer in enumerate(filled[0][0].layers):
-        both: list[torch.Tensor] = []
-        for name in ("keys", "values"):
-            first = getattr(layer, name)
-            whole = first.new_zeros(len(lengths), first.shape[1], longest + room, first.shape[3])
-            for cache, rows in filled:
-                part = getattr(cache.layers[i], name)
+    for i, layer in enumerate(chunks[0][0].layers):
+        buffers = [
+            states.new_zeros(len(lengths), states.shape[1], longest + room, states.shape[3])
+            for states in (layer.keys, layer.values)
+        ]
+        for cache, rows in chunks:
+            read = (cache.layers[i].keys, cache.layers[i].values)
+            for buffer, states in zip(buffers, read, strict=True):
                 for k, row in enumerate(rows):
-                    whole[row, :, longest - lengths[row] : longest] = part[k, :, : lengths[row]]
-            both.append(whole)
-        merged.layers.append(RoomyLayer(both[0], both[1], longest))
+                    buffer[row, :, longest - lengths[row] : longest] = states[k, :, : lengths[row]]
+        merged.layers.append(RoomyLayer(buffers[0], buffers[1], longest))
     return merged

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from llm2nifti.defaults import BATCH_SIZE
 from llm2nifti.models import LoadedModel, Mode
 from llm2nifti.models.fused import LAYOUTS
+from llm2nifti.models.loaded import TEMPLATES
 
 FRAMES = {"generate": ("token", "trial"), "read": ("trial", "token", "word", "last")}
-TEMPLATES = ("auto", "chat", "none")
 
 
 class ScanError(ValueError):
@@ -76,22 +76,13 @@ class Settings:
 
     def mode_for(self, model: LoadedModel) -> Mode:
         """Mode in which a model is scanned."""
-        modes = model.modes()
-        if self.mode == "auto":
-            return modes[0]
-        fitting: list[Mode] = [mode for mode in modes if mode == self.mode]
-        if not fitting:
-            raise ScanError(f"{model.name} generates nothing; use mode='read'")
-        return fitting[0]
+        for mode in model.modes():
+            if self.mode in ("auto", mode):
+                return mode
+        raise ScanError(f"{model.name} generates nothing; use mode='read'")
 
     def resolved(self, model: LoadedModel) -> Settings:
-        """Settings with ``auto`` replaced by what it means for a model.
-
-        Raises
-        ------
-        ScanError
-            If the model cannot be scanned so.
-        """
+        """Settings with ``auto`` replaced by what it means for a model that can be scanned so."""
         mode = self.mode_for(model)
         frames = FRAMES[mode][0] if self.frames == "auto" else self.frames
         return replace(self, mode=mode, frames=frames)

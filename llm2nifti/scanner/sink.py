@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -18,31 +17,25 @@ from llm2nifti.scanner.settings import ScanError
 class Sink:
     """Values of one batch on their way from the hooks to the recording.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    brain : ModelBrain
-        Geometry of what is recorded.
-    out : (n_volumes, n_units) float32 array
-        Where the batch goes in the end. On the CPU, frames are written straight into it.
-    n_summed : int, default=1
-        Frames that add up to one volume: their mean is kept, summed up on the device.
+    On the CPU, frames are written straight into `out`, (n_volumes, n_units) float32. Where
+    `n_summed` frames add up to one volume, their mean is kept, summed up on the device.
     """
 
     def __init__(
         self, model: LoadedModel, brain: ModelBrain, out: np.ndarray, n_summed: int = 1
     ) -> None:
+        self._model = model
         self._out = out
         self._n_summed = n_summed
-        is_direct = model.device.type == "cpu" and n_summed == 1
-        self.values = (
-            torch.from_numpy(out)
-            if is_direct
-            else torch.zeros(out.shape, dtype=torch.float32, device=model.device)
-        )
+        self.values = torch.from_numpy(out)
+        if model.device.type != "cpu" or n_summed > 1:
+            self.values = torch.zeros(out.shape, dtype=torch.float32, device=model.device)
         self._parts = parts(model, brain)
         self._unseen = set(self._parts)
+
+    def listening(self, stream: Point, callback: Callback) -> AbstractContextManager[None]:
+        """Call back with the tensors of all sites, and with the stream's end."""
+        return tapped(self._model, list(dict.fromkeys([*self._parts, stream])), callback)
 
     def put(self, point: Point, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
         """Store (n_rows, n_module_units) values of a point in rows of the batch, or add them."""
@@ -55,14 +48,8 @@ class Sink:
                 self.values[rows, units] = part.to(self.values.device, torch.float32)
 
     def finish(self) -> None:
-        """Bring what is on the device to the recording.
-
-        Raises
-        ------
-        ScanError
-            If a module was not called: its values would be zeros that nothing gave.
-        """
-        if self._unseen:
+        """Bring what is on the device to the recording."""
+        if self._unseen:  # its values would be zeros that nothing gave
             name = min(self._unseen).module
             raise ScanError(f"module {name!r} was not called in this mode; do not record it")
         if self._n_summed > 1:
@@ -70,13 +57,3 @@ class Sink:
         values = self.values.numpy(force=True)
         if not np.shares_memory(self._out, values):
             self._out[:] = values
-
-
-@contextmanager
-def listening(
-    model: LoadedModel, brain: ModelBrain, stream: Point, callback: Callback
-) -> Iterator[None]:
-    """Call back with the tensors of all sites, and with the stream's end."""
-    points = list(dict.fromkeys([*(Point(s.module, s.where) for s in brain.sites), stream]))
-    with tapped(model, points, callback):
-        yield

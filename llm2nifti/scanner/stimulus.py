@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from llm2nifti.media import MEDIA, listed, medium_of, problems, read_image, read_sound, resampled
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
+from llm2nifti.scanner.prefill import Inputs
 from llm2nifti.scanner.settings import ScanError, Settings
 
 Positions = list[int]
@@ -22,42 +23,18 @@ Positions = list[int]
 
 @dataclass(frozen=True, eq=False)
 class Stimuli:
-    """All trials of a run, as the model reads them.
+    """All trials of a run, as the model reads them."""
 
-    Attributes
-    ----------
-    n_frames : int
-        Tokens that are generated for each trial.
-    stim_ids : list of str
-        Identifiers.
-    prompts, rendered : list of str
-        Bare text, and text with the chat template applied.
-    encoded : list of list of int
-        Token ids; of sounds, those that the decoder begins with; empty where there are images that
-        no text stands beside.
-    fill : int
-        Padding token.
-    is_chat : bool
-        Whether the chat template was applied.
-    files : list of Path
-        Images or sounds, one a trial, or none.
-    frames : list of list of Positions
-        In mode ``read``: the positions that make up each frame of each trial.
-    """
-
-    n_frames: int
+    n_frames: int  # tokens that are generated for each trial
     stim_ids: list[str]
     prompts: list[str]
-    rendered: list[str]
-    encoded: list[list[int]]
-    fill: int
+    rendered: list[str]  # with the chat template applied
+    encoded: list[list[int]]  # of sounds, what the decoder begins with; empty of images alone
     is_chat: bool
-    files: list[Path]
-    frames: list[list[Positions]]
+    files: list[Path]  # images or sounds, one a trial, or none
+    frames: list[list[Positions]]  # in mode read: what makes up each frame of each trial
 
-    def batches(
-        self, model: LoadedModel, trials: slice
-    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    def batches(self, model: LoadedModel, trials: slice) -> Iterator[tuple[list[int], Inputs]]:
         """Inputs of files, together where they have one shape; with the numbers of their trials.
 
         Numbers count from the first trial of the slice. Nothing is padded: what a model makes of a
@@ -65,82 +42,78 @@ class Stimuli:
         """
         files = self.files[trials]
         if model.medium == "audio":
-            yield from _alike([sound_inputs(model, file) for file in files])
+            sounds = [model.sound_inputs(_samples(model, file)) for file in files]
+            for group in _alike(tuple(value.shape for value in one.values()) for one in sounds):
+                names = sounds[group[0]]
+                yield group, {name: torch.cat([sounds[i][name] for i in group]) for name in names}
             return
         images, texts = [read_image(file) for file in files], self.rendered[trials]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, image in enumerate(images):
-            # Some models of images and text cut large images into tiles, others see one size.
-            groups.setdefault(image.size if model.kind == "imagetext" else (0, 0), []).append(i)
-        for group in groups.values():
-            yield (
-                group,
-                model.image_inputs([images[i] for i in group], [texts[i] for i in group]),
-            )
+        # Some models of images and text cut large images into tiles, others see one size.
+        is_cut = model.kind == "imagetext"
+        for group in _alike(image.size if is_cut else None for image in images):
+            shown = [images[i] for i in group]
+            yield group, model.image_inputs(shown, [texts[i] for i in group])
 
 
-def sound_inputs(model: LoadedModel, file: Path) -> dict[str, Any]:
-    """Inputs of one sound."""
+def _alike(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Numbers of what has one key."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _samples(model: LoadedModel, file: Path) -> NDArray[np.float32]:
+    """Sound at the rate of the model."""
     rate, samples = read_sound(file)
-    return model.sound_inputs(resampled(samples, rate, model.processor.sampling_rate))
-
-
-def _alike(inputs: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Batches of inputs that have one shape."""
-    groups: dict[tuple, list[int]] = {}
-    for i, one in enumerate(inputs):
-        groups.setdefault(tuple(value.shape for value in one.values()), []).append(i)
-    for group in groups.values():
-        names = inputs[group[0]]
-        yield group, {name: torch.cat([inputs[i][name] for i in group]) for name in names}
+    return resampled(samples, rate, model.processor.sampling_rate)
 
 
 def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimuli:
-    """Turn a paradigm's trials into what the model reads.
-
-    Raises
-    ------
-    ScanError
-        If a stimulus cannot be shown to the model.
-    """
+    """Turn a paradigm's trials into what the model reads, or raise ScanError if it can't."""
     trials = paradigm.trials
-    prompts = list(trials["prompt"])
+    stim_ids, prompts = list(trials["stim_id"]), list(trials["prompt"])
     medium = medium_of(trials)
     files = [Path(path) for path in trials[medium]] if medium else []
-    has_text = any(prompts)
-    _check_kind(model, settings, medium, has_text=has_text)
-    _check_files(trials, medium)
-    rendered = prompts
-    encoded: list[list[int]] = [[] for _ in prompts]
-    if model.kind == "speech":
-        encoded = [model.decoder_start() for _ in prompts]
-        rendered = [model.tokenizer.decode(ids) for ids in encoded]
-    elif model.tokenizer is not None:
-        rendered = model.render(prompts, settings.template, has_image=bool(files))
-    if not files or (model.kind == "dual" and has_text):
-        encoded = model.encode(rendered, rendered=rendered != prompts)
+    _check_kind(model, settings, medium, has_text=any(prompts))
+    # A table need not come from `llm2nifti.stimuli.load`, which looks at the files, too.
+    if medium and (bad := problems(dict(zip(stim_ids, files, strict=True)), medium)):
+        raise ScanError(bad)
+    rendered, encoded = _encode(model, prompts, settings.template, has_files=bool(files))
     if not files or any(encoded):
-        _check_lengths(model, paradigm, encoded, generates=settings.mode == "generate")
-    lengths = sound_lengths(model, paradigm) if medium == "audio" else []
+        is_longer = settings.mode == "generate" and model.kind != "seq2seq"
+        n_more = paradigm.n_frames if is_longer else 0
+        more = f" and {n_more} frames follow" if n_more else ""
+        for stim_id, ids in zip(stim_ids, encoded, strict=True):
+            check_length(model, stim_id, ids, n_more, more=more)
+    lengths = _sound_lengths(model, stim_ids, files) if medium == "audio" else []
     frames: list[list[Positions]] = []
     if settings.mode == "read" and files:
         stack = model.stacks("read", has_image=medium == "image")[0]
         n_tokens = lengths or [stack.shape[1]] * len(files)
-        frames = [_file_frames(settings.frames, n) for n in n_tokens]
+        frames = [_frames_of(list(range(n)), settings.frames) for n in n_tokens]
     elif settings.mode == "read":
         frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
-    _check_frames(paradigm, settings, frames)
-    return Stimuli(
-        n_frames=paradigm.n_frames,
-        stim_ids=list(trials["stim_id"]),
-        prompts=prompts,
-        rendered=rendered,
-        encoded=encoded,
-        fill=fill_token(model),
-        is_chat=rendered != prompts and model.kind != "speech",
-        files=files,
-        frames=frames,
-    )
+    for row, of_trial in enumerate(frames):
+        if not of_trial or not all(of_trial):
+            raise ScanError(f"prompt {stim_ids[row]!r} has no {settings.frames} to read")
+    is_chat = rendered != prompts and model.kind != "speech"
+    return Stimuli(paradigm.n_frames, stim_ids, prompts, rendered, encoded, is_chat, files, frames)
+
+
+def _encode(
+    model: LoadedModel, prompts: list[str], template: str, *, has_files: bool
+) -> tuple[list[str], list[list[int]]]:
+    """Texts and tokens that are read, or that a decoder of sounds begins with."""
+    if model.kind == "speech":
+        starts = [model.decoder_start() for _ in prompts]
+        return [model.tokenizer.decode(ids) for ids in starts], starts
+    rendered = prompts
+    if model.tokenizer is not None:
+        rendered = model.render(prompts, template, has_image=has_files)
+    if not has_files or (model.kind == "dual" and any(prompts)):
+        return rendered, model.encode(rendered, rendered=rendered != prompts)
+    return rendered, [[] for _ in prompts]
 
 
 def fill_token(model: LoadedModel) -> int:
@@ -149,15 +122,29 @@ def fill_token(model: LoadedModel) -> int:
         return 0
     config = model.module.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    pads = (
-        model.tokenizer.pad_token_id,
-        model.tokenizer.eos_token_id,
-        getattr(config, "pad_token_id", None),
-        getattr(config, "eos_token_id", None),
-        0,
-    )
-    fill = next(p for p in pads if p is not None)
+    names = ("pad_token_id", "eos_token_id")
+    pads = [getattr(owner, name, None) for owner in (model.tokenizer, config) for name in names]
+    fill = next((pad for pad in pads if pad is not None), 0)
     return int(fill[0] if isinstance(fill, list) else fill)
+
+
+def check_length(
+    model: LoadedModel, prompt: str, ids: Sequence[int], n_more: int, *, more: str
+) -> None:
+    """Raise if a prompt has no token, or exceeds the context with those that follow.
+
+    Parameters
+    ----------
+    model, prompt, ids, n_more, more
+        Who reads what: its name and tokens; how many follow, and how the message says so.
+    """
+    if not ids:
+        raise ScanError(f"prompt {prompt!r} has no token for this model")
+    if model.context and len(ids) + n_more > model.context:
+        raise ScanError(
+            f"prompt {prompt!r} has {len(ids)} tokens{more}; {model.name} reads at most "
+            f"{model.context}. Shorten the prompt"
+        )
 
 
 def _check_kind(model: LoadedModel, settings: Settings, medium: str, *, has_text: bool) -> None:
@@ -181,72 +168,33 @@ def _check_kind(model: LoadedModel, settings: Settings, medium: str, *, has_text
         )
 
 
-def _check_files(trials: pd.DataFrame, medium: str) -> None:
-    """Raise if files cannot be shown: a table need not come from `llm2nifti.stimuli.load`."""
-    if medium:
-        bad = problems(dict(zip(trials["stim_id"], map(Path, trials[medium]), strict=True)), medium)
-        if bad:
-            raise ScanError(bad)
-
-
-def sound_lengths(model: LoadedModel, paradigm: Paradigm) -> list[int]:
+def _sound_lengths(model: LoadedModel, stim_ids: Sequence[str], files: Sequence[Path]) -> list[int]:
     """Tokens of each sound in the encoder, without what the processor pads it with.
 
-    Raises
-    ------
-    ScanError
-        If sounds are longer than what the processor keeps, or too short for a token: all are named.
+    Sounds that are longer than what the processor keeps or too short for a token are all named.
     """
-    wanted = model.processor.sampling_rate
+    rate, longest = model.processor.sampling_rate, model.longest_sound
     lengths, bad = [], []
-    for stim_id, path in zip(paradigm.trials["stim_id"], paradigm.trials["audio"], strict=True):
-        rate, samples = read_sound(Path(path))
-        samples = resampled(samples, rate, wanted)
-        limit = model.longest_sound or len(samples)
-        lengths.append(model.n_tokens_of(samples) if len(samples) <= limit else 0)
-        if len(samples) > limit:
-            bad.append(f"{stim_id!r} lasts {len(samples) / wanted:.2f} s")
-        elif lengths[-1] < 1:
-            bad.append(f"{stim_id!r} is too short ({len(samples) / wanted:.3f} s)")
+    for stim_id, file in zip(stim_ids, files, strict=True):
+        samples = _samples(model, file)
+        seconds = len(samples) / rate
+        if longest and len(samples) > longest:
+            bad.append(f"{stim_id!r} lasts {seconds:.2f} s")
+            continue
+        lengths.append(model.n_tokens_of(samples))
+        if lengths[-1] < 1:
+            bad.append(f"{stim_id!r} is too short ({seconds:.3f} s)")
     if bad:
-        longest = model.longest_sound
-        most = f". It reads at most {longest / wanted:g} s" if longest else ""
+        most = f". It reads at most {longest / rate:g} s" if longest else ""
         raise ScanError(f"{len(bad)} sounds do not fit {model.name}: {listed(bad)}{most}")
     return lengths
 
 
-def _check_lengths(
-    model: LoadedModel, paradigm: Paradigm, encoded: list[list[int]], *, generates: bool
-) -> None:
-    """Raise if a prompt and its frames exceed the context, or a prompt has no token."""
-    n_frames = paradigm.n_frames if generates and model.kind != "seq2seq" else 0
-    for row, tokens in enumerate(encoded):
-        stim_id = paradigm.trials["stim_id"].iloc[row]
-        if not tokens:
-            raise ScanError(f"prompt {stim_id!r} has no token for this model")
-        if model.context and len(tokens) + n_frames > model.context:
-            follow = f" and {n_frames} frames follow" if n_frames else ""
-            raise ScanError(
-                f"prompt {stim_id!r} has {len(tokens)} tokens{follow}; {model.name} reads at most "
-                f"{model.context}. Shorten the prompt"
-            )
-
-
-def _check_frames(
-    paradigm: Paradigm, settings: Settings, frames: Sequence[Sequence[Positions]]
-) -> None:
-    """Raise if a stimulus has no frame."""
-    for row, of_trial in enumerate(frames):
-        if not of_trial or not all(of_trial):
-            stim_id = paradigm.trials["stim_id"].iloc[row]
-            raise ScanError(f"prompt {stim_id!r} has no {settings.frames} to read")
-
-
-def _file_frames(frames: str, n_tokens: int) -> list[Positions]:
-    """Frames of an image or sound: every patch or time step alone, all together, or the last."""
+def _frames_of(positions: Positions, frames: str) -> list[Positions]:
+    """Frames of what is read: every token, patch or time step alone, all together, or the last."""
     if frames == "token":
-        return [[i] for i in range(n_tokens)]
-    return [[n_tokens - 1] if frames == "last" else list(range(n_tokens))]
+        return [[i] for i in positions]
+    return [positions[-1:] if frames == "last" else positions]
 
 
 def read_frames(
@@ -260,22 +208,35 @@ def read_frames(
 
     Parameters
     ----------
-    model : LoadedModel
-        The model.
-    prompts, rendered : sequence of str
-        Bare prompts, and with the chat template applied.
-    template : str
+    model, prompts, rendered
+        The model and its prompts, bare and with the chat template applied.
+    template : {"auto", "chat", "none"}
         Which template that was; see `llm2nifti.models.LoadedModel.render`.
     frames : {"trial", "token", "word", "last"}, default="trial"
         What a frame is; of ``trial`` and ``last`` every prompt has one.
     """
-    is_rendered = list(rendered) != list(prompts)
-    n_after = n_after_prompt(model, template) if is_rendered else 0
+    if not getattr(model.tokenizer, "is_fast", False):
+        raise ScanError(
+            f"the tokenizer of {model.name} gives no character offsets, which mode read needs; "
+            "use a model with a fast tokenizer"
+        )
+    is_bare = list(rendered) == list(prompts)
+    n_after = 0 if is_bare else n_after_prompt(model, template)
+    special = set(getattr(model.tokenizer, "all_special_ids", []))
     by_text = []
     for text, prompt in zip(rendered, prompts, strict=True):
         start, shown = find_prompt(text, prompt, n_after)
-        spans = _spans(model, text, rendered=is_rendered)
-        by_text.append(_text_frames(text, shown, start, spans, frames))
+        encoded = model.tokenizer(text, add_special_tokens=is_bare, return_offsets_mapping=True)
+        spans = encoded["offset_mapping"]
+        inside = [
+            i
+            for i, (token, (a, b)) in enumerate(zip(encoded["input_ids"], spans, strict=True))
+            if token not in special and a < start + len(shown) and b > start
+        ]
+        if frames == "word":
+            by_text.append(_words(text, shown, start, {i: spans[i] for i in inside}))
+        else:
+            by_text.append(_frames_of(inside, frames))
     return by_text
 
 
@@ -299,37 +260,16 @@ def find_prompt(text: str, prompt: str, n_after: int) -> tuple[int, str]:
     )
 
 
-def _text_frames(
-    text: str, prompt: str, start: int, spans: Sequence[tuple[int, int]], frames: str
+def _words(
+    text: str, prompt: str, start: int, spans: Mapping[int, tuple[int, int]]
 ) -> list[Positions]:
-    """Positions of each frame of one prompt: template and special tokens are not stimulus."""
-    stop = start + len(prompt)
-    inside = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
-    if frames == "trial":
-        return [inside]
-    if frames == "last":
-        return [inside[-1:]]
-    if frames == "token":
-        return [[i] for i in inside]
+    """Positions of each word; a token that spans two counts for the first."""
     words = [(m.start() + start, m.end() + start) for m in re.finditer(r"\S+", prompt)]
-    letters = {i: (spans[i][1] - len(text[slice(*spans[i])].lstrip()), spans[i][1]) for i in inside}
-    touched = [[i for i in inside if letters[i][0] < b and letters[i][1] > a] for a, b in words]
-    seen: set[int] = set()
-    alone = []
-    for tokens in touched:  # a token that spans two words counts for the first
-        alone.append([i for i in tokens if i not in seen])
-        seen.update(tokens)
-    return [tokens for tokens in alone if tokens]
-
-
-def _spans(model: LoadedModel, text: str, *, rendered: bool) -> list[tuple[int, int]]:
-    """Characters of each token; none of special tokens."""
-    if not getattr(model.tokenizer, "is_fast", False):
-        raise ScanError(
-            f"the tokenizer of {model.name} gives no character offsets, which mode read needs; "
-            "use a model with a fast tokenizer"
-        )
-    encoded = model.tokenizer(text, add_special_tokens=not rendered, return_offsets_mapping=True)
-    special = set(getattr(model.tokenizer, "all_special_ids", []))
-    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [(0, 0) if token in special else (int(a), int(b)) for token, (a, b) in pairs]
+    positions: list[Positions] = [[] for _ in words]
+    for i, (a, b) in spans.items():
+        letters = b - len(text[a:b].lstrip())  # where they begin: many tokens bring a space
+        for of_word, (first, last) in zip(positions, words, strict=True):
+            if letters < last and b > first:
+                of_word.append(i)
+                break
+    return [of_word for of_word in positions if of_word]

@@ -12,7 +12,7 @@ from llm2nifti.bids import Session
 from llm2nifti.interventions import steer
 from llm2nifti.networks import Network
 from llm2nifti.progress import track
-from llm2nifti.scanner.answering import answer
+from llm2nifti.scanner import answer
 from llm2nifti.study.conditions import Condition
 from llm2nifti.study.errors import StudyError
 from llm2nifti.study.reloading import reload
