@@ -132,7 +132,7 @@ def run_first_level_model(run, noise_model):
 
 def run_glm_fit(run, noise_model):
     """Map of t by the library, which makes the maps of z and effect too."""
-    return glm.fit(run, frames=NOISE_MODELS[noise_model], quiet=True).contrast(CONTRAST).t_img
+    return glm.fit(run, frames=NOISE_MODELS[noise_model], verbose=0).contrast(CONTRAST).t_img
 
 
 def work(run, way, noise_model):

@@ -33,10 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import tiny
 
 from llm2nifti import report, study
+from llm2nifti.plans import Design, ModelChoice, ScanPlan, Settings
 from llm2nifti.report import page
-from llm2nifti.scanner import Settings
-from llm2nifti.study import overview, scanning, sessions
-from llm2nifti.study.plans import Design, ModelChoice, Plan
+from llm2nifti.study import crews, scanning, sessions
 
 FRAMES = ("What is {}?", "Tell me about {}.")
 TOPICS = 60  # of the control
@@ -99,16 +98,16 @@ def timed(stack, now):
         return call
 
     places = {
-        "design": [(Design, "paradigms")],
-        "prompts checked": [(scanning.ThisProcess, "check")],
-        "scan": [(scanning.ThisProcess, "record")],
-        "maps": [(sessions, "analyse_maps")],
-        "similarity": [(sessions, "analyse_similarity")],
-        "identification": [(sessions, "analyse_identification")],
-        "null": [(sessions, "analyse_null")],
-        "untrained": [(sessions, "_analyse_untrained")],
-        "comparison": [(sessions, "compare_sessions"), (overview, "compare_sessions")],
-        "figures": [(page, "draw")],
+        "design": [(scanning, "paradigms")],
+        "prompts checked": [(crews.ThisProcess, "check")],
+        "scan": [(crews.ThisProcess, "record")],
+        "maps": [(sessions, "fit_maps")],
+        "similarity": [(sessions, "compare")],
+        "identification": [(sessions, "identify")],
+        "null": [(sessions, "measure_nulls")],
+        "untrained": [(sessions, "_untrained")],
+        "comparison": [(report, "compare_sessions")],
+        "figures": [(page, "Figures")],
         "page": [(report, "write"), (report, "write_overview")],
     }
     for stage, targets in places.items():
@@ -125,9 +124,9 @@ def one_size(n_tasks, n_sessions, design, scratch, *, untrained=True, clock=Fals
     root, model = scratch / "ds", scratch / "model"
     shutil.rmtree(root, ignore_errors=True)
     stimuli = draw_stimuli(scratch / "stimuli.tsv", n_tasks, design)
-    shown = Design(stimuli_path=str(stimuli), **design)
+    shown = Design(stimuli=str(stimuli), **design)
     plans = [
-        Plan(
+        ScanPlan(
             ModelChoice(str(model), subject="tiny", session=session, untrained=untrained),
             shown,
             Settings(seed=i, temperature=float(n_sessions > 1)),
@@ -138,7 +137,7 @@ def one_size(n_tasks, n_sessions, design, scratch, *, untrained=True, clock=Fals
     ]
     start = time.perf_counter()
     with ExitStack() as stack, timed(stack, now) as seconds, threadpool_limits(threads):
-        path = study.run(root, plans, quiet=True, threads=threads)
+        path = study.run(root, plans, verbose=0, threads=threads)
     return seconds, time.perf_counter() - start, path.stat().st_size
 
 

@@ -103,7 +103,7 @@ def measure_glm():
 
         run = SimpleNamespace(img=nib.load(path), events=events, brain=side, frames="token")
         start = time.perf_counter()
-        glm.fit(run, quiet=True).contrast("task - control")
+        glm.fit(run, verbose=0).contrast("task - control")
         return GLM_VOLUMES * GLM_UNITS / (time.perf_counter() - start)
 
 

@@ -20,7 +20,7 @@ def stage(
     total: int | None = None,
     unit: str = "it",
     initial: int = 0,
-    quiet: bool = False,
+    verbose: int = 1,
 ) -> Iterator[tqdm[Any]]:
     """Show how far a stage of the work is.
 
@@ -34,8 +34,8 @@ def stage(
         What a step is.
     initial : int, default=0
         Steps that were done before.
-    quiet : bool, default=False
-        Show nothing.
+    verbose : int, default=1
+        0 shows no progress.
 
     Yields
     ------
@@ -44,18 +44,18 @@ def stage(
 
     Examples
     --------
-    >>> with stage("scan", total=2, unit="trial", quiet=True) as bar:
+    >>> with stage("scan", total=2, unit="trial", verbose=0) as bar:
     ...     bar.update(2)
     """
     is_terminal, start = sys.stderr.isatty(), time.monotonic()
     has_bar, has_lines = is_terminal and total is not None, not is_terminal
-    if has_lines and not quiet:
+    if has_lines and verbose:
         _say(f"{name}: begins")
     with tqdm(
-        total=total, desc=name, unit=unit, initial=initial, disable=quiet or not has_bar
+        total=total, desc=name, unit=unit, initial=initial, disable=not (verbose and has_bar)
     ) as bar:
         yield bar
-    if has_lines and not quiet:
+    if has_lines and verbose:
         _say(f"{name}: done in {time.monotonic() - start:.1f} s")
 
 
@@ -65,7 +65,7 @@ def track(
     *,
     total: int | None = None,
     unit: str = "it",
-    quiet: bool = False,
+    verbose: int = 1,
 ) -> Iterator[Item]:
     """Go through items, each of them a step of a stage.
 
@@ -73,7 +73,7 @@ def track(
     ----------
     items : iterable
         What to go through.
-    name, unit, quiet
+    name, unit, verbose
         See `stage`.
     total : int, optional
         How many there are, where their number is not known.
@@ -85,12 +85,12 @@ def track(
 
     Examples
     --------
-    >>> list(track("ab", "letters", quiet=True))
+    >>> list(track("ab", "letters", verbose=0))
     ['a', 'b']
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with stage(name, total=total, unit=unit, quiet=quiet) as bar:
+    with stage(name, total=total, unit=unit, verbose=verbose) as bar:
         for item in items:
             yield item
             bar.update()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.paradigm import Paradigm
+from llm2nifti.plans import Json
 
 TOKEN_COLUMNS = {
     "trial": "0-based number of the trial in the run",
@@ -89,7 +90,7 @@ class Recording:
     tokens: pd.DataFrame
     responses: list[str]
     rendered: list[str]
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Json = field(default_factory=dict)
     norms: NDArray[np.float32] | None = None
     frames: str = "token"
     owner: object = field(default=None, repr=False)

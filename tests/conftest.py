@@ -88,7 +88,7 @@ def validate():
         for folder in (root, root / bids.DERIVATIVES):
             plain = issues(folder)
             assert not [i for i in plain if i["severity"] == "error"], plain
-            configured = issues(folder, "--config", str(folder / bids.VALIDATOR_CONFIG))
+            configured = issues(folder, "--config", str(folder / bids.dataset.VALIDATOR_CONFIG))
             assert not [i for i in configured if i["severity"] in ("error", "warning")], configured
 
     return check

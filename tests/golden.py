@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,22 +32,23 @@ LONGEST = 40  # numbers of a list that are written down one by one
 SIZES = ["--n-runs", "3", "--n-blocks", "2", "--trials-per-block", "6", "--n-frames", "3"]
 TASKS = ["--task", "pathology", "--task", "archeology", "--task", "randomstrings"]
 FAST = "--n-random 2 --n-prompts 4"
-TRAINING = "--seeds 2 --epochs 2 --n-texts 6 --rate 0.01"
+TRAINING = "--seeds 2 --epochs 2 --n-texts 6 --learning-rate 0.01"
 # Of the tiny dataset and of the default one.
 COMMANDS = {
-    "networks": "networks {ds}",
+    "repeatability": "repeatability {ds}",
+    "identification": "identification {ds}",
     "null": "null {ds} --n 20",
     "where unit": "where {ds} --unit {unit}",
     "where voxel": "where {ds} {point}",
     "lesion": "lesion {ds} {fast} --share 0.05 --share 0.1 {model}",
     "lesion zero": "lesion {ds} {fast} --mode zero --sites resid --no-untrained {model}",
-    "lesion mask": "lesion {ds} {fast} --networks {mask} --mode resample {model}",
+    "lesion mask": "lesion {ds} {fast} --network {mask} --mode resample {model}",
     "steer": "steer {ds} {fast} --strength 2 --share 0.05 {model}",
-    "steer answers": "steer {ds} --networks pathology --prompt Hm --n-tokens 5 {model}",
+    "steer answers": "steer {ds} --network pathology --prompt Hm --n-tokens 5 {model}",
     "detect": "detect {ds} --n-boot 50",
-    "monitor": "monitor --networks {ds} {prompts} --n-tokens 3 {model}",
+    "monitor": "monitor {ds} {prompts} --n-tokens 3 {model}",
     "glm bonferroni": "glm {ds} --height-control bonferroni",
-    "glm top": "glm {ds} --height-control top --top 0.05 --one-sided",
+    "glm top": "glm {ds} --height-control top --share 0.05 --one-sided",
     "glm tokens": "glm {ds} --task pathology --frames token",
     "glm units": "glm {units}",
     "target": "target {units} --network randomstrings --top 3 {model}",
@@ -54,8 +56,17 @@ COMMANDS = {
     "train": "train {units} --task randomstrings {training} {model}",
     "check": "check {ds}",
 }
-# Names that were given up, and those that took their place.
-RENAMED: dict[str, str] = {}
+# Patterns of names that were given up, and what took their place.
+RENAMED = {
+    r"^(glm [a-z]+)/(?!tasks/|token_level_null)": r"\1/tasks/",
+    r"^networks/similarity/": "repeatability/",
+    r"^networks/identification/": "identification/",
+    r"^(lesion( \w+)?|steer)/(untrained/)?effects/": r"\1/\3conditions/0/effects/",
+    r"^steer answers/(\d)": r"steer answers/answers/\1",
+    r"^train/": "train/randomstrings/",
+    r"^prune/choice/": "prune/plan/",
+    r"/setup/": "/plan/",
+}
 # What differs between two runs of the same code, or says where the files are.
 IGNORED = ("versions", "speed", "made_from", "reported", "folder", "report", "bytes", "dataset")
 
@@ -205,7 +216,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
 def _new_name(name: str) -> str:
     """Name that took the place of one that was given up."""
     for old, new in RENAMED.items():
-        name = name.replace(old, new)
+        name = re.sub(old, new, name)
     return name
 
 

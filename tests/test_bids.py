@@ -180,7 +180,7 @@ def test_nasty_text_survives_in_one_cell(tmp_path):
 def test_same_recording_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         bids.write(make_recording(), tmp_path / name)
-        bids.clear_work(tmp_path / name)
+        bids.writing.clear_work(tmp_path / name)
     one, two = (
         {
             p.relative_to(tmp_path / n): p.read_bytes()
@@ -250,7 +250,7 @@ def test_clearing_keeps_what_can_be_resumed(tmp_path):
         (work / name).mkdir(parents=True)
     (work / "begun" / "plan.json").write_text("{}")
     (work / "shared.lock").touch()
-    bids.clear_work(tmp_path)
+    bids.writing.clear_work(tmp_path)
     assert [path.name for path in work.iterdir()] == ["begun"]
-    bids.clear_work(tmp_path, recordings=True)
+    bids.writing.clear_work(tmp_path, recordings=True)
     assert not work.exists()

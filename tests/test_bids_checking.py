@@ -58,7 +58,7 @@ def test_a_damaged_run_is_written_again_and_what_was_measured_stays(dataset):
     lesion = dataset / bids.DERIVATIVES / "lesion.json"
     bids.write_text(lesion, dataset, "{}")
     cut(paths.bold)
-    with pytest.warns(bids.ForeignFileWarning, match="bold.nii"):
+    with pytest.warns(bids.manifest.ForeignFileWarning, match="bold.nii"):
         bids.write(make_recording("pathology", 1, seed=0), dataset)
     assert checking.problems(dataset) == []
     assert lesion.exists()

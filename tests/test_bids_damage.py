@@ -23,7 +23,7 @@ OPTIONS = {"null": ["--n", "2"], "where": ["--unit", "embed:1"]}
 def sound(tmp_path_factory):
     """A dataset that was analysed and has a report's numbers."""
     root = make_dataset(tmp_path_factory.mktemp("damage") / "ds")
-    study.analyse(root, n_null=2, quiet=True)
+    study.analyse(bids.session(root), n_null=2, verbose=0)
     return root
 
 
@@ -160,7 +160,9 @@ def test_missing_key_is_named_at_any_depth(tmp_path):
     assert pickle.loads(pickle.dumps(content)) == content == copy.deepcopy(content)
 
 
-@pytest.mark.parametrize("command", ["glm", "networks", "null", "report", "where"])
+@pytest.mark.parametrize(
+    "command", ["glm", "repeatability", "identification", "null", "report", "where"]
+)
 def test_every_command_names_a_damaged_file(dataset, capsys, command):
     damages = {"dseg.tsv": "invalid UTF-8", "units.tsv": "half", "dseg.nii.gz": "half"}
     for name, how in {**damages, "participants.tsv": "empty"}.items():
@@ -171,7 +173,7 @@ def test_every_command_names_a_damaged_file(dataset, capsys, command):
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("command", ["glm", "networks", "null"])
+@pytest.mark.parametrize("command", ["glm", "repeatability", "null"])
 @pytest.mark.parametrize("name", [EVENTS, IMAGE])
 def test_analyses_name_a_damaged_file_of_a_run(dataset, capsys, command, name):
     path = path_of(dataset, name)

@@ -113,7 +113,7 @@ def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):
     first, second, *_ = (tmp_path / "ds" / "stimuli" / name for name in run.events["stim_file"])
     first.unlink()
     second.write_bytes(b"damaged")
-    with pytest.warns(bids.ForeignFileWarning, match=second.name):
+    with pytest.warns(bids.manifest.ForeignFileWarning, match=second.name):
         restore_shown(tmp_path / "ds", design.trials)
     assert checking.problems(tmp_path / "ds") == []
 
@@ -154,7 +154,7 @@ def test_overwriting_keeps_no_image_of_before(tiny_folders, tmp_path, validate):
         folder = tiny.draw_images(tmp_path / f"images{seed}", n=40, seed=seed)
         assert scan_images(root, folder, tiny_folders, *options, "--seed", str(seed)) == 0
     table = stimuli.load(folder)
-    sources = dict(zip(bids.stimulus_names(table), table["image"], strict=True))
+    sources = dict(zip(bids.writing.stimulus_names(table), table["image"], strict=True))
     shown = set(bids.read(root, task="discs").events["stim_file"])
     assert {path.name for path in (root / "stimuli").iterdir()} == shown
     for name in shown:

@@ -34,11 +34,11 @@ def rows(root):
 def left_after_removal(root, *, warns=True):
     """Files that are there after everything of ours is deleted."""
     if warns:
-        with pytest.warns(bids.ForeignFileWarning) as caught:
-            bids.remove_dataset(root)
+        with pytest.warns(bids.manifest.ForeignFileWarning) as caught:
+            bids.dataset.remove_dataset(root)
         said = " ".join(str(warning.message) for warning in caught)
     else:
-        bids.remove_dataset(root)
+        bids.dataset.remove_dataset(root)
         said = ""
     return set(contents(root)) - KEPT, said
 
@@ -95,7 +95,7 @@ def test_nothing_behind_a_link_is_deleted(dataset, tmp_path, name):
     (dataset / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     before = contents(tmp_path)
     with pytest.raises(bids.ExistsError, match=f"{name} is a link to another folder"):
-        bids.remove_dataset(dataset)
+        bids.dataset.remove_dataset(dataset)
     assert contents(tmp_path) == before
 
 
@@ -128,7 +128,7 @@ def test_only_who_generated_a_dataset_says_whose_it_is(tmp_path, description):
     (tmp_path / DESCRIPTION).write_text(json.dumps(description))
     before = contents(tmp_path)
     with pytest.raises(bids.ExistsError, match="not an llm2nifti dataset"):
-        bids.remove_dataset(tmp_path)
+        bids.dataset.remove_dataset(tmp_path)
     with pytest.raises(bids.ExistsError, match="not an llm2nifti dataset"):
         bids.write(make_recording(), tmp_path)
     assert contents(tmp_path) == before
@@ -144,7 +144,7 @@ def test_a_manifest_that_was_edited_leads_nowhere_else(dataset, name):
         file.write(f"{name}\t4\t{digest}\tpending\n{name}\t4\t{digest}\n")
     for _ in range(2):  # as lines that were appended, and in a part with the right hash
         manifest.settle(dataset)
-        bids.remove_dataset(dataset)
+        bids.dataset.remove_dataset(dataset)
         assert outside.read_text() == "mine"
         text = f"path\tsize\tsha256\n{name}\t4\t{digest}\n"
         own = hashlib.sha256(text.encode()).hexdigest()
@@ -155,7 +155,7 @@ def test_a_dataset_without_manifest_is_not_emptied(dataset):
     (dataset / manifest.MANIFEST).unlink()
     before = contents(dataset)
     with pytest.raises(bids.ExistsError, match="delete the folder yourself"):
-        bids.remove_dataset(dataset)
+        bids.dataset.remove_dataset(dataset)
     assert contents(dataset) == before
 
 
@@ -164,13 +164,13 @@ def test_a_file_of_others_is_moved_out_of_the_way_not_overwritten(dataset):
     mask.parent.mkdir(exist_ok=True)
     for text in ("drawn by hand", "drawn again"):
         mask.write_text(text)
-        with pytest.warns(bids.ForeignFileWarning, match="kept as"):
+        with pytest.warns(bids.manifest.ForeignFileWarning, match="kept as"):
             bids.write_text(mask, dataset, "network")
     bids.write_text(mask, dataset, "another network")  # over one of ours: without a word
     kept = dataset / manifest.ASIDE / mask.relative_to(dataset)
     assert kept.read_text() == "drawn by hand"
     assert kept.with_name(kept.name + ".2").read_text() == "drawn again"
-    bids.clear_work(dataset, recordings=True)
+    bids.writing.clear_work(dataset, recordings=True)
     assert kept.exists()
 
 
@@ -245,7 +245,7 @@ def test_every_damage_of_the_manifest_itself_is_seen(dataset):
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(manifest.ManifestError, match="is damaged"):
-            bids.remove_dataset(dataset)
+            bids.dataset.remove_dataset(dataset)
     path.write_bytes(whole)
     manifest.check(dataset)
 
@@ -259,7 +259,7 @@ def watch(event, _args):
     if WATCHED and event in CHANGES:
         root = WATCHED.pop()
         SEEN.append(sorted(path.name for path in root.iterdir()))
-        bids.check_folder(root)
+        bids.dataset.check_folder(root)
         manifest.check(root)
         WATCHED.append(root)
 
@@ -269,10 +269,10 @@ sys.addaudithook(watch)
 
 def test_a_new_dataset_is_ours_at_every_moment(tmp_path):
     """Another process that looks while it is begun must not take it for damaged or foreign."""
-    with bids.shared(tmp_path):
+    with bids.files.shared(tmp_path):
         WATCHED.append(tmp_path)
         try:
-            bids.write_dataset_files(tmp_path)
+            bids.dataset.write_dataset_files(tmp_path)
         finally:
             WATCHED.clear()
     assert [manifest.WORK] in SEEN

@@ -114,10 +114,10 @@ def test_columns_that_others_add_to_the_participants_stay(tmp_path):
 
 
 def test_weights_are_known_by_session(dataset):
-    assert bids.weights_hash(dataset, "tinyModel1", "seed1") == "hash1"
-    assert bids.weights_hash(dataset, "other") == "abc"
-    assert bids.weights_hash(dataset, "other", "seed1") is None
-    assert bids.weights_hash(dataset, "nobody") is None
+    assert bids.participants.weights_hash(dataset, "tinyModel1", "seed1") == "hash1"
+    assert bids.participants.weights_hash(dataset, "other") == "abc"
+    assert bids.participants.weights_hash(dataset, "other", "seed1") is None
+    assert bids.participants.weights_hash(dataset, "nobody") is None
 
 
 def test_every_session_has_its_own_anatomy(dataset):
@@ -200,7 +200,7 @@ def test_numbers_are_at_the_root_only_while_one_session_is_analysed(dataset, tmp
 def test_processes_can_write_to_one_dataset_at_the_same_time(tmp_path, validate):
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests_support import make_dataset, bids\n"
-        "bids.clear_work = lambda root: None\n"
+        "bids.writing.clear_work = lambda root: None\n"
         "print('ready', flush=True)\nsys.stdin.readline()\n"
         "make_dataset(Path(sys.argv[1]), name=sys.argv[2], Session=sys.argv[3])"
     )
@@ -224,7 +224,7 @@ def test_processes_can_write_to_one_dataset_at_the_same_time(tmp_path, validate)
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    bids.clear_work(tmp_path / "ds")
+    bids.writing.clear_work(tmp_path / "ds")
     validate(tmp_path / "ds")
     assert list(cells(tmp_path / "ds" / "participants.tsv").index) == ["sub-one", "sub-two"]
     for name in ("one", "two"):
@@ -236,7 +236,7 @@ def test_processes_can_write_to_one_dataset_at_the_same_time(tmp_path, validate)
 def test_a_write_waits_for_another_process_that_writes_shared_files(tmp_path):
     bids.write(make_recording(name="one"), tmp_path)
     writer = threading.Thread(target=lambda: bids.write(make_recording(name="two"), tmp_path))
-    with bids.shared(tmp_path):
+    with bids.files.shared(tmp_path):
         writer.start()
         writer.join(2)
         assert writer.is_alive()

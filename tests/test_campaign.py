@@ -49,7 +49,7 @@ def test_the_short_campaigns_find_nothing_that_falls_short(script):
     assert " 0 |" in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["llm2nifti.cli.stopping", "argparse", "torch", "pandas"])
+@pytest.mark.parametrize("module", ["llm2nifti.cli.stopping", "cyclopts", "torch", "pandas"])
 def test_an_interruption_of_the_imports_is_one_line(module, tmp_path):
     command = [sys.executable, "-c", AT_IMPORT, module, "SIGINT", "run", str(tmp_path / "ds")]
     done = subprocess.run(

@@ -10,11 +10,14 @@ import sys
 import pytest
 from tests_support import assert_same, contents, make_dataset, make_recording
 
-from llm2nifti import bids, cli, scanner, study
-from llm2nifti.cli import command, program
+from llm2nifti import bids, cli, experiments, scanner
+from llm2nifti.cli import commands
+from llm2nifti.cli.options import as_options
+from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.plans import PlanError
 
-DATASET = ["run", "scan", "glm", "networks", "null", "report", "where", "lesion", "steer", "detect"]
-DATASET += ["prune", "target", "train", "check", "monitor"]
+DATASET = ["run", "scan", "glm", "repeatability", "identification", "null", "report", "where"]
+DATASET += ["lesion", "steer", "detect", "prune", "target", "train", "check", "monitor"]
 NEEDED = {
     "prune": ["--network", "pathology", "--out", "small"],
     "target": ["--network", "pathology"],
@@ -41,23 +44,35 @@ def refused(capsys, *args):
 @pytest.mark.parametrize("name", DATASET)
 @pytest.mark.parametrize("empty", ["", "   "])
 def test_an_empty_dataset_is_refused_by_every_command(name, empty, folder, capsys):
-    where = ["--networks", empty] if name == "monitor" else [empty]
-    option = "--networks" if name == "monitor" else "dataset"
-    err = refused(capsys, name, *where, *NEEDED.get(name, []))
-    assert f"llm2nifti {name}: argument {option}: the value is empty" in err
+    err = refused(capsys, name, empty, *NEEDED.get(name, []))
+    assert f"llm2nifti {name}: dataset is {empty!r}: the value is empty" in err
 
 
 def test_every_command_with_a_dataset_is_in_that_list():
-    parser = program.build_parser()
-    (commands,) = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
-    assert set(commands) == {*DATASET, "models", "stimuli"}
+    assert set(commands.plans_by_command()) == {*DATASET, "models", "stimuli"}
+
+
+MISTYPED = {
+    "leison ds": "there is no command 'leison'; did you mean lesion?",
+    "glm ds other": "'other' is one argument too many",
+    "glm ds --alpa 0.1": "Unknown option: --alpa; did you mean --alpha?",
+    "glm ds --alpha 0.1 --alpha 0.2": "--alpha is given twice",
+    "glm ds --alpha": "--alpha needs a value",
+    "prune ds": "--network is missing",
+    "lesion": "dataset is missing",
+}
+
+
+@pytest.mark.parametrize("typed", MISTYPED)
+def test_a_mistyped_command_line_is_refused_with_what_was_meant(typed, folder, capsys):
+    assert MISTYPED[typed] in refused(capsys, *typed.split())
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_dataset_is_refused_in_python_and_in_study_files(empty, folder, capsys):
-    with pytest.raises(bids.EmptyPathError, match="name the folder of the dataset"):
+    with pytest.raises(bids.paths.EmptyPathError, match="name the folder of the dataset"):
         bids.write(make_recording(), empty)
-    with pytest.raises(bids.EmptyPathError, match="name the folder of the dataset"):
+    with pytest.raises(bids.paths.EmptyPathError, match="name the folder of the dataset"):
         bids.runs(empty)
     path = folder / "study.toml"
     path.write_text(f'dataset = "{empty}"\n[[model]]\nname = "x"\n')
@@ -82,7 +97,7 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
     "run": {"n-null": "0 -3"},
     "glm": {
         "alpha": "0 1 -1 nan inf x",
-        "top": "0 nan 2",
+        "share": "0 nan 2",
         "height-control": "foo",
         "frames": "foo",
     },
@@ -101,12 +116,11 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
         "n-random": "0",
         "n-prompts": "-1",
         "n-pairs": "-1",
-        "mask": "n.nii",
     },
-    "target": {"top": "0 -1", "r": "0 -1", "alpha": "0 -1 nan inf"},
+    "target": {"top": "0 -1", "r": "0 -1", "lora-alpha": "0 -1 nan inf"},
     "train": {
         **dict.fromkeys(["top", "r", "seeds", "epochs", "n-texts", "threads"], "0 -1"),
-        **dict.fromkeys(["alpha", "rate"], "0 -1 nan inf"),
+        **dict.fromkeys(["lora-alpha", "learning-rate"], "0 -1 nan inf"),
     },
 }
 
@@ -117,15 +131,16 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
 def test_values_that_make_no_sense_are_named(name, option, folder, capsys):
     for value in NUMBERS[name][option].split():
         err = refused(capsys, name, "ds", *NEEDED.get(name, []), f"--{option}={value}")
-        assert err.startswith(f"llm2nifti {name}: argument --{option}: ")
-        assert value in err
-        assert "; give a" in err or "choose from" in err or "there is no file" in err
+        assert err.startswith(f"llm2nifti {name}: --{option} is {value!r}; it must be ")
 
 
 @pytest.mark.parametrize("option", ["--subject", "--model", "--stimuli", "--task", "--out"])
 def test_an_unset_variable_is_no_value(option, folder, capsys):
     name = {"--stimuli": "run", "--task": "glm"}.get(option, "target")
-    assert f"argument {option}: the value is empty" in refused(capsys, name, "ds", option, "")
+    needed = [] if option == "--out" else NEEDED.get(name, [])
+    needed = ["--network", "pathology"] if option == "--out" else needed
+    err = refused(capsys, name, "ds", option, "", *needed)
+    assert f"{option} is '': the value is empty" in err
 
 
 @pytest.mark.parametrize("args", [["--voxel", "1", "1", "1"], ["1", "1", "1", "--voxel"]])
@@ -143,12 +158,12 @@ def test_python_callers_get_a_value_error_in_pythons_words(tmp_path):
         bids.write(make_recording(), tmp_path)
     for wrong in ({"fused_qkv": "foo"}, {"template": "foo"}, {"seed": -1}):
         (name,) = wrong
-        with pytest.raises(scanner.ScanError, match=f"{name} is"):
+        with pytest.raises(PlanError, match=f"{name} is"):
             scanner.Settings(**wrong)
     before = contents(tmp_path)
     for wrong in ({"n": 0}, {"seed": -1}):
-        with pytest.raises(ValueError, match=r"at least 1|0 or more"):
-            study.analyse_null(bids.session(tmp_path), **wrong)
+        with pytest.raises(PlanError, match="at least"):
+            experiments.measure(bids.session(tmp_path), NullPlan(**wrong))
     assert_same(tmp_path, before)
 
 
@@ -166,33 +181,32 @@ def test_python_callers_get_a_value_error_in_pythons_words(tmp_path):
     ],
 )
 def test_messages_are_translated_for_the_command_line(python, shell):
-    assert command.as_options(python) == shell
+    assert as_options(python) == shell
 
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_quiet_silences_the_bars_of_other_libraries(quiet):
     code = """if True:
-        import argparse, sys
-        from llm2nifti.cli.command import add_command
-        def handler(args):
+        import sys
+        from llm2nifti import cli
+        from llm2nifti.cli import commands
+        def handler(*_, **__):
             import tqdm.auto
             from transformers.utils import logging
             list(tqdm.auto.tqdm(range(3)))
             list(logging.tqdm(range(3)))
-        parser = argparse.ArgumentParser()
-        add_command(parser.add_subparsers(), "load", handler, "load", "load")
-        args = parser.parse_args(sys.argv[1:])
-        args.handler(args)
+        commands.handler_of = lambda _: handler
+        cli.main(sys.argv[1:])
     """
     options = ["--quiet"] if quiet else []
-    call = [sys.executable, "-c", code, "load", *options]
+    call = [sys.executable, "-c", code, "models", *options]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     assert ("3/3" in done.stderr) is not quiet
 
 
 def test_json_lines_hold_no_other_line_ends(capsys, monkeypatch):
     text = "a\u2028b\u2029c\u0085d\x0be\x1cf\n"
-    command.show_line({"prompt": text})
+    commands.print_line({"prompt": text})
     line = capsys.readouterr().out
     assert len(line.splitlines()) == 1
     assert json.loads(line) == {"prompt": text}

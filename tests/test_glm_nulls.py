@@ -118,7 +118,7 @@ def test_relabelled_independent_noise_holds_its_level():
     rng = np.random.default_rng(5)
     table = planted.trials(n_on=16, n_off=24)
     runs = [planted.run(table, rng.normal(size=(40, 2000))) for _ in range(3)]
-    summary = glm.relabelled(runs, n=200, quiet=True).summary()
+    summary = glm.relabelled(runs, n=200, verbose=0).summary()
     assert summary["n_relabellings"] == 200
     assert 0.04 < summary["below_05"] < 0.06
     assert 0.0005 < summary["below_001"] < 0.002
@@ -128,13 +128,13 @@ def test_relabelled_independent_noise_holds_its_level():
 def test_fewer_relabellings_than_runs_are_done():
     table = planted.trials(n_on=16, n_off=24)
     runs = [planted.run(table, noise(table, seed=i)) for i in range(3)]
-    rates = glm.relabelled(runs, n=2, quiet=True)
+    rates = glm.relabelled(runs, n=2, verbose=0)
     assert len(rates.below_05) == 2
-    first = glm.relabelled(runs[:1], n=1, quiet=True)
+    first = glm.relabelled(runs[:1], n=1, verbose=0)
     assert rates.below_05[0] == first.below_05[0]
     constant = [planted.run(table, np.ones((40, 24)))]
     with pytest.raises(glm.DesignError, match="no unit varies"):
-        glm.relabelled(constant, n=1, quiet=True)
+        glm.relabelled(constant, n=1, verbose=0)
 
 
 def test_rates_equal_those_of_all_p_values():
@@ -157,8 +157,8 @@ def test_pseudo_tasks_see_coherent_topics_and_relabelling_within_runs_does_not()
     found = {}
     for strength in (0, 1):
         runs = planted.coherent_topics(rng, strength)
-        pseudo = glm.pseudo_tasks(runs, n_on=8, n_off=12, n=100, quiet=True)
-        found[strength] = pseudo.summary(), glm.relabelled(runs, n=100, quiet=True).summary()
+        pseudo = glm.pseudo_tasks(runs, n_on=8, n_off=12, n=100, verbose=0)
+        found[strength] = pseudo.summary(), glm.relabelled(runs, n=100, verbose=0).summary()
     assert 0.035 < found[0][0]["below_05"] < 0.065
     assert found[1][0]["below_05"] > 0.1
     assert found[1][0]["any_fdr"] > 0.5
@@ -168,13 +168,13 @@ def test_pseudo_tasks_see_coherent_topics_and_relabelling_within_runs_does_not()
 def test_nulls_with_too_few_topics_or_controls_raise():
     runs = planted.coherent_topics(np.random.default_rng(7), 0)
     with pytest.raises(glm.DesignError, match="96 trials of 24 topics"):
-        glm.pseudo_tasks(runs, n_on=96, n_off=12, n=1, quiet=True)
+        glm.pseudo_tasks(runs, n_on=96, n_off=12, n=1, verbose=0)
     table = planted.trials(n_blocks=1, n_on=4, n_off=3)
     with pytest.raises(glm.DesignError, match="3 control trials"):
-        glm.relabelled([planted.run(table, noise(table))], quiet=True)
+        glm.relabelled([planted.run(table, noise(table))], verbose=0)
     table = planted.trials(n_on=6, n_off=8, levels=tuple("abcdefgh"))
     with pytest.raises(glm.DesignError, match="too few for 7"):
-        glm.relabelled([planted.run(table, noise(table))], quiet=True)
+        glm.relabelled([planted.run(table, noise(table))], verbose=0)
 
 
 def test_token_level_rate_exceeds_the_prompt_level_rate_where_prompts_differ():
@@ -188,7 +188,7 @@ def test_token_level_rate_exceeds_the_prompt_level_rate_where_prompts_differ():
     effect, variance, df = lstsq_contrast(X, np.array([1, 0]), mixed.frame_values()[controls])
     ols = (2 * stats.t.sf(np.abs(effect) / np.sqrt(variance), df) < 0.05).mean()
     assert 0.15 < glm.token_level(mixed).below_05.mean() < ols - 0.05
-    assert 0.03 < glm.relabelled([mixed], n=40, quiet=True).below_05.mean() < 0.07
+    assert 0.03 < glm.relabelled([mixed], n=40, verbose=0).below_05.mean() < 0.07
     assert 0.03 < glm.token_level(planted.run(table, tokens)).below_05.mean() < 0.07
 
 

@@ -32,7 +32,7 @@ def fit_large(monkeypatch):
     monkeypatch.setattr(slabs, "SLAB_VALUES", 5)
 
     def fit(runs, **options):
-        fitted = glm.fit(runs, quiet=True, **options)
+        fitted = glm.fit(runs, verbose=0, **options)
         assert len(fitted.parts) > 1
         return fitted
 

@@ -12,8 +12,14 @@ import pytest
 from tests_support import count_calls, make_recording
 
 from llm2nifti import bids, paradigm, plotting, report, stimuli, study
-from llm2nifti.report import findings, source
-from llm2nifti.study import analysis
+from llm2nifti.experiments.identification.measure import measure as identify
+from llm2nifti.experiments.identification.plan import IdentificationPlan
+from llm2nifti.experiments.maps import result as maps
+from llm2nifti.experiments.maps.measure import measure as fit
+from llm2nifti.experiments.maps.plan import GlmPlan
+from llm2nifti.experiments.repeatability import result as repeatability
+from llm2nifti.experiments.repeatability.measure import measure as compare
+from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
 
 CONTROL = stimuli.CONTROL
 
@@ -44,9 +50,11 @@ def test_the_work_of_an_analysis_grows_with_the_number_of_tasks_and_not_faster(t
     calls = []
     for n_tasks in (4, 8, 16):
         runs = make_runs(tmp_path / str(n_tasks), n_tasks)
-        steps = (analysis.analyse_maps, analysis.analyse_similarity)
-        work = sum(count_calls(lambda step=step, r=runs: step(r, quiet=True)) for step in steps)
-        work += count_calls(lambda r=runs: analysis.analyse_identification(r))
+        steps = ((fit, GlmPlan), (compare, RepeatabilityPlan), (identify, IdentificationPlan))
+        work = sum(
+            count_calls(lambda step=step, plan=plan, r=runs: step(r, plan(), verbose=0))
+            for step, plan in steps
+        )
         calls.append(work - n_tasks**2)  # a call for each pair of tasks, which is output
     assert calls[2] - calls[1] < 2.2 * (calls[1] - calls[0])
 
@@ -56,17 +64,17 @@ def page_and_summary(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dic
     """Page of ten tasks where maps of three and 41 pairs are shown, and its numbers."""
     root = tmp_path_factory.mktemp("load") / "ds"
     make_runs(root, 10)
-    summary = study.analyse(root, n_null=10, quiet=True)
+    summary = study.analyse(bids.session(root), n_null=10, verbose=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "MOST_MAPS", 3)
-        patch.setattr(findings, "MOST_PAIRS", 41)
-        return report.write(root, quiet=True).read_text("utf-8"), summary
+        patch.setattr(maps, "MOST_MAPS", 3)
+        patch.setattr(repeatability, "MOST_PAIRS", 41)
+        return report.write(root, verbose=0).read_text("utf-8"), summary
 
 
 def test_a_page_of_many_tasks_shows_the_maps_of_the_largest_networks_and_says_so(page_and_summary):
     page, summary = page_and_summary
     shown = re.findall(r"<h3>(task\d+)</h3>", page)
-    sizes = {task: numbers["n_active"] for task, numbers in summary["tasks"].items()}
+    sizes = {task: numbers.n_active for task, numbers in summary.tasks.items()}
     assert len(shown) == 3
     assert shown == sorted(shown)
     others = [size for task, size in sizes.items() if task not in shown]

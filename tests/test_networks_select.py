@@ -150,7 +150,7 @@ def test_select_by_permutation_takes_trials_runs_and_question_frames(two_sided):
         values[is_on, 0] += 4
         values[is_on, 1] -= 4
         runs.append(planted.run(table, values + 50 * i))
-    maps = glm.fit(runs, quiet=True).contrast("pain - control")
+    maps = glm.fit(runs, verbose=0).contrast("pain - control")
     network = networks.select(maps, Rule("permutation", two_sided=two_sided), runs=runs)
     assert network.signs[:2].tolist() == [1, -1 if two_sided else 0]
     assert network.n_units <= 4

@@ -77,3 +77,18 @@ def test_constraints_pin_every_runtime_dependency():
         line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()
     }
     assert names <= pinned
+
+
+def test_the_verbs_of_the_package_are_those_of_its_modules():
+    import llm2nifti
+    from llm2nifti import bids, experiments, measure, run, scan, session, study
+
+    assert (session, scan, run, measure) == (
+        bids.session,
+        study.scan,
+        study.run,
+        experiments.measure,
+    )
+    assert {"session", "scan", "run", "measure"} <= set(dir(llm2nifti))
+    with pytest.raises(AttributeError, match="no attribute 'sacn'"):
+        llm2nifti.sacn  # noqa: B018

@@ -296,3 +296,14 @@ def test_a_map_of_which_nothing_passes_is_drawn_without_complaint(brain, anatomy
     assert len(slices(ax)) == 4
     assert "iframe" in plotting.view(img, bg_img=anatomy, threshold=3)
     assert not recwarn.list
+
+
+def test_more_curves_than_colours_are_all_drawn():
+    point = [{"value": 0.6, "low": 0.5, "high": 0.7}] * 2
+    names = [f"method {i}" for i in range(9)]
+    ax = plotting.plot_auc(dict.fromkeys(names, point))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == names
+    ax = plotting.plot_roc([0, 1], {name: [0, 1] for name in names})
+    assert len(ax.lines) == 1 + len(names)  # and the diagonal
+    doses = {name: {0.1: (0, -1, 1), 0.2: (0, -1, 1)} for name in names}
+    assert len(plotting.plot_doses(doses).get_legend().get_texts()) == len(names)

@@ -42,7 +42,7 @@ def test_a_log_has_a_line_when_a_stage_begins_and_one_when_it_ends(monkeypatch):
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
 def test_quiet_shows_nothing(monkeypatch, stream):
-    assert shown(monkeypatch, stream(), quiet=True) == ""
+    assert shown(monkeypatch, stream(), verbose=0) == ""
 
 
 def test_a_stage_that_fails_does_not_say_that_it_is_done(capsys):

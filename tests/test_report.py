@@ -17,9 +17,11 @@ import pandas as pd
 import pytest
 
 from llm2nifti import bids, geometry, glm, paradigm, report, study
+from llm2nifti.experiments.errors import ExperimentError
+from llm2nifti.experiments.identification.result import IdentificationResult, Naming
+from llm2nifti.experiments.repeatability.result import Pair, paper_pair
 from llm2nifti.geometry import Site
 from llm2nifti.recording import TOKEN_COLUMNS, Recording
-from llm2nifti.report import findings
 from llm2nifti.tell import wording
 
 EVIL = "<script>alert(1)</script>"
@@ -91,8 +93,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for design in designs:
         for untrained in (False, True):
             bids.write(record(design, untrained=untrained), root)
-    study.analyse(root, n_null=10, quiet=True)
-    report.write(root, quiet=True)
+    study.analyse(bids.session(root), n_null=10, verbose=0)
+    report.write(root, verbose=0)
     return root
 
 
@@ -195,7 +197,7 @@ def test_same_dataset_gives_same_bytes(changeable: Path):
     folder = changeable / bids.DERIVATIVES
     files = [folder / "report.html", *sorted((folder / "figures").iterdir())]
     before = {file: file.read_bytes() for file in files}
-    assert report.write(changeable, quiet=True) == folder / "report.html"
+    assert report.write(changeable, verbose=0) == folder / "report.html"
     assert {file: file.read_bytes() for file in files} == before
 
 
@@ -217,16 +219,16 @@ def test_missing_map_is_named(changeable: Path):
     stem = "*_task-pathology_space-*_stat-t_statmap.nii.gz"
     path = next((changeable / bids.DERIVATIVES).rglob(stem))
     path.unlink()
-    with pytest.raises(report.ReportError, match=re.escape(str(path))):
-        report.write(changeable, quiet=True)
+    with pytest.raises(ExperimentError, match=re.escape(str(path))):
+        report.write(changeable, verbose=0)
 
 
 def test_absent_parts_of_the_summary_are_explained(changeable: Path):
-    summary = study.read_summary(changeable)
+    summary = bids.read_summary(changeable)
     null = {**summary["null"], "pseudo_tasks": {"not_possible": f"too few {EVIL}"}}
     absent = {"similarity": None, "identification": None, "untrained": None}
-    study.update_summary(changeable, null=null, **absent)
-    report.write(changeable, quiet=True)
+    bids.update_summary(changeable, null=null, **absent)
+    report.write(changeable, verbose=0)
     text = page_of(changeable)
     assert "Repeatability needs at least 2 runs" in text
     assert "Identification needs at least 2 tasks" in text
@@ -234,7 +236,7 @@ def test_absent_parts_of_the_summary_are_explained(changeable: Path):
 
 
 def test_numbers_of_the_page_are_those_of_the_summary(dataset: Path):
-    summary = study.read_summary(dataset)
+    summary = bids.read_summary(dataset)
     shown = " ".join("".join(Page(page_of(dataset)).texts).split())
     for numbers in summary["tasks"].values():
         assert f"{numbers['n_active']} of 300 units" in shown
@@ -250,7 +252,7 @@ def test_threshold_of_the_map_is_read_from_the_network(dataset: Path):
     run = bids.read(dataset, task="pathology")
     maps = glm.fit([run, bids.read(dataset, task="pathology", run=2)])
     t = np.abs(maps.contrast("pathology - control").t())
-    n_active = study.read_summary(dataset)["tasks"]["pathology"]["n_active"]
+    n_active = bids.read_summary(dataset)["tasks"]["pathology"]["n_active"]
     lowest = np.sort(t)[-n_active]
     assert f"|t| ≥ {lowest:.2f}, the smallest |t| inside the network" in page_of(dataset)
 
@@ -261,17 +263,17 @@ def test_images_newer_than_the_summary_are_said_to_be(changeable: Path):
     values[:3] = 1
     path = run.paths.network()
     bids.write_img(path, changeable, geometry.to_img(run.brain, values))
-    report.write(changeable, quiet=True)
+    report.write(changeable, verbose=0)
     assert "The network image now holds 3 units, the summary says" in page_of(changeable)
 
 
 @pytest.mark.parametrize("is_read", [False, True])
 def test_page_speaks_of_images_and_responses_only_where_there_are(changeable: Path, is_read: bool):
-    design = study.read_summary(changeable)["design"]
+    design = bids.read_summary(changeable)["design"]
     mode = "read" if is_read else "generate"
     medium = "images" if is_read else "prompts"
-    study.update_summary(changeable, design={**design, "mode": mode, "shown": medium})
-    report.write(changeable, quiet=True)
+    bids.update_summary(changeable, design={**design, "mode": mode, "shown": medium})
+    report.write(changeable, verbose=0)
     shown = " ".join(page_of(changeable).split())
     assert ("A model was shown images in a block design" in shown) == is_read
     assert ("blocks of control prompts about unrelated everyday topics" in shown) != is_read
@@ -280,26 +282,28 @@ def test_page_speaks_of_images_and_responses_only_where_there_are(changeable: Pa
 
 
 def test_pair_of_the_paper_is_ranked_by_the_numbers():
-    pair = {"pair": ["pathology", "medicalimaging"], "r": 0.3, "dice": 0.1}
+    pair = Pair(["pathology", "medicalimaging"], 0.3, 0.1)
     others = [
-        {"pair": ["archeology", "paleontology"], "r": 0.4, "dice": 0.05},
-        {"pair": ["archeology", "pathology"], "r": 0.1, "dice": 0.02},
+        Pair(["archeology", "paleontology"], 0.4, 0.05),
+        Pair(["archeology", "pathology"], 0.1, 0.02),
     ]
-    assert findings.pair_answer({"closest_pair": others}) is None
-    assert "only pair" in str(findings.pair_answer({"closest_pair": [pair]}))
-    answer = findings.pair_answer({"closest_pair": [others[0], pair, others[1]]})
+    assert paper_pair(others) is None
+    assert "only pair" in str(paper_pair([pair]))
+    answer = paper_pair([others[0], pair, others[1]])
     assert "ranks 2 of 3 by the correlation of maps and 1 of 3 by Dice" in str(answer)
     assert "by one of the two measures" in str(answer)
-    lower = {**pair, "dice": 0.0}
-    answer = findings.pair_answer({"closest_pair": [others[0], lower, others[1]]})
+    answer = paper_pair([others[0], replace(pair, dice=0.0), others[1]])
     assert "the most similar pair is archeology and paleontology" in str(answer)
 
 
 def test_smallest_p_is_said_only_where_it_matters():
-    few = {"identification": {"trials": {"tasks": ["a", "b"]}}, "tasks": {"a": {"n_runs": 2}}}
-    assert "cannot be below about 0.25" in str(findings.smallest_p(few))
-    many = {"identification": {"trials": {"tasks": list("abcdef")}}, "tasks": {"a": {"n_runs": 3}}}
-    assert findings.smallest_p(many) is None
+    def told(tasks, n_runs):
+        n = len(tasks)
+        named = Naming(1.0, n * n_runs, 1 / n, 0.1, tasks, np.eye(n).tolist())
+        return repr(IdentificationResult(named, named))
+
+    assert "cannot be below about 0.06" in " ".join(told(["a", "b"], 4).split())
+    assert "cannot be below" not in told(list("abcdef"), 3)
 
 
 def test_examples_in_docstrings_hold():

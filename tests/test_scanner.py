@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from llm2nifti import models, paradigm, recording, scanner
+from llm2nifti.plans import PlanError
 
 SPECS = ["default", "all", "heads,mlp_hidden"]
 
@@ -274,7 +275,7 @@ def test_prompt_longer_than_the_context_is_named(tiny_model):
     [({"batch_size": 0}, "batch_size is 0"), ({"temperature": -1.0}, "temperature is -1")],
 )
 def test_bad_settings_are_named(settings, message):
-    with pytest.raises(scanner.ScanError, match=message):
+    with pytest.raises(PlanError, match=message):
         scanner.Settings(**settings)
 
 
@@ -362,5 +363,5 @@ def test_a_model_that_reads_padding_is_scanned_one_by_one(tiny_model, tmp_path):
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(scanner.ScanError, match="seed is -1"):
+    with pytest.raises(PlanError, match="seed is -1"):
         scanner.Settings(seed=-1)

@@ -13,6 +13,7 @@ import transformers
 from PIL import Image
 
 from llm2nifti import geometry, models, paradigm, scanner, stimuli
+from llm2nifti.plans import PlanError
 
 
 def small_design(n_frames=4):
@@ -119,7 +120,7 @@ def test_batches_and_their_order_do_not_change_what_is_read(tiny_model):
     ],
 )
 def test_what_cannot_be_shown_so_is_refused(tiny_folders, kind, settings, message):
-    with pytest.raises(scanner.ScanError, match=message):
+    with pytest.raises((scanner.ScanError, PlanError), match=message):
         scan(models.load(str(tiny_folders[kind])), small_design(), **settings)
 
 

@@ -18,10 +18,15 @@ import tiny
 from campaign import counted
 from tests_support import assert_same, contents, make_dataset
 
-from llm2nifti import bids, glm, scanner, stimuli, study
+from llm2nifti import bids, experiments, glm, scanner, stimuli, study
+from llm2nifti.experiments.detection.plan import DetectPlan
+from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
+from llm2nifti.plans import Design, ModelChoice, PlanError, ScanPlan, Settings
 from llm2nifti.scanner import ScanError
-from llm2nifti.study import StudyError, detection, scanning
-from llm2nifti.study.scanning import Design, ModelChoice, Plan
+from llm2nifti.study import StudyError, scanning
+from llm2nifti.study.crews import ThisProcess
+from llm2nifti.study.plans import PLAN_FILE, load, paradigms
 
 SIZES = ["--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4", "--n-frames", "2"]
 TASKS = ["--task", "pathology", "--task", "archeology", "--batch-size", "6", "--n-null", "5"]
@@ -30,7 +35,7 @@ TASKS = ["--task", "pathology", "--task", "archeology", "--batch-size", "6", "--
 def small_plan(folder, **changes):
     options = {"tasks": ("pathology", "archeology"), "n_runs": 2, "n_blocks": 2, "n_frames": 2}
     design = Design(**{**options, "trials_per_block": 4, **changes})
-    return Plan(ModelChoice(name=str(folder)), design)
+    return ScanPlan(ModelChoice(name=str(folder)), design)
 
 
 def words(folder, root):
@@ -54,9 +59,9 @@ def test_run_writes_a_valid_dataset_with_report_and_summary(uninterrupted, valid
     root, printed, _ = uninterrupted
     validate(root)
     assert (root / bids.DERIVATIVES / "report.html").exists()
-    summary = study.read_summary(root)
+    summary = bids.read_summary(root)
     assert set(summary["tasks"]) == {"pathology", "archeology"}
-    assert "repeatability r" in printed
+    assert "Repeatability r" in printed
     assert "participants.tsv" in printed or "more files" in printed
     assert str(bids.DERIVATIVES / "report.html") in printed
 
@@ -85,30 +90,31 @@ def test_a_finished_run_is_not_scanned_again(uninterrupted, tiny_folders, tmp_pa
     shutil.copytree(uninterrupted[0], root)
     bold = next((root / "sub-tinyllama" / "func").glob("*_bold.nii"))
     before = bold.stat().st_mtime_ns
-    study.scan(root, _plan_of(root, tiny_folders), quiet=True)
+    study.scan(root, _plan_of(root, tiny_folders), verbose=0)
     assert bold.stat().st_mtime_ns == before
 
 
 def _plan_of(root, tiny_folders):
-    plan = json.loads((root / scanning.PLAN_FILE).read_text())
+    plan = json.loads((root / PLAN_FILE).read_text())
     (scan,) = plan["scans"].values()
-    design = Design(**{**plan["design"], "tasks": tuple(plan["design"]["tasks"])})
+    shown = {k: v for k, v in plan["design"].items() if k != "stimuli_path"}
+    design = Design.of(shown)
     model = ModelChoice(name=str(tiny_folders["llama"]))
-    return Plan(model, design, scanning.Settings(**scan["settings"]))
+    return ScanPlan(model, design, Settings(**scan["settings"]))
 
 
 def test_other_settings_are_refused_and_named(uninterrupted, tiny_folders, tmp_path):
     root = tmp_path / "ds"
     shutil.copytree(uninterrupted[0], root)
     with pytest.raises(StudyError, match=r"design\.trials_per_block was 4, now 3"):
-        study.scan(root, small_plan(tiny_folders["llama"], trials_per_block=3), quiet=True)
+        study.scan(root, small_plan(tiny_folders["llama"], trials_per_block=3), verbose=0)
 
 
 def test_overwrite_starts_anew(tiny_folders, tmp_path):
     plan = small_plan(tiny_folders["llama"], tasks=("pathology",))
-    study.scan(tmp_path / "ds", plan, quiet=True)
+    study.scan(tmp_path / "ds", plan, verbose=0)
     other = small_plan(tiny_folders["llama"], tasks=("archeology",))
-    study.scan(tmp_path / "ds", other, overwrite=True, quiet=True)
+    study.scan(tmp_path / "ds", other, overwrite=True, verbose=0)
     assert set(bids.runs(tmp_path / "ds")["task"]) == {"archeology"}
 
 
@@ -123,7 +129,7 @@ def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
     try:
         assert holder.stdout.readline() == "locked\n"
         with pytest.raises(bids.InUseError, match="another llm2nifti is writing"):
-            study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
+            study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), verbose=0)
     finally:
         holder.kill()
         holder.communicate()
@@ -131,7 +137,7 @@ def test_two_processes_do_not_write_to_one_folder(tiny_folders, tmp_path):
 
 def test_bad_sizes_change_nothing_on_disk(tiny_folders, tmp_path):
     with pytest.raises(ValueError, match="needs"):
-        study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"], n_runs=99), quiet=True)
+        study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"], n_runs=99), verbose=0)
     assert not (tmp_path / "ds").exists()
 
 
@@ -162,22 +168,22 @@ def test_full_disk_is_one_clear_line(tiny_folders, tmp_path):
 
 def test_unwritable_folder_is_one_clear_line(tiny_folders):
     with pytest.raises(bids.InUseError, match="cannot write to"):
-        study.scan(Path("/proc/ds"), small_plan(tiny_folders["llama"]), quiet=True)
+        study.scan(Path("/proc/ds"), small_plan(tiny_folders["llama"]), verbose=0)
 
 
 def test_tasks_with_the_same_label_are_refused(tiny_folders, tmp_path):
     own = tmp_path / "mine.tsv"
     own.write_text("task\tprompt\n" + "".join(f"my-task\ta{i}\nmy task\tb{i}\n" for i in range(40)))
-    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli=str(own))
     with pytest.raises(stimuli.StimulusError, match=r"row 3: .* same BIDS label as 'my-task'"):
-        study.scan(tmp_path / "ds", plan, quiet=True)
+        study.scan(tmp_path / "ds", plan, verbose=0)
 
 
 def test_own_stimuli_work_end_to_end(tiny_folders, tmp_path):
     own = tmp_path / "mine.tsv"
     own.write_text("task\tprompt\n" + "".join(f"birds!\tWhich bird is {i}?\n" for i in range(40)))
-    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
-    study.scan(tmp_path / "ds", plan, quiet=True)
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli=str(own))
+    study.scan(tmp_path / "ds", plan, verbose=0)
     run = bids.read(tmp_path / "ds", task="birds!", run=2)
     assert run.events.loc[run.events["trial_type"] == "birds", "prompt"].str.contains("bird").all()
 
@@ -193,7 +199,7 @@ def test_maps_on_disk_equal_a_fit_of_the_dataset(uninterrupted):
         nib.load(path).get_fdata(), expected.t_img.get_fdata(), rtol=1e-5, atol=1e-5
     )
     network = nib.load(runs[0].paths.network())
-    assert network.get_fdata().sum() == study.read_summary(root)["tasks"]["pathology"]["n_active"]
+    assert network.get_fdata().sum() == bids.read_summary(root)["tasks"]["pathology"]["n_active"]
 
 
 def test_untrained_copy_is_shown_the_trained_models_tokens(uninterrupted):
@@ -207,19 +213,19 @@ def test_untrained_copy_is_shown_the_trained_models_tokens(uninterrupted):
 def copies(folder, root, **settings):
     """Jobs of the untrained copy, each with a recording of it by these settings."""
     plan = small_plan(folder)
-    model = plan.model.load(untrained=True)
-    for design in plan.design.paradigms():
+    model = load(plan.model, untrained=True)
+    for design in paradigms(plan.design):
         job = scanning.Job(plan, design, untrained=True)
         trained = dataclasses.replace(job, untrained=False).name
         tokens = bids.Run(bids.checking.find_run(root, trained)).tokens.groupby("trial")["token_id"]
         replay = [list(ids) for _, ids in tokens]
-        how = {"settings": scanning.Settings(**settings), "replay": replay}
+        how = {"settings": Settings(**settings), "replay": replay}
         yield job, lambda d=design, h=how, **more: scanner.scan(model, d, **h, **more)
 
 
 @pytest.fixture
 def scanned(tiny_folders, tmp_path):
-    study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
+    study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), verbose=0)
     return tmp_path / "ds"
 
 
@@ -238,33 +244,34 @@ def test_of_the_untrained_copy_one_volume_a_prompt_is_kept(scanned, tiny_folders
 def test_copies_with_tokens_stay_and_can_be_mixed_with_others(scanned, tiny_folders, validate):
     for _, record in copies(tiny_folders["llama"], scanned, frames="token"):
         bids.write(record(), scanned, overwrite=True)  # as earlier versions did
-    study.run(scanned, small_plan(tiny_folders["llama"]), n_null=3, quiet=True)
+    study.run(scanned, small_plan(tiny_folders["llama"]), measured=[NullPlan(n=3)], verbose=0)
     who = {"subject": "tiny-llama-untrained"}
     assert {run.frames for run in bids.session(scanned, **who)} == {"token"}
-    whole = detection.detect(scanned, rate=0.1, n_boot=5, quiet=True)["untrained"]
-    assert whole["n_tokens"] == 2
+    plan = DetectPlan(threshold=0.1, n_boot=5)
+    whole = experiments.measure(bids.session(scanned), plan, verbose=0).untrained
+    assert whole.n_tokens == 2
     next(scanned.rglob("*untrained*_run-2_*desc-trial_bold.json")).unlink()
-    study.run(scanned, small_plan(tiny_folders["llama"]), n_null=3, quiet=True)
+    study.run(scanned, small_plan(tiny_folders["llama"]), measured=[NullPlan(n=3)], verbose=0)
     assert {run.frames for run in bids.session(scanned, **who)} == {"token", "trial"}
     validate(scanned)
-    mixed = detection.detect(scanned, rate=0.1, n_boot=5, quiet=True)["untrained"]
-    assert mixed["n_tokens"] == 1
-    series = whole["auc"]["network"]["control"]["mean"]
-    assert mixed["auc"]["network"]["control"]["mean"][-1]["value"] == series[-1]["value"]
+    mixed = experiments.measure(bids.session(scanned), plan, verbose=0).untrained
+    assert mixed.n_tokens == 1
+    ends = [copy.auc["network"]["control"].mean[-1].value for copy in (whole, mixed)]
+    assert ends[0] == ends[1]
 
 
 def test_a_copy_that_was_begun_with_tokens_is_begun_anew(scanned, tiny_folders):
     job, record = next(copies(tiny_folders["llama"], scanned, frames="token"))
     bids.checking.find_run(scanned, job.name).derivative("desc-trial_bold.json").unlink()
     record(folder=scanned / bids.WORK / job.name)
-    study.scan(scanned, small_plan(tiny_folders["llama"]), quiet=True)
+    study.scan(scanned, small_plan(tiny_folders["llama"]), verbose=0)
     assert bids.Run(bids.checking.find_run(scanned, job.name)).frames == "trial"
 
 
 def test_one_model_is_held_at_a_time_and_none_after_the_scan(tiny_folders, tmp_path):
     loaded, n_held = [], []
 
-    class Watched(scanning.ThisProcess):
+    class Watched(ThisProcess):
         def load(self, choice, *, untrained):
             model = super().load(choice, untrained=untrained)
             loaded.append(weakref.ref(model.module))
@@ -273,9 +280,7 @@ def test_one_model_is_held_at_a_time_and_none_after_the_scan(tiny_folders, tmp_p
             return model
 
     with bids.locked(tmp_path / "ds"):
-        scanning.scan(
-            tmp_path / "ds", small_plan(tiny_folders["llama"]), crew=Watched(), quiet=True
-        )
+        scanning.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), crew=Watched(), verbose=0)
     assert len({*map(id, loaded)}) > 1
     assert set(n_held) == {1}
     gc.collect()
@@ -284,8 +289,8 @@ def test_one_model_is_held_at_a_time_and_none_after_the_scan(tiny_folders, tmp_p
 
 def test_tokens_of_the_untrained_copy_are_kept_where_the_plan_asks(tiny_folders, tmp_path):
     plan = small_plan(tiny_folders["llama"], tasks=("pathology",), n_runs=1)
-    plan = dataclasses.replace(plan, settings=scanning.Settings(frames="token"))
-    study.scan(tmp_path / "ds", plan, quiet=True)
+    plan = dataclasses.replace(plan, settings=Settings(frames="token"))
+    study.scan(tmp_path / "ds", plan, verbose=0)
     copy = bids.read(tmp_path / "ds", task="pathology", subject="tiny-llama-untrained")
     assert copy.frames == "token"
 
@@ -293,38 +298,38 @@ def test_tokens_of_the_untrained_copy_are_kept_where_the_plan_asks(tiny_folders,
 def test_runs_of_another_origin_are_not_mixed_in(tiny_folders, tmp_path):
     make_dataset(tmp_path / "ds")
     with pytest.raises(StudyError, match="not made by llm2nifti scan"):
-        study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), quiet=True)
+        study.scan(tmp_path / "ds", small_plan(tiny_folders["llama"]), verbose=0)
 
 
 def test_an_edited_stimulus_file_is_noticed(tiny_folders, tmp_path):
     own = tmp_path / "mine.tsv"
     rows = [f"birds\tWhich bird is {i}?\n" for i in range(40)]
     own.write_text("task\tprompt\n" + "".join(rows))
-    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
-    study.scan(tmp_path / "ds", plan, quiet=True)
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli=str(own))
+    study.scan(tmp_path / "ds", plan, verbose=0)
     own.write_text("task\tprompt\n" + "".join(rows) + "birds\tWhich bird sings?\n")
     with pytest.raises(StudyError, match="stimuli_sha256"):
-        study.scan(tmp_path / "ds", plan, quiet=True)
+        study.scan(tmp_path / "ds", plan, verbose=0)
 
 
 def test_changed_weights_are_noticed_before_a_run_is_resumed(tiny_folders, tmp_path):
     folder = tmp_path / "tiny-llama"
     shutil.copytree(tiny_folders["llama"], folder)
     plan = small_plan(folder, tasks=("pathology",))
-    study.scan(tmp_path / "ds", plan, quiet=True)
+    study.scan(tmp_path / "ds", plan, verbose=0)
     next((tmp_path / "ds").rglob("*_run-2_*desc-trial_bold.json")).unlink()
     tiny.save(folder, rope_theta=500.0, tie_word_embeddings=True)
     with pytest.raises(StudyError, match="weights of tiny-llama changed"):
-        study.scan(tmp_path / "ds", plan, quiet=True)
+        study.scan(tmp_path / "ds", plan, verbose=0)
 
 
 def test_too_long_prompts_are_named_with_their_row_before_the_scan(tiny_folders, tmp_path):
     own = tmp_path / "mine.tsv"
     rows = [f"birds\tWhich bird is {i}?\n" for i in range(16)]
     own.write_text("task\tprompt\n" + "".join(rows[:15]) + f"birds\t{'long ' * 200}\n")
-    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli_path=str(own))
+    plan = small_plan(tiny_folders["llama"], tasks=(), stimuli=str(own))
     with pytest.raises(ScanError, match=r"'birds-0016'.*mine\.tsv row 17"):
-        study.scan(tmp_path / "ds", plan, quiet=True)
+        study.scan(tmp_path / "ds", plan, verbose=0)
     assert not (tmp_path / "ds").exists()
 
 
@@ -336,17 +341,17 @@ def test_what_the_model_lacks_is_said_before_anything_is_written(
     settings, model, tiny_folders, tmp_path
 ):
     plan = small_plan(model or tiny_folders["llama"])
-    plan = dataclasses.replace(plan, settings=scanning.Settings(**settings))
+    plan = dataclasses.replace(plan, settings=Settings(**settings))
     with pytest.raises(ValueError, match=r"wings|no chat template|/nowhere/model"):
-        study.scan(tmp_path / "ds", plan, quiet=True)
+        study.scan(tmp_path / "ds", plan, verbose=0)
     assert not (tmp_path / "ds").exists()
 
 
 def test_one_task_is_analysed_and_reported_without_comparisons(tiny_folders, tmp_path):
     plan = small_plan(tiny_folders["llama"], tasks=("pathology",), trials_per_block=8)
-    report = study.run(tmp_path / "ds", plan, n_null=3, quiet=True)
-    summary = study.read_summary(tmp_path / "ds")
-    assert summary["similarity"]["cross_task_r"] is None
+    report = study.run(tmp_path / "ds", plan, measured=[NullPlan(n=3)], verbose=0)
+    summary = bids.read_summary(tmp_path / "ds")
+    assert "cross_task_r" not in summary["similarity"]
     assert "identification" not in summary
     assert report.exists()
 
@@ -355,10 +360,10 @@ def test_comparisons_of_an_unfinished_dataset_are_refused(tmp_path):
     root = make_dataset(tmp_path / "ds")
     next(root.rglob("*task-pathology_run-2_*desc-trial_bold.json")).unlink()
     with pytest.raises(ValueError, match="same 2 or more runs of every task"):
-        study.analyse_similarity(bids.session(root), quiet=True)
+        experiments.measure(bids.session(root), RepeatabilityPlan(), verbose=0)
 
 
 def test_no_relabelling_is_refused_before_the_scan(tiny_folders, tmp_path):
-    with pytest.raises(ValueError, match="0 relabellings"):
-        study.run(tmp_path / "ds", small_plan(tiny_folders["llama"]), n_null=0)
+    with pytest.raises(PlanError, match="n is 0; it must be a whole number of at least 1"):
+        study.run(tmp_path / "ds", small_plan(tiny_folders["llama"]), measured=[NullPlan(n=0)])
     assert not (tmp_path / "ds").exists()

@@ -13,9 +13,9 @@ import pytest
 from campaign import counted
 from tests_support import assert_same, contents
 
-from llm2nifti import bids, cli, study
+from llm2nifti import bids, cli, scanner, study
+from llm2nifti.plans import Design, ModelChoice, ScanPlan
 from llm2nifti.study import StudyError, plans
-from llm2nifti.study.plans import Design, ModelChoice, Plan
 from llm2nifti.study.studyfile import read_study
 
 DESIGN = """
@@ -124,7 +124,7 @@ def test_sessions_sample_differently_and_their_untrained_copies_replay_them(whol
 
 def test_every_session_and_the_whole_are_reported(whole):
     root, *_ = whole
-    summary = study.read_summary(root)
+    summary = bids.read_summary(root)
     assert [bids.folder_of(s["subject"], s["session"]).as_posix() for s in summary["sessions"]] == [
         "sub-smallllama/ses-seed0",
         "sub-smallllama/ses-seed1",
@@ -198,22 +198,22 @@ def test_the_plan_names_no_path_of_this_machine(whole):
     }
 
 
-def small_plan(tiny_folders) -> Plan:
+def small_plan(tiny_folders) -> ScanPlan:
     """One run of a tiny model."""
     design = Design(("pathology",), n_runs=1, n_blocks=2, trials_per_block=4, n_frames=1)
-    return Plan(ModelChoice(str(tiny_folders["llama"]), untrained=False), design)
+    return ScanPlan(ModelChoice(str(tiny_folders["llama"]), untrained=False), design)
 
 
 def test_a_dataset_from_before_there_were_some_settings_is_resumed(tiny_folders, tmp_path):
     plan = small_plan(tiny_folders)
-    study.scan(tmp_path / "ds", plan, quiet=True)
+    study.scan(tmp_path / "ds", plan, verbose=0)
     path = tmp_path / "ds" / plans.PLAN_FILE
     kept = json.loads(path.read_text())
     (scan,) = kept["scans"].values()
     del scan["model"]["revision"], scan["settings"]["mode"], scan["settings"]["frames"]
     path.write_text(json.dumps(kept))
     (tmp_path / "ds" / bids.manifest.MANIFEST).unlink()  # there was none
-    study.scan(tmp_path / "ds", plan, quiet=True)
+    study.scan(tmp_path / "ds", plan, verbose=0)
     assert list(json.loads(path.read_text())["scans"]) == ["sub-tinyllama"]
 
 
@@ -221,15 +221,18 @@ def test_labels_that_clash_are_refused_before_anything_is_written(tiny_folders, 
     name = str(tiny_folders["llama"])
     choices = [ModelChoice(name, session="a"), ModelChoice(name)]
     with pytest.raises(StudyError, match="with sessions and without"):
-        study.scan(tmp_path / "ds", [Plan(choice) for choice in choices])
+        study.scan(tmp_path / "ds", [ScanPlan(choice) for choice in choices])
     assert not (tmp_path / "ds").exists()
 
 
 @pytest.mark.parametrize("other", [{"design": Design(("archeology",))}, {"compress": True}])
 def test_plans_that_differ_in_what_they_share_are_refused(tiny_folders, tmp_path, other):
+    shown = Design(("pathology",))
     plans = [
-        Plan(ModelChoice(str(tiny_folders["llama"])), Design(("pathology",))),
-        Plan(ModelChoice(str(tiny_folders["gpt2"])), **{"design": Design(("pathology",)), **other}),
+        ScanPlan(ModelChoice(str(tiny_folders["llama"])), shown),
+        ScanPlan(
+            ModelChoice(str(tiny_folders["gpt2"])), **{"design": Design(("pathology",)), **other}
+        ),
     ]
     with pytest.raises(StudyError, match=f"one {next(iter(other))}; sub-tinyllama has"):
         study.scan(tmp_path / "ds", plans)
@@ -249,12 +252,12 @@ def test_threads_are_put_back(tiny_folders, tmp_path):
 
     before = torch.get_num_threads()
     plan = small_plan(tiny_folders)
-    study.scan(tmp_path / "ds", plan, quiet=True, threads=before + 1)
+    study.scan(tmp_path / "ds", plan, verbose=0, threads=before + 1)
     assert torch.get_num_threads() == before
     run = bids.read(tmp_path / "ds", task="pathology")
     assert run.sidecar["Threads"] == before + 1
-    with pytest.raises(StudyError, match="threads is 0"):
-        study.scan(tmp_path / "ds", plan, quiet=True, threads=0)
+    with pytest.raises(scanner.ScanError, match="threads is 0"):
+        study.scan(tmp_path / "ds", plan, verbose=0, threads=0)
 
 
 def test_a_half_made_recording_of_other_threads_is_begun_again(tiny_folders, tmp_path):
@@ -262,10 +265,10 @@ def test_a_half_made_recording_of_other_threads_is_begun_again(tiny_folders, tmp
 
     plan = small_plan(tiny_folders)
     folder = tmp_path / "ds" / bids.WORK / "sub-tinyllama_task-pathology_run-1"
-    study.scan(tmp_path / "ds", plan, quiet=True, threads=1)
+    study.scan(tmp_path / "ds", plan, verbose=0, threads=1)
     next((tmp_path / "ds").rglob("*desc-trial_bold.json")).unlink()
     folder.mkdir(parents=True)
     half = {"info": {"Threads": torch.get_num_threads() + 1}}
     (folder / "plan.json").write_text(json.dumps(half))
-    study.scan(tmp_path / "ds", plan, quiet=True, threads=1)
+    study.scan(tmp_path / "ds", plan, verbose=0, threads=1)
     assert len(bids.runs(tmp_path / "ds")) == 1

@@ -10,12 +10,12 @@ import pytest
 from test_study import SIZES, small_plan
 from tests_support import contents, make_dataset
 
-from llm2nifti import bids, cli, study
+from llm2nifti import bids, cli, report, study
 from llm2nifti.bids import checking, manifest
 from llm2nifti.study.plans import plans_of
 
 # The command line prints it; elsewhere a warning that nobody expects is an error.
-pytestmark = pytest.mark.filterwarnings("always::llm2nifti.bids.ForeignFileWarning")
+pytestmark = pytest.mark.filterwarnings("always::llm2nifti.bids.manifest.ForeignFileWarning")
 
 
 def command(folder, root):
@@ -95,7 +95,7 @@ def test_a_repair_that_was_ended_after_its_scan_analyses_too(
     todo = {"scans": True, "forgets": False, "n_null": 200}
     (dataset / "code" / "llm2nifti_repair.json").write_text(json.dumps(todo))
     plans = plans_of(dataset, model=str(tiny_folders["llama"]))
-    study.scan(dataset, plans, quiet=True)  # deletes what was made of the run before
+    study.scan(dataset, plans, verbose=0)  # deletes what was made of the run before
     assert not (dataset / bids.SUMMARY).exists()
     options = ["--model", tiny_folders["llama"], "--quiet"]
     assert call(capsys, "check", dataset, "--repair", *options)[0] == 0
@@ -130,7 +130,7 @@ def test_new_results_of_interventions_are_reported_without_analysing_again(datas
     before = page.stat().st_mtime_ns, maps.stat().st_mtime_ns
     journal = dataset / bids.DERIVATIVES / "lesion_evaluations.jsonl"
     bids.write_text(journal, dataset, "")
-    study.analyse_all(dataset, quiet=True)
+    study.analyse_all(dataset, verbose=0)
     assert page.stat().st_mtime_ns != before[0]
     assert maps.stat().st_mtime_ns == before[1]
 
@@ -145,20 +145,20 @@ def test_another_rule_has_another_file_and_every_row_says_its_rule(dataset, caps
     text = (dataset / bids.DERIVATIVES / "report.html").read_text()
     assert "false discovery rate 0.2, two-sided" in text
     assert "false discovery rate 0.05, two-sided" in text
-    printed = study.table(study.read_summary(dataset))
-    assert "fdr 0.2, two-sided" in printed
-    assert "fdr 0.05, two-sided" in printed
+    printed = repr(report.read_session_summary(bids.session(dataset)))
+    assert "false discovery rate 0.2, two-sided" in printed
+    assert "false discovery rate 0.05, two-sided" in printed
 
 
 def test_what_was_changed_on_purpose_can_be_accepted(dataset, capsys):
     events = bids.read(dataset, task="pathology").paths.raw("events.tsv")
     events.write_text(events.read_text().replace("What", "Which", 1))
-    code, _, err = call(capsys, "networks", dataset, "--quiet")
+    code, _, err = call(capsys, "repeatability", dataset, "--quiet")
     assert code == 2
     assert f"{events}: " in err
     assert "check" in err
     assert call(capsys, "check", dataset, "--accept")[0] == 0
-    assert call(capsys, "networks", dataset, "--quiet")[0] == 0
+    assert call(capsys, "repeatability", dataset, "--quiet")[0] == 0
     assert "Which" in events.read_text()
 
 
@@ -174,13 +174,13 @@ def test_what_cannot_be_repaired_says_so(tmp_path, tiny_folders, capsys):
 
 def test_overwrite_spares_a_subject_of_others(tmp_path, tiny_folders):
     root, plan = tmp_path / "ds", small_plan(tiny_folders["llama"], tasks=("pathology",))
-    study.scan(root, plan, quiet=True)
+    study.scan(root, plan, verbose=0)
     foreign = root / bids.DERIVATIVES / "sub-human" / "func" / "x.nii"
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
     other = small_plan(tiny_folders["llama"], tasks=("archeology",))
-    with pytest.warns(bids.ForeignFileWarning, match="sub-human"):
-        study.scan(root, other, overwrite=True, quiet=True)
+    with pytest.warns(bids.manifest.ForeignFileWarning, match="sub-human"):
+        study.scan(root, other, overwrite=True, verbose=0)
     assert foreign.read_text() == "mine"
     assert set(bids.runs(root)["task"]) == {"archeology"}
     assert checking.problems(root) == []
@@ -191,7 +191,7 @@ def test_a_summary_that_was_changed_is_refused_by_name(dataset, capsys):
     path.write_text('{"other": 1}')
     before = contents(dataset)
     with pytest.raises(bids.DamagedFileError, match=r"summary\.json: not what was written"):
-        study.read_summary(dataset)
+        bids.read_summary(dataset)
     code, _, err = call(capsys, "report", dataset, "--quiet")
     assert (code, err.count("\n")) == (2, 1)
     assert contents(dataset) == before

@@ -14,7 +14,10 @@ from test_report import check_page, needs_browser
 from tests_support import make_recording
 
 from llm2nifti import bids, cli, glm, report, study
-from llm2nifti.study import overview
+from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.experiments.repeatability.measure import measure
+from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
+from llm2nifti.report import overview
 
 EVIL = "<b>model</b>"
 SEED = {"Session": "seed0"}, {"Session": "seed1"}
@@ -45,8 +48,8 @@ def dataset(tmp_path_factory):
         add_model(root, seed=10 * i + 5, name="one-untrained", **random, **session)
     add_model(root, seed=40, name="two")
     add_model(root, seed=50, name="three-untrained", **random)  # of no model that is here
-    study.analyse_all(root, n_null=3, quiet=True)
-    bids.clear_work(root)
+    study.analyse_all(root, measured=[NullPlan(n=3)], verbose=0)
+    bids.writing.clear_work(root)
     return root
 
 
@@ -77,19 +80,19 @@ def test_every_session_has_its_numbers_report_and_figures(dataset, validate):
 
 def test_each_session_is_compared_with_its_own_untrained_copy(dataset):
     for i, who in enumerate(WHO[:2]):
-        untrained = study.read_summary(dataset, who)["untrained"]
+        untrained = bids.read_summary(dataset, who)["untrained"]
         assert untrained["subject"] == "oneuntrained"
         runs = bids.session(dataset, subject="oneuntrained", session=f"seed{i}")
-        expected = study.analyse_similarity(runs, intervals=False, quiet=True)
-        assert untrained["similarity"]["r"] == expected["r"]
-    assert "untrained" not in study.read_summary(dataset, WHO[2])
+        expected = measure(runs, RepeatabilityPlan(), intervals=False, verbose=0)
+        assert untrained["similarity"]["r"] == expected.r
+    assert "untrained" not in bids.read_summary(dataset, WHO[2])
 
 
 def test_overview_has_the_numbers_of_every_session(dataset):
-    whole = study.read_summary(dataset)
+    whole = bids.read_summary(dataset)
     assert [(row["subject"], row["session"]) for row in whole["sessions"]] == WHO
     for who, row in zip(WHO, whole["sessions"], strict=True):
-        summary = study.read_summary(dataset, who)
+        summary = bids.read_summary(dataset, who)
         shares = {task: numbers["share_active"] for task, numbers in summary["tasks"].items()}
         assert row["active"] == shares
         assert row["same_task_r"] == summary["similarity"]["same_task_r"]
@@ -108,7 +111,7 @@ def test_overview_page_links_to_the_reports_and_escapes_names(dataset):
         assert [(page.parent / link).resolve() for link in back] == [
             (dataset / bids.DERIVATIVES / "report.html").resolve()
         ], name
-    rows = study.read_summary(dataset)["sessions"]
+    rows = bids.read_summary(dataset)["sessions"]
     share = f"{100 * rows[1]['active']['pathology']:.1f}\N{NO-BREAK SPACE}%"
     assert f'<td class="n">{share}</td>' in text
 
@@ -122,8 +125,8 @@ def test_overview_says_one_rule_once_and_several_row_by_row(changeable, capsys):
     assert call(capsys, "report", changeable, "--quiet")[0] == 0
     text = page.read_text("utf-8")
     assert text.count("Active by") == 1
-    assert text.count('<td class="whole">false discovery rate 0.05, two-sided</td>') == 2
-    assert text.count('<td class="whole">family-wise error rate (Bonferroni) 0.05') == 1
+    assert text.count('<td>false discovery rate 0.05, two-sided</td>') == 2
+    assert text.count('<td>family-wise error rate (Bonferroni) 0.05') == 1
 
 
 @needs_browser
@@ -138,7 +141,7 @@ def t_of(root, who, task, number):
 
 
 def test_maps_of_sessions_correlate_as_their_files_do(dataset):
-    pairs = study.read_summary(dataset)["between_sessions"]
+    pairs = bids.read_summary(dataset)["between_sessions"]
     assert [pair["sessions"] for pair in pairs] == [
         ["sub-one_ses-seed0", "sub-one_ses-seed1"],
         ["sub-one_ses-seed0", "sub-two"],
@@ -169,7 +172,7 @@ def test_only_what_changed_is_analysed_again(changeable):
     text = {name: path.read_bytes() for name, path in reports(changeable).items()}
     run = planted("pathology", 2, seed=1, name="one", Name=EVIL, **SEED[1])
     bids.write(run, changeable, overwrite=True)
-    study.analyse_all(changeable, n_null=3, quiet=True)
+    study.analyse_all(changeable, measured=[NullPlan(n=3)], verbose=0)
     again = {
         name
         for name, path in reports(changeable).items()
@@ -177,8 +180,8 @@ def test_only_what_changed_is_analysed_again(changeable):
     }
     assert again == {"sub-one/ses-seed1"}
     assert text["sub-one/ses-seed1"] != reports(changeable)["sub-one/ses-seed1"].read_bytes()
-    study.analyse_all(changeable, n_null=4, quiet=True)
-    assert study.read_summary(changeable, WHO[2])["null"]["relabelled"]["n_relabellings"] == 4
+    study.analyse_all(changeable, measured=[NullPlan(n=4)], verbose=0)
+    assert bids.read_summary(changeable, WHO[2])["null"]["relabelled"]["n_relabellings"] == 4
 
 
 def call(capsys, *args):
@@ -191,11 +194,14 @@ def test_commands_take_one_session(changeable, capsys):
     options = ["--subject", "one", "--session", "seed1", "--quiet", "--json"]
     code, out, _ = call(capsys, "glm", changeable, *options, "--alpha", "0.2")
     assert code == 0
-    summary = study.read_summary(changeable, ("one", "seed1"))
-    assert summary["tasks"]["pathology"]["n_active"] == json.loads(out)["pathology"]["n_active"]
+    summary = bids.read_summary(changeable, ("one", "seed1"))
+    assert (
+        summary["tasks"]["pathology"]["n_active"]
+        == json.loads(out)["tasks"]["pathology"]["n_active"]
+    )
     assert summary["tasks"]["pathology"]["threshold"].startswith("fdr 0.2")
-    assert study.read_summary(changeable, ("one", "seed0"))["options"] == {"n_null": 3}
-    for command in ("networks", "null", "report"):
+    assert bids.read_summary(changeable, ("one", "seed0"))["options"] == {"n_null": 3}
+    for command in ("repeatability", "null", "report"):
         extra = ["--n", "2"] if command == "null" else []
         assert call(capsys, command, changeable, *options, *extra)[0] == 0
     code, out, _ = call(capsys, "where", changeable, "--unit", "h.1.mlp:3", *options)
@@ -211,7 +217,7 @@ def test_commands_take_one_session(changeable, capsys):
     ],
 )
 def test_a_session_that_is_not_named_is_asked_for(dataset, options, message, capsys):
-    code, _, err = call(capsys, "networks", dataset, *options)
+    code, _, err = call(capsys, "repeatability", dataset, *options)
     assert code == 2
     assert message in err
 
@@ -229,8 +235,8 @@ def test_report_makes_all_pages_again(changeable, capsys):
 
 def test_a_session_without_numbers_is_named(changeable):
     (changeable / bids.DERIVATIVES / "sub-two" / "summary.json").unlink()
-    with pytest.raises(study.StudyError, match="sub-two has not been analysed"):
-        study.compare_sessions(changeable)
+    with pytest.raises(report.ReportError, match="sub-two has not been analysed"):
+        report.compare_sessions(changeable)
     (changeable / bids.SUMMARY).unlink()
     with pytest.raises(report.ReportError, match="nothing to report"):
         report.write_overview(changeable)

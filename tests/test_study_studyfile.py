@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from llm2nifti import cli, paradigm
-from llm2nifti.scanner import Settings
+from llm2nifti.experiments.lesions.plan import LesionPlan
+from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.plans import Design, ModelChoice, ScanPlan, Settings
 from llm2nifti.study import StudyError
-from llm2nifti.study.plans import Design, ModelChoice, Plan
+from llm2nifti.study.plans import paradigms, who
 from llm2nifti.study.studyfile import read_study
 
 SMALL = 'dataset = "ds"\n[[model]]\nname = "a"\n'
@@ -23,14 +25,14 @@ def read(folder, text):
 
 
 def labels(study):
-    return [plan.who for plan in study.plans]
+    return [who(plan) for plan in study.plans]
 
 
 def test_a_small_file_asks_for_the_defaults(tmp_path):
     study = read(tmp_path, SMALL)
     assert study.root == tmp_path / "ds"
-    assert study.n_null == 200
-    assert study.plans == (Plan(ModelChoice(name="a"), Design(), Settings()),)
+    assert study.measured == ()
+    assert study.plans == (ScanPlan(ModelChoice(name="a"), Design(), Settings()),)
 
 
 def test_every_key_reaches_its_place(tmp_path):
@@ -80,8 +82,8 @@ def test_every_key_reaches_its_place(tmp_path):
         subject="my model",
     )
     settings = Settings("attn", "none", 6, 1, 8)
-    assert study.plans == (Plan(choice, design, settings, True),)
-    assert study.n_null == 7
+    assert study.plans == (ScanPlan(choice, design, settings, True),)
+    assert study.measured == (NullPlan(n=7),)
     assert labels(study) == ["sub-mymodel"]
 
 
@@ -158,19 +160,25 @@ def test_a_bundled_name_is_not_taken_for_a_folder(tmp_path):
     [
         ('dataset = "ds"\n', "model is missing"),
         ('[[model]]\nname = "a"\n', "dataset is missing"),
-        ('dataset = "ds"\nmodel = []\n', "model is []; it must be a list of tables"),
+        ('dataset = "ds"\nmodel = []\n', "model is missing"),
         ('dataset = "ds"\n[[model]]\ndtype = "float32"\n', "[[model]] 1 name is missing"),
-        ("n_nul = 3\n" + SMALL, "n_nul is not known; allowed are dataset, n_null, design"),
-        (SMALL + "[design]\nn_run = 3\n", "[design] n_run is not known; allowed are tasks, n_runs"),
+        (
+            "n_nul = 3\n" + SMALL,
+            "n_nul is not known; did you mean n_null? allowed are dataset, n_null, design",
+        ),
+        (
+            SMALL + "[design]\nn_run = 3\n",
+            "[design] n_run is not known; did you mean n_runs? allowed are tasks, n_runs",
+        ),
         (SMALL + "[recording]\nseed = 1\n", "[recording] seed is not known; allowed are sites"),
         (SMALL + "sites = 1\n", "[[model]] 1 sites is not known; allowed are name, device, dtype"),
         (SMALL + '[design]\nn_runs = "3"\n', "n_runs is '3'; it must be a whole number"),
         (SMALL + "[design]\nn_runs = true\n", "n_runs is True; it must be a whole number"),
         (SMALL + "[design]\nn_runs = 2.0\n", "n_runs is 2.0; it must be a whole number"),
-        (SMALL + '[design]\ntasks = "pathology"\n', "it must be a list of texts"),
+        (SMALL + "[design]\ntasks = 3\n", "tasks is 3; it must be a list, each text"),
         (SMALL + "untrained = 1\n", "untrained is 1; it must be true or false"),
         (SMALL + 'temperature = [0.5, "hot"]\n', "temperature is 'hot'; it must be a number"),
-        (SMALL + "temperature = -1\n", "temperature is -1; it must be 0 or more"),
+        (SMALL + "temperature = -1\n", "temperature is -1; it must be a number of at least 0"),
         (SMALL + "seed = []\n", "seed is an empty list"),
         (SMALL + "temperature = 1\nseed = [1, 2, 1]\n", "seed holds 1 twice"),
         (SMALL + "seed = [1, 2]\n", "temperature 0 is greedy and uses no seed"),
@@ -182,7 +190,7 @@ def test_a_bundled_name_is_not_taken_for_a_folder(tmp_path):
         (SMALL + '[[model]]\nname = "a-untrained"\n', "the same BIDS label sub-auntrained"),
         ('dataset = "ds"\n[[model]]\nname = ["a", "b"]\n', "subject is missing"),
         (SMALL + 'subject = "--"\n', "'--' has no ASCII letter or digit"),
-        (SMALL + "[design]\nn_runs = 0\n", "n_runs is 0; it must be at least 1"),
+        (SMALL + "[design]\nn_runs = 0\n", "n_runs is 0; it must be a whole number of at least 1"),
         (SMALL + '[design]\ntasks = ["astrology"]\n', "no task 'astrology'"),
         (SMALL + '[design]\nstimuli = "none.tsv"\n', "none.tsv"),
         (SMALL + "[recording]\nbatch_size = 0\n", "batch_size is 0"),
@@ -227,7 +235,19 @@ def test_options_of_the_scan_do_not_go_with_a_study_file(tmp_path, option, capsy
 
 def test_the_design_of_a_file_is_that_of_the_options(tmp_path):
     study = read(tmp_path, SMALL + '[design]\ntasks = ["pathology"]\nn_runs = 2\nseed = 3\n')
-    found = study.plans[0].design.paradigms()
+    found = paradigms(study.plans[0].design)
     expected = paradigm.experiment(["pathology"], n_runs=2, seed=3)
     for one, other in zip(found, expected, strict=True):
         assert list(one.trials["prompt"]) == list(other.trials["prompt"])
+
+
+def test_a_table_named_by_a_command_is_an_experiment_of_every_session(tmp_path):
+    study = read(tmp_path, SMALL + '[lesion]\nshare = [0.02]\nnetwork = "pathology"\n')
+    assert study.measured == (LesionPlan(share=(0.02,), network=("pathology",)),)
+    for line, message in (
+        ("shar = 3", "[lesion] shar is not known; did you mean share?"),
+        ("share = [0.7]", "it must be a list, each a number above 0 and at most 0.5"),
+        ('model = "x"', "[lesion] model is not known"),  # [[model]] says where it is
+    ):
+        with pytest.raises(StudyError, match=re.escape(message)):
+            read(tmp_path, f"{SMALL}[lesion]\n{line}\n")

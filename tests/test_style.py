@@ -28,7 +28,7 @@ MAY_PRINT = {
     "cli/__init__.py",
     "cli/program.py",
     "cli/stopping.py",
-    "cli/command.py",
+    "cli/commands.py",
     "models/cache.py",
 }  # the cache says on stderr that it downloads
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -188,6 +188,17 @@ def test_tests_are_about_as_long_as_the_code():
     assert 0.6 <= tests / code <= 1.4, (
         f"{tests} lines of tests to {code} of code: {tests / code:.2f}"
     )
+
+
+def test_the_package_keeps_its_budgets():
+    """What issue after issue may not undo; the goal for the lines is 17,000."""
+    assert sum(map(n_lines, SOURCES)) <= 24_100
+    text = "".join(path.read_text("utf-8") for path in SOURCES)
+    assert text.count("dict[str, Any]") <= 25
+    for path in SOURCES:
+        for node in tree(path).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                assert len(ast.literal_eval(node.value)) <= 30, path
 
 
 def test_no_two_classes_have_one_name():

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from llm2nifti.tell import Plot, Section, Table, as_text, wording
-
-COLUMNS = [("task", "Task", False), ("r", "r", True)]
+from llm2nifti.tell import Plot, Section, Table, Viewer, as_html, as_text, wording
 
 
 def test_a_table_has_its_numbers_below_each_other():
-    rows = [{"task": "pathology", "r": "0.5"}, {"task": "a", "r": "−12.25"}]
-    text = as_text(Section("x", "Maps", [], tables=[Table("How alike", COLUMNS, rows)]))
+    rows = [{"Task": "pathology", "r": "0.5"}, {"Task": "a", "r": "−12.25"}]
+    text = as_text(Section("x", "Maps", [], tables=[Table.of("How alike", rows)]))
     assert text.splitlines() == [
         "Maps",
         "----",
@@ -24,7 +22,7 @@ def test_a_table_has_its_numbers_below_each_other():
 
 def test_sections_come_in_order_and_figures_are_left_out():
     plot = Plot("stem", lambda: pytest.fail("drawn"), "alt", "caption")
-    table = Table("T", COLUMNS, [{"task": "a", "r": "1"}])
+    table = Table.of("T", [{"Task": "a", "r": "1"}])
     sections = [
         Section("one", "First", ["Before."], [plot], [table], ["After."]),
         Section("two", "Second", ["More."]),
@@ -44,3 +42,27 @@ def test_text_is_as_wide_as_the_terminal_and_never_wider_than_a_page(monkeypatch
 def test_marks_of_the_page_are_plain_in_a_terminal():
     told = [f"{wording.percent(-0.25)} {wording.NONE} {wording.p_value(0.2)}"]
     assert as_text(Section("x", "Marks", told)).endswith("\n-25.0 % - p = 0.200")
+
+
+def test_html_of_sections_is_escaped_and_has_their_figures_and_parts():
+    evil = "<script>"
+    part = Section("", "Part", [f"see `{evil}.json`"], [Viewer("v", lambda: pytest.fail("drawn"))])
+    plot = Plot("stem", lambda: None, "alt", "caption")
+    table = Table.of(evil, [{"Task": evil, "r": "1"}])
+    text = as_html(
+        Section("one", evil, [evil], [plot], [table], parts=[part]),
+        embed=lambda p: f"<img {p.stem}>" if isinstance(p, Plot) else "<iframe>",
+    )
+    assert evil not in text
+    assert "<img stem>" in text
+    assert "<iframe>" in text
+    assert '<section id="one">' in text
+    assert "<h3>Part</h3>" in text
+    assert "<code>&lt;script&gt;.json</code>" in text
+    assert '<td class="n">1</td>' in text
+
+
+def test_small_figures_stand_beside_each_other():
+    plots = [Plot(name, lambda: None, "", "", name != "large") for name in ("large", "a", "b")]
+    text = as_html(Section("x", "X", plots=plots), embed=lambda plot: plot.stem)
+    assert text.split('<div class="pair">')[1].split("</div>")[0].split() == ["a", "b"]

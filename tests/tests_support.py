@@ -49,7 +49,7 @@ def make_dataset(root: Path, *, seed=0, **model) -> Path:
     """Two tasks of two runs."""
     for i, (task, run) in enumerate((t, r) for t in ("pathology", "archeology") for r in (1, 2)):
         bids.write(make_recording(task, run, seed=seed + i, **model), root)
-    bids.clear_work(root)
+    bids.writing.clear_work(root)
     return root
 
 

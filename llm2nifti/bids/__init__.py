@@ -2,30 +2,20 @@
 
 from llm2nifti.bids.dataset import (
     SUMMARY,
-    VALIDATOR_CONFIG,
-    check_folder,
-    is_begun,
-    remove_dataset,
-    write_dataset_files,
 )
 from llm2nifti.bids.files import (
     ExistsError,
     InUseError,
     locked,
-    shared,
     write_img,
     write_json,
     write_text,
     write_tsv,
 )
-from llm2nifti.bids.manifest import WORK, ForeignFileWarning
-from llm2nifti.bids.participants import weights_hash
+from llm2nifti.bids.manifest import WORK
 from llm2nifti.bids.paths import (
     DERIVATIVES,
-    EmptyPathError,
     LabelError,
-    RunPaths,
-    as_root,
     folder_of,
     label,
 )
@@ -36,51 +26,40 @@ from llm2nifti.bids.reading import (
     analysed,
     analysis_folder,
     anatomy,
-    default_subject,
     read,
     runs,
 )
-from llm2nifti.bids.session import Session, session
-from llm2nifti.bids.writing import clear_work, stimulus_names, write
+from llm2nifti.bids.session import NotRepeatedError, Session, session
+from llm2nifti.bids.summary import read_summary, update_summary
+from llm2nifti.bids.writing import write
 
 __all__ = [
     "DERIVATIVES",
     "SUMMARY",
-    "VALIDATOR_CONFIG",
     "WORK",
     "DamagedFileError",
-    "EmptyPathError",
     "ExistsError",
-    "ForeignFileWarning",
     "InUseError",
     "LabelError",
     "NoSuchRunError",
+    "NotRepeatedError",
     "Run",
-    "RunPaths",
     "Session",
     "analysed",
     "analysis_folder",
     "anatomy",
-    "as_root",
-    "check_folder",
-    "clear_work",
-    "default_subject",
     "folder_of",
-    "is_begun",
     "label",
     "locked",
     "read",
     "read_img",
     "read_json",
+    "read_summary",
     "read_tsv",
-    "remove_dataset",
     "runs",
     "session",
-    "shared",
-    "stimulus_names",
-    "weights_hash",
+    "update_summary",
     "write",
-    "write_dataset_files",
     "write_img",
     "write_json",
     "write_text",

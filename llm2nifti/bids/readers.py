@@ -14,6 +14,7 @@ import pandas as pd
 
 from llm2nifti.bids.paths import DERIVATIVES
 from llm2nifti.geometry import UNREADABLE
+from llm2nifti.plans import Json
 
 TEXT = dict.fromkeys(  # columns that stay text, whatever is in them
     ("trial_type", "stim_id", "prompt", "response", "question_frame", "topic", "concept", "token"),
@@ -48,7 +49,7 @@ def _cure(path: Path) -> str:
     return "restore it"
 
 
-def read_json(path: Path, kinds: Mapping[str, type] | None = None) -> dict[str, Any]:
+def read_json(path: Path, kinds: Mapping[str, type] | None = None) -> Json:
     """Read a JSON object; a key that is missing, there or deeper, is an error naming the file.
 
     `kinds` is what some keys hold, where they are there: dict, list, str, int or float.

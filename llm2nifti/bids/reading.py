@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +17,7 @@ from llm2nifti.bids import checking
 from llm2nifti.bids.participants import PARTICIPANTS
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, as_root, complete_runs, folder_of, label
 from llm2nifti.bids.readers import TEXT, DamagedFileError, read_img, read_json, read_tsv
+from llm2nifti.plans import Json
 from llm2nifti.recording import REDUCED
 
 _SIDECAR: dict[str, type] = {"RepetitionTime": float, "NumberOfFramesPerTrial": int, "Frames": str}
@@ -66,7 +66,7 @@ class Run:
         return self.paths.run
 
     @cached_property
-    def sidecar(self) -> dict[str, Any]:
+    def sidecar(self) -> Json:
         """Prompt-level sidecar."""
         return read_json(self.paths.derivative("desc-trial_bold.json"), _SIDECAR)
 

@@ -14,6 +14,11 @@ from llm2nifti.bids.files import locked
 from llm2nifti.bids.paths import LabelError, label
 from llm2nifti.bids.reading import NoSuchRunError, Run
 from llm2nifti.geometry import ModelBrain
+from llm2nifti.plans import Json
+
+
+class NotRepeatedError(ValueError):
+    """Runs of the tasks cannot be compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +80,12 @@ class Session(Sequence[Run]):
         return self.first.brain
 
     @property
-    def model(self) -> dict[str, Any]:
+    def model(self) -> Json:
         """What the sidecars say of the model."""
         return self.first.sidecar["Model"]
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """What the sidecars say of how the model was recorded."""
         return self.first.sidecar.get("Settings", {})
 
@@ -122,6 +127,15 @@ class Session(Sequence[Run]):
         shown = {(run.task, run.run) for run in self.runs}
         kept = tuple(run for run in copy if (run.task, run.run) in shown)
         return Session(self.root, kept) if kept else None
+
+    def check_repeated(self) -> None:
+        """Raise NotRepeatedError unless every task has the same runs, at least two."""
+        numbers = {task: [run.run for run in self.of(task)] for task in self.tasks}
+        if len({tuple(n) for n in numbers.values()}) > 1 or len(self.folds) < 2:
+            raise NotRepeatedError(
+                "comparisons between runs need the same 2 or more runs of every task; there are "
+                f"{', '.join(f'{task}: {n}' for task, n in numbers.items())}. Finish the scan first"
+            )
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from writing to the dataset; see `llm2nifti.bids.locked`."""

@@ -1,40 +1,67 @@
-"""Which commands are there? Their parser, and what becomes of an error."""
+"""Which commands are there? Made from plans, and what becomes of an error."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from difflib import get_close_matches
+from typing import Any
+
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
 
 from llm2nifti import __version__
-from llm2nifti.cli import (
-    analysis,
-    checking,
-    intervening,
-    lookup,
-    monitoring,
-    pruning,
-    scanning,
-    training,
-)
-from llm2nifti.cli.command import as_options
+from llm2nifti.cli import commands
+from llm2nifti.cli.options import as_options, example, plan_of, signature, typed
 from llm2nifti.cli.stopping import Stop
+from llm2nifti.plans import Plan, PlanError
+
+_ABOUT = (
+    "Task fMRI for language models: scan a transformer into a BIDS dataset and analyse it with "
+    "nilearn."
+)
+_SCANNED = "folder of the BIDS dataset, or a study file (.toml)"
 
 
 def run(argv: Sequence[str] | None, stop: Stop) -> int:
     """Run a command and return its exit code; raise KeyboardInterrupt if a signal ended it."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    app, plans = build_app(), commands.plans_by_command()
+    command = argv[0] if argv and argv[0] in plans else ""
+    name = f"llm2nifti {command}".strip()
     try:
-        args = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
-    except SystemExit as end:  # help was asked for, or the usage is wrong
-        return int(end.code or 0)
+        call, bound, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
+        if not hasattr(call, "plans"):  # help, or the version
+            call(*bound.args, **bound.kwargs)
+            return 0
+        given = {key: value for key, value in bound.arguments.items() if key != "dataset"}
+        plan = plan_of(plans[command][0], given)
+    except (CycloptsError, PlanError) as error:
+        print(
+            f"{name}: {_usage(error, plans.get(command, ()))}; see {name} --help", file=sys.stderr
+        )
+        return 2
+    return _do(command, bound.arguments.get("dataset", ""), given, plan, stop)
+
+
+def _do(command: str, dataset: str, given: Mapping[str, Any], plan: Plan, stop: Stop) -> int:
+    """Do a command whose usage is right."""
+    is_quiet = given.get("quiet", False)
+    how = {"as_json": given.get("json", False)}
     try:
-        with _one_line_warnings(args.command):
-            args.handler(args)
+        with _one_line_warnings(command), _quiet(is_quiet):
+            commands.print_result(
+                commands.handler_of(command)(dataset, given, plan, verbose=int(not is_quiet)), **how
+            )
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # whatever it is, a person gets one line
@@ -42,9 +69,84 @@ def run(argv: Sequence[str] | None, stop: Stop) -> int:
             raise KeyboardInterrupt from error
         if os.environ.get("LLM2NIFTI_DEBUG"):
             raise
-        print(f"llm2nifti {args.command}: {_one_line(error)}", file=sys.stderr)
+        commands.print_result(getattr(error, "printed", None), **how)
+        is_plan = isinstance(error, PlanError)  # values that do not go together
+        what = _usage(error, commands.plans_by_command()[command]) if is_plan else _one_line(error)
+        print(f"llm2nifti {command}: {what}", file=sys.stderr)
         return _exit_code(error)
     return 0
+
+
+def build_app() -> App:
+    """Application with all commands."""
+    app = App(
+        name="llm2nifti",
+        help=_ABOUT,
+        help_format="plaintext",
+        help_epilogue="Example: llm2nifti run ds",
+        version=f"llm2nifti {__version__}",
+        version_flags=["--version"],
+        result_action="return_value",
+    )
+    app.register_install_completion_command()
+    for command, plans in commands.plans_by_command().items():
+        text = (plans[0].__doc__ or "").splitlines()[0]
+        epilogue = f"Example: {example(plans[0])}"
+        app.command(_function(command, plans, text), name=command, help_epilogue=epilogue)
+    return app
+
+
+def _function(command: str, plans: Sequence[type[Plan]], text: str) -> Any:
+    """Function whose signature cyclopts reads; it is never called."""
+
+    def function(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    dataset = {"models": None, "stimuli": None, "run": _SCANNED, "scan": _SCANNED}
+    function.__signature__ = signature(plans, dataset=dataset.get(command, commands.DATASET))  # type: ignore[attr-defined]
+    function.__doc__ = text
+    function.plans = plans  # type: ignore[attr-defined]
+    return function
+
+
+def _usage(error: Exception, plans: Sequence[type[Plan]]) -> str:
+    """What is wrong with what was typed, in one line."""
+    reason = error if isinstance(error, PlanError) else error.__cause__
+    if isinstance(reason, PlanError):
+        names = {each.name: name for name, each in typed(plans).items()}
+        return as_options(f"{names.get(reason.field, reason.field)} {reason.problem}")
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.argument.name
+        if error.keyword is not None:
+            return f"{error.keyword} needs a value"
+        return f"{name if name.startswith('--') else name.lower()} is missing"
+    if isinstance(error, UnknownCommandError):
+        word = (error.unused_tokens or [""])[0]
+        close = get_close_matches(word, commands.plans_by_command(), n=1)
+        hint = f"did you mean {close[0]}?" if close else "llm2nifti --help lists them"
+        return f"there is no command {word!r}; {hint}"
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword} is given twice"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{(error.unused_tokens or [''])[0]!r} is one argument too many"
+    said = " ".join(str(error).split()).rstrip(".")
+    return said.replace(". Did you mean ", "; did you mean ")
+
+
+@contextmanager
+def _quiet(is_quiet: bool) -> Iterator[None]:
+    """Silence the bars of other libraries, too.
+
+    These read the environment when they are imported, which handlers do.
+    """
+    switches = {"TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"} - os.environ.keys()
+    added = dict.fromkeys(switches if is_quiet else (), "1")
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextmanager
@@ -77,27 +179,3 @@ def _one_line(error: BaseException) -> str:
         return f"the disk is full ({where}); free some space, then run the same command again"
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     return as_options(text) or type(error).__name__
-
-
-class _Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and where help is."""
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of all commands."""
-    parser = _Parser(
-        prog="llm2nifti",
-        description="Task fMRI for language models: scan a transformer into a BIDS dataset and "
-        "analyse it with nilearn.",
-        epilog="example: llm2nifti run ds",
-    )
-    parser.add_argument("--version", action="version", version=f"llm2nifti {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parts = (scanning, analysis, checking, intervening, monitoring, pruning, training, lookup)
-    for part in parts:
-        part.add_commands(commands)
-    return parser

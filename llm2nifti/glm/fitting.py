@@ -132,7 +132,7 @@ def fit(
     *,
     frames: Frames = "trial",
     mapper: Mapper = map,
-    quiet: bool = False,
+    verbose: int = 1,
 ) -> Fit:
     """Fit nilearn's GLM to one or several runs.
 
@@ -147,8 +147,8 @@ def fit(
         Called as ``mapper(fit_slab, slabs)``; yields the results in any order. The ``map`` of an
         executor computes slabs in other processes, or on machines that see the same files; for a
         ``.nii.gz``, which is unpacked first, that includes the temporary folder (``TMPDIR``).
-    quiet : bool, default=False
-        Show no progress bar.
+    verbose : int, default=1
+        0 shows no progress.
 
     Returns
     -------
@@ -190,7 +190,9 @@ def fit(
             for slab in cut(brain, path, design, run=run, noise_model=noise_model)
         ]
         done, n = mapper(fit_slab, slabs), len(slabs)
-        parts = list(tqdm(done, "glm", n, leave=False, unit="slab", disable=quiet or None))
+        parts = list(
+            tqdm(done, "glm", n, leave=False, unit="slab", disable=None if verbose else True)
+        )
     fitted = Fit(parts, designs, brain, TOKEN_NOTE if is_token else "")
     if not fitted.analysed.any():
         raise DesignError(

@@ -60,7 +60,7 @@ def check_count(n: int, seed: int = 0) -> None:
 
 
 def relabelled(
-    runs: Sequence[RunLike], *, n: int = N_RELABELLINGS, seed: int = 0, quiet: bool = False
+    runs: Sequence[RunLike], *, n: int = N_RELABELLINGS, seed: int = 0, verbose: int = 1
 ) -> NullRates:
     """Relabel control trials as task and control within runs: nothing is there to find.
 
@@ -70,8 +70,8 @@ def relabelled(
         Their control trials are used, run by run.
     n, seed : int
         Relabellings over all runs together, and the seed of their draw.
-    quiet : bool, default=False
-        Show no progress bar.
+    verbose : int, default=1
+        0 shows no progress.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def relabelled(
     rng = np.random.default_rng(seed)
     rates = []
     shares = [len(part) for part in np.array_split(np.arange(n), len(runs))]
-    with tqdm(total=n, desc="null: relabelled controls", disable=quiet or None) as bar:
+    with tqdm(total=n, desc="null: relabelled controls", disable=None if verbose else True) as bar:
         for run, n_here in zip(runs, shares, strict=True):
             if not n_here:
                 continue  # more runs than relabellings
@@ -102,7 +102,7 @@ def pseudo_tasks(
     n_off: int,
     n: int = N_RELABELLINGS,
     seed: int = 0,
-    quiet: bool = False,
+    verbose: int = 1,
 ) -> NullRates:
     """Take whole control topics for a task: what any coherent topic activates.
 
@@ -115,8 +115,8 @@ def pseudo_tasks(
         trials: one from each of as many other topics.
     n, seed : int
         Pseudo-tasks, and the seed of their draw.
-    quiet : bool, default=False
-        Show no progress bar.
+    verbose : int, default=1
+        0 shows no progress.
 
     Returns
     -------
@@ -140,7 +140,9 @@ def pseudo_tasks(
     ]
     labels = [one for one in labels if len(one.is_on)]
     rates = []
-    with tqdm(total=len(labels), desc="null: pseudo-tasks", disable=quiet or None) as bar:
+    with tqdm(
+        total=len(labels), desc="null: pseudo-tasks", disable=None if verbose else True
+    ) as bar:
         for start in range(0, len(labels), _BATCH):
             batch = labels[start : start + _BATCH]
             t = t_of_labels(values, batch)

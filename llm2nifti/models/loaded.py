@@ -20,6 +20,7 @@ from llm2nifti.models.cache import ModelError
 from llm2nifti.models.loading import READS
 from llm2nifti.models.sites import find_sites, skipped
 from llm2nifti.models.weights import weight_norms
+from llm2nifti.plans import Json
 
 Mode = Literal["generate", "read"]
 Tensors = dict[str, torch.Tensor]  # what a model is called with
@@ -53,7 +54,7 @@ class LoadedModel:
     name: str
     module: Any
     tokenizer: Any
-    source: dict[str, Any]
+    source: Json
     kind: str = "causal"
     processor: Any = None
     folder: Path | None = None

@@ -22,6 +22,7 @@ from llm2nifti.models.cache import BUNDLED, ModelError, weights_hash
 from llm2nifti.models.loaded import LoadedModel
 from llm2nifti.models.probing import evaluating
 from llm2nifti.models.sites import find_sites, head_name
+from llm2nifti.plans import Json
 
 N_NAMED = 3  # weights that a message names
 N_DIGITS = 48  # of a hash; unlike the 64 of the hashes of files that older datasets hold
@@ -62,7 +63,7 @@ def short_name(name: str) -> str:
         return title
 
 
-def describe(title: str, module: Any, tokenizer: Any) -> dict[str, Any]:
+def describe(title: str, module: Any, tokenizer: Any) -> Json:
     """What the config says of a model, for sidecars and participants.tsv."""
     text = module.config.get_text_config()
     kind = type(tokenizer).__name__

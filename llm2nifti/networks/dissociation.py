@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,44 +35,98 @@ class Changes:
     bottom: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
-class LesionEffect(TypedDict):
-    """Mean effect of one lesion on the texts of one task."""
+@dataclass(frozen=True)
+class Effect:
+    """What one network's lesion does to one task's text, in nats a token.
+
+    Attributes
+    ----------
+    delta, interval : float, list of float
+        Mean change of log probability, with its bootstrap interval over texts.
+    random : list of float
+        The same of each set of matched random units.
+    excess, excess_interval : float, list of float
+        Beyond the mean of the random sets.
+    n_texts : int
+        Texts that were read.
+    bottom : float or None
+        Change by as many units that respond least.
+    """
 
     delta: float
     interval: list[float]
-    random: list[float]  # one mean a draw of matched random units
-    bottom: float | None
-    excess: float  # over the random mean
+    random: list[float]
+    excess: float
     excess_interval: list[float]
     n_texts: int
+    bottom: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the excess excludes 0."""
+        low, high = self.excess_interval
+        return low > 0 or high < 0
 
 
-class Spread(TypedDict):
-    """How much more one mean change is than another; below 0, what changes is hurt more."""
+@dataclass(frozen=True)
+class Selectivity:
+    """How much more lesions change the tasks whose networks they take than the other tasks.
+
+    Attributes
+    ----------
+    tasks : list of str
+        Tasks that were compared.
+    value, interval : float, list of float
+        Own task minus others, in nats a token; below 0, the own task is hurt more.
+    random : list of float
+        The same figure of each set of matched random units: its null.
+    """
+
+    tasks: list[str]
+    value: float
+    interval: list[float]
+    random: list[float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One task's text of a pair: by its own network's lesion minus by the other's.
+
+    Attributes
+    ----------
+    value, interval : float, list of float
+        In nats a token; below 0, the own network's lesion hurts it more.
+    """
 
     value: float
     interval: list[float]
 
 
-class Selectivity(Spread):
-    """How much more the tasks change whose networks the lesions take than the other tasks."""
+@dataclass(frozen=True)
+class DoubleDissociation:
+    """Two tasks, each of which may be hurt more by its own network's lesion.
 
-    tasks: list[str]
-    random: list[float]  # the same figure of each set of matched random units: its null
-
-
-class Dissociation(TypedDict):
-    """A pair of networks whose lesions may dissociate their tasks."""
+    Attributes
+    ----------
+    pair : list of str
+        Their labels.
+    first, second : Side
+        Text of each.
+    crosses, holds : bool
+        Whether both values, and both intervals, lie below 0.
+    random_crosses : float
+        Share of the sets of matched random units that cross, too.
+    """
 
     pair: list[str]
-    first: Spread  # of the first task: by its own network's lesion minus by the other's
-    second: Spread
-    crosses: bool  # both values lie below 0
-    holds: bool  # both intervals do
-    random_crosses: float  # share of the sets of matched random units that cross, too
+    first: Side
+    second: Side
+    crosses: bool
+    holds: bool
+    random_crosses: float
 
 
-def effect(changes: Changes, task: str, *, seed: int = 0) -> LesionEffect:
+def effect(changes: Changes, task: str, *, seed: int = 0) -> Effect:
     """Effect of one lesion on the texts of one task.
 
     For the excess over random units, texts and random sets are drawn anew: sets differ, and a few
@@ -83,15 +136,15 @@ def effect(changes: Changes, task: str, *, seed: int = 0) -> LesionEffect:
     rows = _resampled(len(lesion), seed)
     sets = _resampled(len(random), seed + 1).T
     bottom = changes.bottom.get(task)
-    return {
-        "delta": float(lesion.mean()),
-        "interval": _interval(lesion[rows].mean(axis=1)),
-        "random": random.mean(axis=1).tolist(),
-        "bottom": None if bottom is None else float(bottom.mean()),
-        "excess": float(lesion.mean() - random.mean()),
-        "excess_interval": _interval(draws_beyond(lesion, random, rows, sets)),
-        "n_texts": len(lesion),
-    }
+    return Effect(
+        delta=float(lesion.mean()),
+        interval=_interval(lesion[rows].mean(axis=1)),
+        random=random.mean(axis=1).tolist(),
+        excess=float(lesion.mean() - random.mean()),
+        excess_interval=_interval(draws_beyond(lesion, random, rows, sets)),
+        n_texts=len(lesion),
+        bottom=None if bottom is None else float(bottom.mean()),
+    )
 
 
 def draws_beyond(
@@ -115,15 +168,15 @@ def selectivity(changes: Sequence[Changes], *, seed: int = 0) -> Selectivity:
     Networks are named after their tasks; DissociationError if there are fewer than 2.
     """
     tasks, means, draws, null = _matrices(changes, seed)
-    return {
-        "tasks": tasks,
-        "value": _own_minus_other(means),
-        "interval": _interval(np.array([_own_minus_other(draw) for draw in draws])),
-        "random": [_own_minus_other(matrix) for matrix in null],
-    }
+    return Selectivity(
+        tasks=tasks,
+        value=_own_minus_other(means),
+        interval=_interval(np.array([_own_minus_other(draw) for draw in draws])),
+        random=[_own_minus_other(matrix) for matrix in null],
+    )
 
 
-def double_dissociations(changes: Sequence[Changes], *, seed: int = 0) -> list[Dissociation]:
+def double_dissociations(changes: Sequence[Changes], *, seed: int = 0) -> list[DoubleDissociation]:
     """Test every pair of networks for a double dissociation; see `selectivity`.
 
     A crossover: the lesion of A hurts task A more than the lesion of B does, and the reverse. It
@@ -132,25 +185,25 @@ def double_dissociations(changes: Sequence[Changes], *, seed: int = 0) -> list[D
     """
     tasks, means, draws, null = _matrices(changes, seed)
 
-    def spread(task: int, other: int) -> Spread:
+    def side(task: int, other: int) -> Side:
         values = draws[:, task, task] - draws[:, other, task]
-        value = float(means[task, task] - means[other, task])
-        return {"value": value, "interval": _interval(values)}
+        return Side(float(means[task, task] - means[other, task]), _interval(values))
 
-    out: list[Dissociation] = []
+    out = []
     for a in range(len(tasks)):
         for b in range(a):
-            both = first, second = spread(b, a), spread(a, b)
+            first, second = side(b, a), side(a, b)
             crossed = (null[:, a, a] < null[:, b, a]) & (null[:, b, b] < null[:, a, b])
-            pair: Dissociation = {
-                "pair": [tasks[b], tasks[a]],
-                "first": first,
-                "second": second,
-                "crosses": all(one["value"] < 0 for one in both),
-                "holds": all(one["interval"][1] < 0 for one in both),
-                "random_crosses": float(crossed.mean()),
-            }
-            out.append(pair)
+            out.append(
+                DoubleDissociation(
+                    pair=[tasks[b], tasks[a]],
+                    first=first,
+                    second=second,
+                    crosses=first.value < 0 and second.value < 0,
+                    holds=first.interval[1] < 0 and second.interval[1] < 0,
+                    random_crosses=float(crossed.mean()),
+                )
+            )
     return out
 
 

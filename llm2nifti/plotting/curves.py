@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def plot_auc(
     if null is not None:
         steps = range(1, len(null["low"]) + 1)
         ax.fill_between(steps, null["low"], null["high"], color="#DDDDDD", label="shuffled labels")
-    styles = zip(curves.items(), PALETTE, "osD^vP", strict=False)
+    styles = zip(curves.items(), cycle(PALETTE), cycle("osD^vP"), strict=False)
     for (name, points), color, marker in styles:
         values, low, high = ([p[key] for p in points] for key in ("value", "low", "high"))
         if name in at_end:
@@ -86,7 +87,7 @@ def plot_roc(
     >>> ax = plot_roc([0, 1], {"pathology": [0, 1]})
     """
     ax = ax or new_axes(5.4, 3.4)
-    for (name, values), color in zip(hits.items(), PALETTE, strict=False):
+    for (name, values), color in zip(hits.items(), cycle(PALETTE), strict=False):
         ax.plot(false_positive_rate, values, color=color, label=name)
     ax.plot([0, 1], [0, 1], color="black", ls="--", lw=1)
     ax.set(xlabel="False positives", ylabel="Hits", title=title, aspect="equal")
@@ -118,7 +119,15 @@ def plot_doses(
         values = np.array([curve[share] for share in shares])
         x = 100 * np.array(shares) * (1 + 0.03 * (i - (len(doses) - 1) / 2))  # apart, to be seen
         spread = np.abs(values[:, 1:] - values[:, :1]).T
-        ax.errorbar(x, values[:, 0], yerr=spread, fmt="-o", ms=4, color=PALETTE[i], label=name)
+        ax.errorbar(
+            x,
+            values[:, 0],
+            yerr=spread,
+            fmt="-o",
+            ms=4,
+            color=PALETTE[i % len(PALETTE)],
+            label=name,
+        )
     ticks = sorted({100 * share for curve in doses.values() for share in curve})
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

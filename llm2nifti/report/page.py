@@ -1,38 +1,32 @@
-"""How does the dataset become a page? Read, draw, fill in the template, write."""
+"""How does the dataset become a page? Read its results, draw, fill in the template, write."""
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import pandas as pd
 
-from llm2nifti import bids, glm, plotting
+from llm2nifti import bids, experiments, glm, plotting
+from llm2nifti.bids import Session
 from llm2nifti.bids.paths import REPORT
+from llm2nifti.plans import Json
 from llm2nifti.progress import stage
-from llm2nifti.report import findings
-from llm2nifti.report.detection import detection_section
-from llm2nifti.report.figures import Figure, draw, threshold_words
-from llm2nifti.report.lesions import lesion_section, steer_section
-from llm2nifti.report.nulls import null_section
-from llm2nifti.report.source import Source, TaskMap, read_source, read_task_map
-from llm2nifti.report.training import training_section
-from llm2nifti.tell import Section, wording
+from llm2nifti.report.figures import Figures
+from llm2nifti.report.summary import ReportError, SessionSummary, read_session_summary
+from llm2nifti.tell import Plot, Section, Table, as_html, wording
+from llm2nifti.tell.html import render
+from llm2nifti.tell.wording import number, plural
 
-_PAGE_BYTES = 14_000_000  # of figures and viewers, so that the page stays below 15 MB
-_VIEWER_BYTES = 8_000_000  # of all viewers together
-_LATER = {
-    "detection.json": detection_section,
-    "lesion.json": lesion_section,
-    "steer.json": steer_section,
-    "training.json": training_section,
-}
 _N_EXAMPLES = 2  # prompts of each condition
+_SITES = {
+    "embed": "the embedding of the tokens",
+    "attn": "what the attention of a block adds to the residual stream",
+    "resid": "the residual stream after a block",
+    "mlp": "what the MLP of a block adds to the residual stream",
+    "norm": "the output of the final norm",
+    "heads": "the input of the attention's output projection",
+    "mlp_hidden": "the input of the MLP's down projection",
+}
 
 
 def write(
@@ -40,7 +34,7 @@ def write(
     *,
     subject: str | None = None,
     session: str | None = None,
-    quiet: bool = False,
+    verbose: int = 1,
 ) -> Path:
     """Write the figures and the report of one analysed session.
 
@@ -49,9 +43,9 @@ def write(
     root : path-like
         Root of the dataset. It is all that is read: no model is needed.
     subject, session : str, optional
-        See `llm2nifti.bids.read`; by default the only session there is.
-    quiet : bool, default=False
-        Show no progress bar.
+        See `llm2nifti.bids.session`.
+    verbose : int, default=1
+        0 shows no progress.
 
     Returns
     -------
@@ -69,156 +63,118 @@ def write(
     >>> report.write("ds")  # doctest: +SKIP
     PosixPath('ds/derivatives/llm2nifti/report.html')
     """
-    source = read_source(root, subject=subject, session=session)
-    maps = {task: read_task_map(source, task) for task in source.shown}
-    sections = _later_sections(source)
-    plots = [plot for section in sections for plot in section.plots]
-    figures = draw(source, maps, more=plots, quiet=quiet)
-    path = source.folder / REPORT
-    with stage("page", quiet=quiet):
-        bids.write_text(path, source.root, _render(source, maps, figures, sections))
+    recording = bids.session(root, subject=subject, session=session)
+    summary = read_session_summary(recording)
+    lost = sorted(set(summary.tasks) - set(recording.tasks))
+    if lost:
+        raise ReportError(
+            f"the summary has task {lost[0]!r}, the dataset has no run of it; run: llm2nifti run "
+            f"{root}"
+        )
+    recording = recording.only(summary.tasks)
+    told = summary.sections(recording)
+    for kind in experiments.kept_results():
+        result = kind.read(recording)
+        told += result.sections() if result else []
+    fixed = {"design": design_plot(recording), **brain_plots(recording)}
+    plots = [*fixed.values(), *(plot for section in told for plot in section.all_plots())]
+    figures = Figures(plots, recording.folder / "figures", recording.root, verbose=verbose)
+    path = recording.folder / REPORT
+    with stage("page", verbose=verbose):
+        text = render(
+            Path(__file__).parent,
+            "report.html.j2",
+            **_context(recording, summary),
+            short=as_html(told[0]),
+            told=as_html(*told[1:], embed=figures.embed),
+            figures={name: figures.embed(plot) for name, plot in fixed.items()},
+            links=[(section.anchor, _link(section)) for section in told[1:]],
+        )
+        bids.write_text(path, recording.root, text)
     return path
 
 
-def _later_sections(source: Source) -> list[Section]:
-    """Sections on what was done with the dataset after its analysis."""
-    paths = [(source.folder / name, make) for name, make in _LATER.items()]
-    return [make(bids.read_json(path)) for path, make in paths if path.exists()]
+def _link(section: Section) -> str:
+    """What leads to a section."""
+    return "Is it real?" if section.anchor == "null" else section.anchor.capitalize()
 
 
-def _render(
-    source: Source,
-    maps: Mapping[str, TaskMap],
-    figures: Mapping[str, Figure],
-    sections: Sequence[Section],
-) -> str:
-    """Fill in the template of one session."""
-    return render(
-        "report.html.j2",
-        **_context(source),
-        figures=figures,
-        findings=findings,
-        rates=null_section(source.summary["null"]),
-        sections=sections,
-        tasks=_task_sections(source, maps, figures),
-    )
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill in a template of this folder; everything from the data is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in ("number", "count", "percent", "listing", "height_control"):
-        environment.filters[name] = getattr(wording, name)
-    environment.globals["plural"] = wording.plural
-    return environment.get_template(template).render(**values)
-
-
-def _context(source: Source) -> dict[str, Any]:
-    """Values of the template that need the runs."""
-    run = source.first_run(source.tasks[0])
+def _context(session: Session, summary: SessionSummary) -> Json:
+    """Values of the template."""
+    run = session.of(next(iter(summary.tasks))).first
     is_task = (run.events["trial_type"] != glm.CONTROL).tolist()
-    widest = max(source.brain.sites, key=lambda site: site.n_units)
+    frames = pd.concat([run.events["question_frame"] for run in session])
     return {
-        "summary": source.summary,
-        "model": source.summary["model"],
-        "design": source.summary["design"],
+        "summary": summary,
+        "model": summary.model,
+        "design": summary.design,
         "session": run.session,
         "files": bids.folder_of(run.subject, run.session).as_posix(),
-        "inside": source.folder != source.root / bids.DERIVATIVES,
-        "brain": source.brain,
-        "volume": wording.volume(source.summary["design"]),
-        "widest": widest,
-        "examples": _examples(source),
+        "inside": session.folder != session.root / bids.DERIVATIVES,
+        "brain": session.brain,
+        "volume": wording.volume(summary.design),
+        "shown": summary.maps.shown,
+        "rule": next(iter(summary.tasks.values())).threshold,
+        "examples": as_html(_examples(session, summary), level=3),
         "rendered": run.sidecar.get("Rendered", [""])[is_task.index(True)],
-        "question_frames": _question_frames(source),
+        "question_frames": int(frames[frames != ""].nunique()),
+        "meanings": {name: _SITES[name] for name in summary.design["sites"] if name in _SITES},
     }
 
 
-def _examples(source: Source) -> list[dict[str, str]]:
+def _examples(session: Session, summary: SessionSummary) -> Section:
     """First prompts of every task shown, and of the control, with their responses."""
-    runs = [source.first_run(task) for task in source.shown]
+    runs = [session.of(task).first for task in summary.maps.shown]
     wanted = [(run.events, run.task) for run in runs] + [(runs[0].events, glm.CONTROL)]
-    rows = []
+    says, rows = summary.design.get("mode") != "read", []
     for events, condition in wanted:
         first = events[events["trial_type"] == condition].head(_N_EXAMPLES)
-        rows += [
-            {"condition": condition, "prompt": str(prompt), "response": str(response)}
-            for prompt, response in zip(_shown(first), first["response"], strict=True)
-        ]
-    return rows
+        images = first["stim_file"] if "stim_file" in first else [""] * len(first)
+        for image, prompt, response in zip(images, first["prompt"], first["response"], strict=True):
+            row = {"Condition": condition, "Prompt": f"{image} {prompt}".strip()}
+            rows.append({**row, **({"Response": str(response)} if says else {})})
+    caption = "Example prompts and responses" if says else "Example prompts"
+    table = Table.of(caption, rows, ("Condition", "Prompt", "Response"))
+    return Section("", "Example prompts", tables=[table])
 
 
-def _shown(events: pd.DataFrame) -> list[str]:
-    """What was shown in each trial: the prompt, or the name of its image."""
-    images = events["stim_file"] if "stim_file" in events else [""] * len(events)
-    pairs = zip(images, events["prompt"], strict=True)
-    return [f"{image} {prompt}".strip() for image, prompt in pairs]
-
-
-def _question_frames(source: Source) -> int:
-    """Number of question frames of the experiment."""
-    frames = pd.concat([run.events["question_frame"] for run in source.session])
-    return int(frames[frames != ""].nunique())
-
-
-@dataclass(frozen=True)
-class _TaskSection:
-    """What the page shows of one task."""
-
-    name: str
-    numbers: dict[str, Any]
-    map: TaskMap
-    threshold: str
-    viewer: dict[str, str] | None
-    figure: Figure
-    layers: Figure
-
-
-def _task_sections(
-    source: Source, maps: Mapping[str, TaskMap], figures: Mapping[str, Figure]
-) -> list[_TaskSection]:
-    """One section a task; viewers as long as the page stays small."""
-    left = min(_VIEWER_BYTES, _PAGE_BYTES - sum(len(figure.uri) for figure in figures.values()))
-    sections = []
-    for task, task_map in maps.items():
-        numbers = source.summary["tasks"][task]
-        viewer = _viewer(source, task_map) if left > 0 else None
-        left -= len(viewer["document"]) if viewer else 0
-        sections.append(
-            _TaskSection(
-                name=task,
-                numbers=numbers,
-                map=task_map,
-                threshold=threshold_words(task_map, numbers["threshold"]),
-                viewer=viewer if left >= 0 else None,
-                figure=figures[f"map_{task}"],
-                layers=figures[f"layers_{task}"],
-            )
-        )
-    return sections
-
-
-def _viewer(source: Source, task_map: TaskMap) -> dict[str, str]:
-    """Document and size of the interactive viewer, taken out of plotting's ``<iframe>``.
-
-    The page needs its own tag around it, with a title and lazy loading.
-    """
-    tag = plotting.view(
-        task_map.t_img,
-        bg_img=source.bg_img,
-        threshold=task_map.threshold,
-        title=task_map.task,
+def design_plot(session: Session) -> Plot:
+    """Block design of the first run."""
+    run = session.first
+    events = run.events
+    is_control = events["trial_type"] == glm.CONTROL
+    seconds = float((events["onset"] + events["duration"]).max())
+    n_on, n_off = (events.loc[rows, "block"].nunique() for rows in (~is_control, is_control))
+    alt = (
+        f"Timeline of task {run.task}, run {run.run}: {plural(n_on, 'task block')} with "
+        f"{plural(int((~is_control).sum()), 'prompt')} and {plural(n_off, 'control block')} with "
+        f"{plural(int(is_control.sum()), 'prompt')} take turns over {number(seconds, 0)} s."
     )
-    parts = dict(re.findall(r'(srcdoc|width|height)="([^"]*)"', tag))
-    return {
-        "document": html.unescape(parts["srcdoc"]),
-        "width": parts["width"],
-        "height": parts["height"],
-    }
+    caption = (
+        f"The first run of {run.task}: blocks of its prompts (upper row) between blocks of control "
+        f"prompts (lower row); each small box is one prompt of {plural(run.n_frames, 'frame')}."
+    )
+    return Plot("design", lambda: plotting.plot_design(events), alt, caption)
+
+
+def brain_plots(session: Session) -> dict[str, Plot]:
+    """Floor plan and atlas."""
+    brain, bg_img = session.brain, bids.anatomy(session.root, session.subject, session.session)
+    tiles = dict.fromkeys(f"{site.slot} ({site.side})" for site in brain.sites)
+    layers = [site.layer for site in brain.sites]
+    floor_plan = Plot(
+        "floor_plan",
+        lambda: plotting.plot_floor_plan(brain),
+        f"Floor plan of a layer with the tiles {', '.join(tiles)}.",
+        "Every layer has this floor plan: a unit keeps its place on it, and its layer is its "
+        "height.",
+    )
+    atlas = Plot(
+        "atlas",
+        lambda: plotting.plot_atlas(brain, bg_img=bg_img),
+        f"Atlas of layers {min(layers)} to {max(layers)} in a coronal and an axial slice: one "
+        "hue a site, lighter for later layers.",
+        "A slice from the front (top) shows the layers from the bottom up, a slice from above "
+        "(bottom) shows one layer; the colour is the site and gets lighter with depth.",
+    )
+    return {"floor_plan": floor_plan, "atlas": atlas}

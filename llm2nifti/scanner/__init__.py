@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,13 +22,14 @@ from llm2nifti import __version__
 from llm2nifti.geometry import Site, layout
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
+from llm2nifti.plans import Json, Settings
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, TrialRow, volume_counts
 from llm2nifti.scanner.decoding import answer
 from llm2nifti.scanner.generating import Generator
 from llm2nifti.scanner.kernels import fast_linear, name_for
 from llm2nifti.scanner.likelihood import dialogues, log_likelihoods
 from llm2nifti.scanner.reading import Reader
-from llm2nifti.scanner.settings import ScanError, Settings
+from llm2nifti.scanner.settings import ScanError, mode_for, resolved
 from llm2nifti.scanner.stimulus import Stimuli, prepare
 
 __all__ = ["ScanError", "Settings", "answer", "check", "dialogues", "log_likelihoods", "scan"]
@@ -80,7 +80,7 @@ def scan(
     >>> scanner.scan(models.load(), paradigm.blocks("pathology"))  # doctest: +SKIP
     Recording: task pathology, run 1, 56 trials x 8 frames x 52992 units
     """
-    settings = (settings or Settings()).resolved(model)
+    settings = resolved(settings or Settings(), model)
     stimuli = prepare(model, paradigm, settings)
     brain = layout(_sites(model, settings, stimuli))
     paradigm = _timed(paradigm, settings, stimuli)
@@ -123,13 +123,13 @@ def scan(
 
 def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
     """Raise an error if this paradigm can't be shown to the model, or it lacks the sites."""
-    settings = settings.resolved(model)
+    settings = resolved(settings, model)
     _sites(model, settings, prepare(model, paradigm, settings))
 
 
 def _sites(model: LoadedModel, settings: Settings, stimuli: Stimuli) -> tuple[Site, ...]:
     """Sites of the stacks that see these stimuli."""
-    mode = settings.mode_for(model)
+    mode = mode_for(settings, model)
     shown = {"has_image": bool(stimuli.files), "has_text": any(stimuli.prompts)}
     return model.sites(settings.sites, mode=mode, fused_qkv=settings.fused_qkv, **shown)
 
@@ -177,9 +177,7 @@ def _check_replay(paradigm: Paradigm, replay: Sequence[Sequence[int]] | None) ->
         )
 
 
-def _provenance(
-    model: LoadedModel, settings: Settings, *, is_chat: bool, replayed: bool
-) -> dict[str, Any]:
+def _provenance(model: LoadedModel, settings: Settings, *, is_chat: bool, replayed: bool) -> Json:
     """Everything that decides the values, for sidecars and for resuming."""
     decoding = "greedy" if settings.temperature == 0 else "sampled"
     if replayed:

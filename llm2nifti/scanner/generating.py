@@ -19,11 +19,12 @@ from llm2nifti.geometry import ModelBrain
 from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.loading import quiet
+from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.decoding import OwnGenerators, greedy
 from llm2nifti.scanner.prefill import Inputs
-from llm2nifti.scanner.settings import ScanError, Settings
+from llm2nifti.scanner.settings import ScanError
 from llm2nifti.scanner.sink import Sink
 from llm2nifti.scanner.stimulus import Stimuli, fill_token
 
@@ -55,6 +56,7 @@ class Generator:
                 "be recorded together; use batch_size=1"
             )
 
+    @torch.no_grad()  # of the encoder's pass, too
     def record(self, trials: slice, out: np.ndarray) -> list[TrialRow]:
         """Record some trials into `out` (n_volumes, n_units); return their metadata."""
         inputs = self._file_inputs(trials) if self.stimuli.files else self._text_inputs(trials)
@@ -63,12 +65,11 @@ class Generator:
         sink = Sink(self.model, self.brain, out, n_summed=n_frames if is_reduced else 1)
         device = self.model.device
         norms = torch.empty((trials.stop - trials.start, n_frames), device=device)
-        with torch.no_grad():
-            if self.replay is None:
-                tokens, logits = self._generate(inputs, self.stimuli.stim_ids[trials], sink, norms)
-            else:
-                tokens = torch.tensor([list(t) for t in self.replay[trials]], device=device)
-                logits = self._force(inputs, tokens, sink, norms)
+        if self.replay is None:
+            tokens, logits = self._generate(inputs, self.stimuli.stim_ids[trials], sink, norms)
+        else:
+            tokens = torch.tensor([list(t) for t in self.replay[trials]], device=device)
+            logits = self._force(inputs, tokens, sink, norms)
         sink.finish()
         return self._describe(tokens, logits, norms)
 

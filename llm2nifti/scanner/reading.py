@@ -20,11 +20,12 @@ from torch import nn
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
+from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.generating import measure
 from llm2nifti.scanner.prefill import Inputs
-from llm2nifti.scanner.settings import ScanError, Settings
+from llm2nifti.scanner.settings import ScanError
 from llm2nifti.scanner.sink import Sink
 from llm2nifti.scanner.stimulus import Positions, Stimuli, fill_token
 

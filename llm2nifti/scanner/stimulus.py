@@ -15,8 +15,9 @@ from llm2nifti.media import MEDIA, listed, medium_of, problems, read_image, read
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
+from llm2nifti.plans import Settings
 from llm2nifti.scanner.prefill import Inputs
-from llm2nifti.scanner.settings import ScanError, Settings
+from llm2nifti.scanner.settings import ScanError
 
 Positions = list[int]
 

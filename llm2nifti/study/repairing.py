@@ -11,11 +11,13 @@ from llm2nifti import bids
 from llm2nifti.bids import checking, manifest
 from llm2nifti.bids.checking import Problem
 from llm2nifti.defaults import N_RELABELLINGS
+from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.plans import Json
 from llm2nifti.study.errors import StudyError
 from llm2nifti.study.sessions import analyse_all, forget
 
 if TYPE_CHECKING:  # scanning needs torch, which a mere check does not load
-    from llm2nifti.study.plans import Plan
+    from llm2nifti.plans import ScanPlan
 
 _SCANNED = {"run", "anatomy", "stimuli", "dataset"}
 _INTENT = Path("code") / "llm2nifti_repair.json"  # of a repair that has begun
@@ -27,9 +29,21 @@ _ADVICE = {
 
 
 class DamageError(ValueError):
-    """Files of a dataset are not as they were written."""
+    """Files of a dataset are not as they were written.
+
+    Parameters
+    ----------
+    message : str
+        How many, and what to do.
+    printed : tuple, optional
+        The files themselves, as JSON and as text.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, printed: tuple[Any, str] | None = None) -> None:
+        super().__init__(message)
+        self.printed = printed
 
 
 def check(root: Path) -> list[Problem]:
@@ -80,7 +94,7 @@ def accept(root: Path) -> list[Problem]:
 
 
 def repair(
-    root: Path, *, model: str | None = None, stimuli: str | None = None, quiet: bool = False
+    root: Path, *, model: str | None = None, stimuli: str | None = None, verbose: int = 1
 ) -> list[Problem]:
     """Mend a dataset: scan damaged runs again, and analyse again if it was analysed.
 
@@ -94,8 +108,8 @@ def repair(
         Where the model is, if it is a folder or file: the dataset knows only its name.
     stimuli : str, optional
         Where the stimuli are, if they are not the bundled ones.
-    quiet : bool, default=False
-        Show no progress bars.
+    verbose : int, default=1
+        0 shows no progress.
 
     Returns
     -------
@@ -114,7 +128,7 @@ def repair(
     scans = todo["scans"]
     if scans:
         plans = _plans(root, model=model, stimuli=stimuli)
-        _scan_again(root, plans, problems, todo, is_told=model is not None, quiet=quiet)
+        _scan_again(root, plans, problems, todo, is_told=model is not None, verbose=verbose)
     else:
         with bids.locked(root):
             _set_aside(root, problems, todo)
@@ -122,7 +136,7 @@ def repair(
         if todo["forgets"]:
             forget(root)
         with bids.locked(root):
-            analyse_all(root, n_null=todo["n_null"], quiet=quiet)
+            analyse_all(root, measured=[NullPlan(n=todo["n_null"])], verbose=verbose)
     finish(root)
     with bids.locked(root):  # tidies up
         return check(root)
@@ -138,7 +152,7 @@ def is_unfinished(root: Path) -> bool:
     return (root / _INTENT).exists()
 
 
-def _intent(root: Path, problems: Sequence[Problem]) -> dict[str, Any]:
+def _intent(root: Path, problems: Sequence[Problem]) -> Json:
     """What there is to do; once begun, also what the repair that was ended had to do.
 
     A scan deletes what was made from its run before: nobody could tell any more.
@@ -146,7 +160,7 @@ def _intent(root: Path, problems: Sequence[Problem]) -> dict[str, Any]:
     parts = {problem.part for problem in problems}
     names = manifest.written(root)
     was_analysed = any(Path(name).name == bids.SUMMARY.name for name in names)
-    todo: dict[str, Any] = {
+    todo: Json = {
         "scans": bool(parts & _SCANNED),
         "forgets": "analysis" in parts,
         "n_null": _n_null(root) if was_analysed else None,
@@ -159,36 +173,39 @@ def _intent(root: Path, problems: Sequence[Problem]) -> dict[str, Any]:
 
 def _scan_again(
     root: Path,
-    plans: list[Plan],
+    plans: list[ScanPlan],
     problems: list[Problem],
-    todo: dict[str, Any],
+    todo: Json,
     *,
     is_told: bool,
-    quiet: bool,
+    verbose: int,
 ) -> None:
     """Record damaged runs anew; `is_told` is whether somebody said where the model is."""
     from llm2nifti import models
+    from llm2nifti.scanner.threads import torch_threads
     from llm2nifti.study import scanning
+    from llm2nifti.study.crews import ThisProcess
+    from llm2nifti.study.plans import label
 
-    crew = scanning.ThisProcess()
+    crew = ThisProcess()
     touched = {part for problem in problems for part in problem.path.parts}
     hit = [
         plan
         for plan in plans
-        if touched & {f"sub-{plan.model.label(untrained=copy)}" for copy in (False, True)}
+        if touched & {f"sub-{label(plan.model, untrained=copy)}" for copy in (False, True)}
     ]
-    with bids.locked(root), scanning.torch_threads(_threads(root)):
+    with bids.locked(root), torch_threads(_threads(root)):
         try:  # before anything is moved: a model that is not there changes nothing
             crew.check(hit, scanning.check(root, plans))
         except models.ModelError as error:
             hint = "" if is_told else "; say where it is with model=..."
             raise models.ModelError(f"{error}{hint}") from error
         _set_aside(root, problems, todo)
-        scanning.scan(root, plans, quiet=quiet, crew=crew)
-        bids.clear_work(root, recordings=True)
+        scanning.scan(root, plans, verbose=verbose, crew=crew)
+        bids.writing.clear_work(root, recordings=True)
 
 
-def _set_aside(root: Path, problems: list[Problem], todo: dict[str, Any]) -> None:
+def _set_aside(root: Path, problems: list[Problem], todo: Json) -> None:
     """Keep damaged files elsewhere; results of interventions stay."""
     temporary = root / manifest.WORK / _INTENT.name
     temporary.write_text(json.dumps(todo), "utf-8")
@@ -217,7 +234,7 @@ def _n_null(root: Path) -> int:
     return N_RELABELLINGS
 
 
-def _plans(root: Path, *, model: str | None, stimuli: str | None) -> list[Plan]:
+def _plans(root: Path, *, model: str | None, stimuli: str | None) -> list[ScanPlan]:
     """Plans that a dataset was made by; see `repair`."""
     from llm2nifti.study.plans import PLAN_FILE, plans_of
 

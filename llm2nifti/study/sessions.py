@@ -5,95 +5,164 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm2nifti import bids, glm
-from llm2nifti.bids import Session, checking, manifest
+from llm2nifti import bids, experiments, glm, report
+from llm2nifti.bids import Session, checking
 from llm2nifti.bids.paths import REPORT
+from llm2nifti.bids.summary import Who
+from llm2nifti.cluster import Mapper
 from llm2nifti.defaults import N_RELABELLINGS
+from llm2nifti.experiments.identification.measure import measure as identify
+from llm2nifti.experiments.identification.plan import IdentificationPlan
+from llm2nifti.experiments.maps.measure import measure as fit_maps
+from llm2nifti.experiments.maps.plan import GlmPlan
+from llm2nifti.experiments.maps.result import TaskMaps
+from llm2nifti.experiments.nulls.measure import measure as measure_nulls
+from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.experiments.provenance import digest_of_runs, versions
+from llm2nifti.experiments.repeatability.measure import measure as compare
+from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
+from llm2nifti.experiments.results import Json
+from llm2nifti.plans import Plan
 from llm2nifti.progress import stage, track
-from llm2nifti.study.analysis import (
-    analyse_identification,
-    analyse_maps,
-    analyse_null,
-    analyse_similarity,
-)
-from llm2nifti.study.overview import compare_sessions
-from llm2nifti.study.summary import Who, describe_dataset, read_summary, update_summary, versions
-
-Mapper = glm.Mapper
+from llm2nifti.report.summary import SessionSummary, UntrainedSummary
 
 
 def analyse(
-    root: Path,
+    session: Session,
     *,
-    subject: str | None = None,
-    session: str | None = None,
     n_null: int = N_RELABELLINGS,
-    quiet: bool = False,
+    verbose: int = 1,
     mapper: Mapper = map,
-) -> dict[str, Any]:
+) -> SessionSummary:
     """Do the whole analysis of one session and write its summary.
 
     Parameters
     ----------
-    root : Path
-        Root of the dataset.
-    subject, session : str, optional
-        See `llm2nifti.bids.read`; by default the only session there is.
+    session : Session
+        Runs of one model.
     n_null : int, default=200
         Relabellings of the null experiments.
-    quiet : bool, default=False
-        Show no progress bars.
+    verbose : int, default=1
+        0 shows no progress.
     mapper : callable, default=map
         Does a function for each of some items; here the maps of each task.
 
     Returns
     -------
-    dict
-        The content of ``summary.json`` in the session's `llm2nifti.bids.analysis_folder`.
+    SessionSummary
+        The content of ``summary.json`` in the session's folder.
     """
-    root = Path(root).resolve()  # the mapper may work in another folder
-    recording = bids.session(root, subject=subject, session=session)
-    who = (recording.subject, recording.session)
-    parts: dict[str, Any] = describe_dataset(recording)
-    with stage("glm", quiet=quiet):
-        parts["tasks"] = _all_maps(recording, mapper, quiet=quiet)
-    repeated = _is_repeated(recording)
-    contrasts = glm.contrasts_of(recording) if repeated else None
-    if repeated:
-        with stage("similarity", quiet=quiet):
-            parts["similarity"] = analyse_similarity(recording, contrasts=contrasts, quiet=quiet)
-    if repeated and len(recording.tasks) > 1:
-        with stage("identification", quiet=quiet):
-            parts["identification"] = analyse_identification(recording, contrasts=contrasts)
-    with stage("nulls", quiet=quiet):
-        parts["null"] = analyse_null(recording, n=n_null, quiet=quiet)
-    parts["untrained"] = _analyse_untrained(recording, quiet=quiet)
-    parts["options"] = {"n_null": n_null}
-    parts["made_from"] = made_from(root, who)
-    old = ("similarity", "identification", "sessions", "between_sessions", "reported")
-    missing = dict.fromkeys(old)
-    return update_summary(root, who, **{**missing, **parts})
+    with stage("glm", verbose=verbose):
+        tasks = _all_maps(session, mapper, verbose=verbose)
+    similarity = naming = contrasts = None
+    if _is_repeated(session):
+        contrasts = glm.contrasts_of(session)
+        with stage("similarity", verbose=verbose):
+            alone = RepeatabilityPlan(untrained=False)
+            similarity = compare(session, alone, contrasts=contrasts, verbose=verbose)
+        if len(session.tasks) > 1:
+            with stage("identification", verbose=verbose):
+                named = IdentificationPlan(untrained=False)
+                naming = identify(session, named, contrasts=contrasts, verbose=verbose)
+    with stage("nulls", verbose=verbose):
+        null = measure_nulls(session, NullPlan(n=n_null), verbose=verbose)
+    summary = SessionSummary(
+        model=session.model,
+        design=_design(session),
+        versions={**session.first.sidecar["Versions"], **versions()},
+        tasks=tasks,
+        null=null,
+        similarity=similarity,
+        identification=naming,
+        untrained=_untrained(session, verbose=verbose),
+        options={"n_null": n_null},
+        made_from=digest_of_runs(session),
+    )
+    who, content = (session.subject, session.session), summary.content()
+    old = dict.fromkeys(set(bids.read_summary(session.root, who)) - set(content))
+    bids.update_summary(session.root, who, **old, **content)
+    return summary
 
 
-def _all_maps(session: Session, mapper: Mapper, *, quiet: bool) -> dict[str, Any]:
+def _all_maps(session: Session, mapper: Mapper, *, verbose: int) -> dict[str, TaskMaps]:
     """Maps of all tasks: here with one bar for all runs, or task by task where the mapper says."""
     if mapper is map:
-        return analyse_maps(session, quiet=quiet)
+        return fit_maps(session, GlmPlan(), mapper=map, verbose=verbose).tasks
     tasks = [session.of(task) for task in session.tasks]
-    parts = mapper(partial(analyse_maps, quiet=True), tasks)
-    bar = track(parts, "glm tasks", total=len(tasks), unit="task", quiet=quiet)
-    return {task: numbers for part in bar for task, numbers in part.items()}
+    parts = mapper(partial(fit_maps, plan=GlmPlan(), mapper=map, verbose=0), tasks)
+    bar = track(parts, "glm tasks", total=len(tasks), unit="task", verbose=verbose)
+    return {task: numbers for part in bar for task, numbers in part.tasks.items()}
+
+
+def _design(session: Session) -> Json:
+    """Design and settings, read from the runs' sidecars."""
+    first = session.first
+    events, brain, sidecar = first.events, first.brain, first.sidecar
+    is_control = events["trial_type"] == glm.CONTROL
+    return {
+        "subject": first.subject,
+        "session": first.session,
+        "tasks": list(session.tasks),
+        "n_runs": len(session.folds),
+        "n_blocks": int(events.loc[~is_control, "block"].nunique()),
+        "n_task_trials": int((~is_control).sum()),
+        "n_control_trials": int(is_control.sum()),
+        "n_frames": first.n_frames,
+        "frame_seconds": first.t_r / first.n_frames,
+        "mode": session.settings.get("mode", "generate"),
+        "frames": first.frames,
+        "shown": sidecar.get("Stimuli", "images" if "stim_file" in events else "prompts"),
+        "n_units": brain.n_units,
+        "n_layers": len({site.layer for site in brain.sites}),
+        "shape": list(brain.shape),
+        "space": brain.space,
+        "sites": sidecar["Sites"],
+        "settings": sidecar["Settings"],
+        "decoding": sidecar["Decoding"],
+        "chat_template": sidecar["ChatTemplate"],
+        "threads": sidecar["Threads"],
+    }
+
+
+def _is_repeated(session: Session) -> bool:
+    """Whether every task has at least 2 runs of at least 2 on-blocks."""
+    n_blocks = min(
+        r.events.loc[r.events["trial_type"] != glm.CONTROL, "block"].nunique() for r in session
+    )
+    n_runs = {len(session.of(task)) for task in session.tasks}
+    return len(n_runs) == 1 and min(n_runs) > 1 and n_blocks > 1
+
+
+def _untrained(session: Session, *, verbose: int) -> UntrainedSummary | None:
+    """The same figures for the untrained copy."""
+    copy, shares = session.untrained, {}
+    if copy is None:
+        return None
+    similarity = naming = None
+    with stage("untrained copy", verbose=verbose):
+        contrasts = glm.contrasts_of(copy)
+        for task in copy.tasks:
+            runs = [c for (name, _), c in contrasts.items() if name == task]
+            shares[task] = {"share_below_05": glm.pool(task, copy.brain, runs).share_below()}
+        if _is_repeated(copy):
+            alone = RepeatabilityPlan(untrained=False)
+            how: dict[str, Any] = {"contrasts": contrasts, "verbose": verbose}
+            similarity = compare(copy, alone, intervals=False, **how)
+            if len(copy.tasks) > 1:
+                naming = identify(copy, IdentificationPlan(untrained=False), **how)
+    return UntrainedSummary(copy.subject, shares, copy.model, similarity, naming)
 
 
 def analyse_all(
     root: Path,
     *,
-    n_null: int = N_RELABELLINGS,
-    quiet: bool = False,
+    measured: Sequence[Plan] = (),
+    verbose: int = 1,
     mapper: Mapper = map,
 ) -> Path:
     """Analyse and report every session; where there are several, compare them on one more page.
@@ -102,10 +171,11 @@ def analyse_all(
     ----------
     root : Path
         Root of the dataset.
-    n_null : int, default=200
-        Relabellings of the null experiments.
-    quiet : bool, default=False
-        Show no progress bars.
+    measured : sequence of Plan
+        Experiments that every session goes through before it is reported; a `NullPlan` says how
+        many relabellings the analysis makes.
+    verbose : int, default=1
+        0 shows no progress.
     mapper : callable, default=map
         Does a function for each of some items: the sessions, or the tasks of one.
 
@@ -119,45 +189,53 @@ def analyse_all(
     A session is analysed anew only where its runs, files of the analysis, options or versions are
     others than those of its summary, and reported anew where there are other results.
     """
-    from llm2nifti import report
-
     sessions = bids.analysed(root)
-    how: dict[str, Any] = {"root": Path(root).resolve(), "n_null": n_null}
+    n_null = next((plan.n for plan in measured if isinstance(plan, NullPlan)), N_RELABELLINGS)
+    measured = [plan for plan in measured if not isinstance(plan, NullPlan)]
     if bids.analysis_folder(root, *sessions[0]) == Path(root) / bids.DERIVATIVES:
-        return bring_up_to_date(sessions[0], **{**how, "root": root}, quiet=quiet, mapper=mapper)
-    todo = [who for who in sessions if not is_reported(root, who, n_null=n_null)]
-    done = mapper(partial(bring_up_to_date, **how), todo)
-    for _ in track(done, "analyse", total=len(todo), unit="session", quiet=quiet):
+        return bring_up_to_date(
+            sessions[0], root=root, n_null=n_null, measured=measured, verbose=verbose, mapper=mapper
+        )
+    # The mapper may work in another folder.
+    each = partial(
+        bring_up_to_date, root=Path(root).resolve(), n_null=n_null, measured=measured, verbose=0
+    )
+    todo = [who for who in sessions if measured or not is_reported(root, who, n_null=n_null)]
+    for _ in track(mapper(each, todo), "analyse", total=len(todo), unit="session", verbose=verbose):
         pass
-    compare_sessions(root)
+    report.compare_sessions(root)
     return report.write_overview(root)
 
 
 def bring_up_to_date(
-    who: Who, *, root: Path, n_null: int, quiet: bool = True, mapper: Mapper = map
+    who: Who,
+    *,
+    root: Path,
+    n_null: int,
+    measured: Sequence[Plan] = (),
+    verbose: int = 1,
+    mapper: Mapper = map,
 ) -> Path:
-    """Analyse and report one session, as far as something changed.
+    """Analyse, measure and report one session, as far as something changed.
 
     Parameters
     ----------
     who : (str, str)
         Labels of the model and of the session.
-    root, n_null, quiet, mapper
+    n_null : int
+        Relabellings of the null experiments.
+    root, measured, verbose, mapper
         See `analyse_all`.
-
-    Returns
-    -------
-    Path
-        Its report.
     """
-    from llm2nifti import report
-
     labels = {"subject": who[0], "session": who[1]}
     if not is_analysed(root, who, n_null=n_null):
-        analyse(root, **labels, n_null=n_null, quiet=quiet, mapper=mapper)
+        session = bids.session(Path(root).resolve(), **labels)
+        analyse(session, n_null=n_null, verbose=verbose, mapper=mapper)
+    for plan in measured:
+        experiments.measure(bids.session(root, **labels), plan, verbose=verbose, is_locked=True)
     if not is_reported(root, who, n_null=n_null):
-        report.write(root, **labels, quiet=quiet)
-        update_summary(root, who, reported=_results(root, who))
+        report.write(root, **labels, verbose=verbose)
+        bids.update_summary(root, who, reported=_results(root, who))
     return bids.analysis_folder(root, *who) / REPORT
 
 
@@ -169,8 +247,8 @@ def forget(root: Path) -> None:
         return
     with bids.locked(root):
         for who in sessions:
-            if read_summary(root, who):
-                update_summary(root, who, made_from=None)
+            if bids.read_summary(root, who):
+                bids.update_summary(root, who, made_from=None)
 
 
 def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:
@@ -178,11 +256,12 @@ def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:
 
     The maps and networks that belong to it have to be as they were written.
     """
-    summary = read_summary(root, who)
+    summary = bids.read_summary(root, who)
     made_by = summary.get("versions", {})
+    now = digest_of_runs(bids.session(root, subject=who[0], session=who[1]))
     return (
         summary.get("options") == {"n_null": n_null}
-        and summary.get("made_from", "") == made_from(root, who)
+        and summary.get("made_from", "") == now
         and all(made_by.get(name) == number for name, number in versions().items())
         and checking.are_intact(root, checking.analysis_files(root, bids.folder_of(*who)))
     )
@@ -192,7 +271,7 @@ def is_reported(root: Path, who: Who, *, n_null: int) -> bool:
     """Whether a session is analysed, and its report shows the results that there are."""
     page = bids.analysis_folder(root, *who) / REPORT
     is_there = checking.are_intact(root, [page])
-    summary = read_summary(root, who)
+    summary = bids.read_summary(root, who)
     return (
         is_there
         and summary.get("reported") == _results(root, who)
@@ -200,48 +279,7 @@ def is_reported(root: Path, who: Who, *, n_null: int) -> bool:
     )
 
 
-def made_from(root: Path, who: Who) -> str | None:
-    """What tells whether the runs of a session, or of its untrained copy, have changed.
-
-    None where there is no manifest to tell.
-    """
-    if not manifest.has_manifest(root):
-        return None
-    subject, session = who
-    subjects = (subject, bids.label(f"{subject}-untrained"))
-    folders = [bids.folder_of(name, session) for name in subjects]
-    return checking.digest(root, ("run", "anatomy"), folders)
-
-
 def _results(root: Path, who: Who) -> str:
     """What tells whether results of interventions have changed."""
     folder = bids.analysis_folder(root, *who)
     return checking.digest(root, ("results",), [folder.relative_to(root)])
-
-
-def _is_repeated(session: Session) -> bool:
-    """Whether every task has at least 2 runs of at least 2 on-blocks."""
-    n_blocks = min(
-        r.events.loc[r.events["trial_type"] != glm.CONTROL, "block"].nunique() for r in session
-    )
-    n_runs = {len(session.of(task)) for task in session.tasks}
-    return len(n_runs) == 1 and min(n_runs) > 1 and n_blocks > 1
-
-
-def _analyse_untrained(session: Session, *, quiet: bool) -> dict[str, Any] | None:
-    """The same figures for the untrained copy: a baseline of input similarity, not a null."""
-    copy = session.untrained
-    if copy is None:
-        return None
-    out: dict[str, Any] = {"subject": copy.subject, "model": copy.model, "tasks": {}}
-    with stage("untrained copy", quiet=quiet):
-        contrasts = glm.contrasts_of(copy)
-        for task in copy.tasks:
-            runs = [c for (name, _), c in contrasts.items() if name == task]
-            out["tasks"][task] = {"share_below_05": glm.pool(task, copy.brain, runs).share_below()}
-        if _is_repeated(copy):
-            how: dict[str, Any] = {"contrasts": contrasts}
-            out["similarity"] = analyse_similarity(copy, **how, intervals=False, quiet=quiet)
-            if len(copy.tasks) > 1:
-                out["identification"] = analyse_identification(copy, **how)
-    return out

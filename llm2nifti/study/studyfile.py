@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from llm2nifti import bids, models
-from llm2nifti.defaults import N_RELABELLINGS
-from llm2nifti.scanner import Settings
+from llm2nifti import bids, experiments, models
+from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.plans import (
+    Count,
+    Design,
+    ModelChoice,
+    Plan,
+    PlanError,
+    ScanPlan,
+    Settings,
+    checked,
+    hints_of,
+    unknown,
+)
 from llm2nifti.study.errors import StudyError
-from llm2nifti.study.plans import Design, ModelChoice, Plan, check_labels
+from llm2nifti.study.plans import check_together, paradigms
 
 FACTORS = ("name", "revision", "dtype", "seed", "temperature")  # lists of these become sessions
+_SAMPLING = {name: hints_of(Settings)[name] for name in ("seed", "temperature")}
+_MODEL = {**hints_of(ModelChoice), **_SAMPLING}
+del _MODEL["session"]
+_RECORDING = {k: v for k, v in hints_of(Settings).items() if k not in _SAMPLING}
+_RECORDING["compress"] = bool
+_TABLES = {"dataset": str, "n_null": Count, "design": dict, "recording": dict, "model": list[dict]}
 
 Table = Mapping[str, Any]
 
@@ -28,61 +45,15 @@ class StudyFile:
     ----------
     root : Path
         Root of the dataset.
-    plans : tuple of Plan
+    plans : tuple of ScanPlan
         One a model and session.
-    n_null : int
-        Relabellings of the null experiments.
+    measured : tuple of Plan
+        Experiments that every session goes through after its analysis.
     """
 
     root: Path
-    plans: tuple[Plan, ...]
-    n_null: int
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What a value has to be."""
-
-    words: str
-    fits: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_TEXT = _Kind("text", lambda value: isinstance(value, str) and bool(value.strip()))
-_WHOLE = _Kind("a whole number", lambda value: _is_number(value) and isinstance(value, int))
-_NUMBER = _Kind("a number", _is_number)
-_SWITCH = _Kind("true or false", lambda value: isinstance(value, bool))
-_TEXTS = _Kind("a list of texts", lambda v: isinstance(v, list) and all(map(_TEXT.fits, v)))
-_TABLE = _Kind("a table", lambda value: isinstance(value, dict))
-_TABLES = _Kind(
-    "a list of tables, each begun by [[model]]",
-    lambda value: isinstance(value, list) and bool(value) and all(map(_TABLE.fits, value)),
-)
-_OF_TYPE = {
-    str: _TEXT,
-    str | None: _TEXT,
-    int: _WHOLE,
-    float: _NUMBER,
-    bool: _SWITCH,
-    tuple[str, ...]: _TEXTS,
-}
-
-
-def _kinds(cls: type, renamed: Mapping[str, str], left_out: Iterable[str] = ()) -> dict[str, _Kind]:
-    """Keys of a table that hold the fields of a dataclass."""
-    hints = get_type_hints(cls)
-    names = [f.name for f in fields(cls) if f.name not in left_out]
-    return {renamed.get(name, name): _OF_TYPE[hints[name]] for name in names}
-
-
-_FILE = {"dataset": _TEXT, "n_null": _WHOLE, "design": _TABLE, "recording": _TABLE}
-_FILE["model"] = _TABLES
-_DESIGN = _kinds(Design, {"stimuli_path": "stimuli"})
-_RECORDING = {**_kinds(Settings, {}, ("seed", "temperature")), "compress": _SWITCH}
-_MODEL = {**_kinds(ModelChoice, {}, ("session",)), "seed": _WHOLE, "temperature": _NUMBER}
+    plans: tuple[ScanPlan, ...]
+    measured: tuple[Plan, ...] = field(default=())
 
 
 def read_study(path: Path | str) -> StudyFile:
@@ -92,7 +63,9 @@ def read_study(path: Path | str) -> StudyFile:
     ----------
     path : path-like
         A TOML file with ``dataset``, one or more ``[[model]]``, and as wanted ``n_null``,
-        ``[design]`` and ``[recording]``. Paths in it are relative to its folder.
+        ``[design]``, ``[recording]``, and a table named by the command of each experiment that
+        every session is to go through, such as ``[lesion]``. Paths in it are relative to its
+        folder.
 
     Returns
     -------
@@ -111,7 +84,7 @@ def read_study(path: Path | str) -> StudyFile:
         raise StudyError(f"there is no study file {path}")
     try:
         study = _read(path)
-        study.plans[0].design.paradigms()  # for its checks
+        paradigms(study.plans[0].design)  # for its checks
     except ValueError as error:  # many checks do not know of the file
         raise StudyError(f"{path}: {error}") from None
     return study
@@ -120,102 +93,106 @@ def read_study(path: Path | str) -> StudyFile:
 def _read(path: Path) -> StudyFile:
     """Study of a file."""
     content = tomllib.loads(path.read_text("utf-8"))
-    _check_table(content, _FILE, "")
+    commands = experiments.commands()
+    _check(content, {**_TABLES, **dict.fromkeys(commands, dict)}, "")
     for key in ("dataset", "model"):
-        if key not in content:
+        if not content.get(key):
             raise StudyError(f"{key} is missing; the file needs dataset and at least one [[model]]")
-    design, recording = content.get("design", {}), content.get("recording", {})
-    _check_table(design, _DESIGN, "[design] ")
-    _check_table(recording, _RECORDING, "[recording] ")
+    shown, recording = content.get("design", {}), dict(content.get("recording", {}))
+    _check(shown, hints_of(Design), "[design] ")
+    _check(recording, _RECORDING, "[recording] ")
+    if "stimuli" in shown:
+        shown = {**shown, "stimuli": str(path.parent / shown["stimuli"])}
+    design, compress = Design(**shown), recording.pop("compress", False)
     plans = []
     for number, table in enumerate(content["model"], start=1):
         place = f"[[model]] {number} "
-        _check_model(table, place)
-        _check_sampling(table, recording, place)
-        table["name"] = [_found(name, path.parent) for name in _values(table, "name")]
-        _check_revisions(table, place)
-        plans += [
-            Plan(
-                _choice(one),
-                _design(design, path.parent),
-                _settings(recording, one),
-                recording.get("compress", False),
-            )
-            for one in _sessions(table, place)
-        ]
-    check_labels(plans)
-    return StudyFile(
-        root=path.parent / content["dataset"],
-        plans=tuple(plans),
-        n_null=content.get("n_null", N_RELABELLINGS),
+        factors = _factors(table, recording, place, path.parent)
+        for one in _sessions({**table, **factors}, list(factors), place):
+            sampling = {key: one.pop(key) for key in _SAMPLING if key in one}
+            settings = Settings(**recording, **sampling)
+            plans.append(ScanPlan(ModelChoice(**one), design, settings, compress))
+    check_together(plans)
+    measured = tuple(
+        _plan(commands[name], content[name], f"[{name}] ") for name in commands if name in content
     )
+    if "n_null" in content:
+        measured = (NullPlan(n=content["n_null"]), *measured)
+    return StudyFile(path.parent / content["dataset"], tuple(plans), measured)
 
 
-def _check_table(table: Table, kinds: Mapping[str, _Kind], place: str) -> None:
+def _check(table: Table, hints: Mapping[str, Any], place: str) -> None:
     """Raise StudyError unless every key is known and every value of its kind."""
     for key, value in table.items():
-        if key not in kinds:
-            raise StudyError(f"{place}{key} is not known; allowed are {', '.join(kinds)}")
-        if not kinds[key].fits(value):
-            raise StudyError(f"{place}{key} is {value!r}; it must be {kinds[key].words}")
+        if key not in hints:
+            raise StudyError(f"{place}{unknown(key, list(hints))}")
+        try:
+            checked(key, value, hints[key])
+        except PlanError as error:
+            raise StudyError(f"{place}{error}") from None
 
 
-def _check_model(table: Table, place: str) -> None:
-    """Raise StudyError unless a model is described as it should be."""
+def _plan(kind: type[Plan], table: Table, place: str) -> Plan:
+    """Plan of an experiment's table; where the model is, [[model]] says."""
+    hints = {f.name: hints_of(kind)[f.name] for f in fields(kind) if not f.metadata.get("how")}
+    _check(table, hints, place)
+    return kind(**table)
+
+
+def _factors(table: Table, recording: Table, place: str, folder: Path) -> dict[str, list[Any]]:
+    """Values of a model's factors, checked; folders and files as they are found."""
+    factors = {}
     for key in FACTORS:
-        values = _values(table, key)
-        for value in values:
-            _check_table({key: value}, _MODEL, place)
-        if not values and key in table:
-            raise StudyError(f"{place}{key} is an empty list; give at least one value")
-        twice = [value for i, value in enumerate(values) if value in values[:i]]
-        if twice:
-            raise StudyError(f"{place}{key} holds {twice[0]!r} twice")
-    _check_table({key: v for key, v in table.items() if key not in FACTORS}, _MODEL, place)
-    if "name" not in table:
+        if key in table:
+            values = table[key] if isinstance(table[key], list) else [table[key]]
+            for value in values:
+                _check({key: value}, _MODEL, place)
+            twice = [value for i, value in enumerate(values) if value in values[:i]]
+            if twice:
+                raise StudyError(f"{place}{key} holds {twice[0]!r} twice")
+            if not values:
+                raise StudyError(f"{place}{key} is an empty list; give at least one value")
+            factors[key] = values
+    _check({key: value for key, value in table.items() if key not in FACTORS}, _MODEL, place)
+    if "name" not in factors:
         raise StudyError(f"{place}name is missing; give a model's name, identifier or file")
-    if len(_values(table, "name")) > 1 and "subject" not in table:
+    factors["name"] = [_resolved(name, folder) for name in factors["name"]]
+    _check_factors(table, factors, recording, place)
+    return factors
+
+
+def _check_factors(
+    table: Table, factors: Mapping[str, list[Any]], recording: Table, place: str
+) -> None:
+    """Raise StudyError if sessions would differ in nothing but their name, or share none."""
+    many = [key for key, values in factors.items() if len(values) > 1]
+    if "name" in many and "subject" not in table:
         raise StudyError(f"{place}subject is missing: several names need one label to share")
-
-
-def _check_sampling(table: Table, recording: Table, place: str) -> None:
-    """Raise StudyError if sessions would differ in nothing but their name."""
-    for key in ("seed", "temperature"):
-        if len(_values(table, key)) > 1 and recording.get("mode") == "read":
-            raise StudyError(
-                f"{place}{key} is a list, but in mode read nothing is generated, so all of its "
-                "sessions would be the same; give one value"
-            )
-    if len(_values(table, "seed")) > 1 and 0 in (_values(table, "temperature") or [0]):
+    sampled = [key for key in many if key in _SAMPLING]
+    if sampled and recording.get("mode") == "read":
+        raise StudyError(
+            f"{place}{sampled[0]} is a list, but in mode read nothing is generated, so all of its "
+            "sessions would be the same; give one value"
+        )
+    if "seed" in many and 0 in factors.get("temperature", [0]):
         raise StudyError(
             f"{place}seed is a list, but temperature 0 is greedy and uses no seed; give a "
             "temperature above 0, or one seed"
         )
-
-
-def _check_revisions(table: Table, place: str) -> None:
-    """Raise StudyError if files of this machine are asked for in several revisions."""
-    here = [name for name in table["name"] if name in models.BUNDLED or Path(name).exists()]
-    if here and len(_values(table, "revision")) > 1:
+    here = [name for name in factors["name"] if name in models.BUNDLED or Path(name).exists()]
+    if here and "revision" in many:
         raise StudyError(
             f"{place}revision is a list, but {here[0]} is not read from a hub and has no "
             "revisions; give the folder of each as a list of names"
         )
 
 
-def _values(table: Table, key: str) -> list[Any]:
-    """Values of a factor: a list, or one value."""
-    value = table.get(key, [])
-    return value if isinstance(value, list) else [value]
-
-
-def _sessions(table: Table, place: str) -> list[dict[str, Any]]:
+def _sessions(table: Table, factors: list[str], place: str) -> list[dict[str, Any]]:
     """Every combination of the factors, with its label under ``session``."""
-    lists = {key: _values(table, key) for key in FACTORS if key in table}
-    varying = [key for key, values in lists.items() if len(values) > 1]
+    varying = [key for key in factors if len(table[key]) > 1]
     out: list[dict[str, Any]] = []
-    for combination in product(*lists.values()):
-        one = {**table, **dict(zip(lists, combination, strict=True))}
+    for combination in product(*(table[key] for key in factors)):
+        one = {**table, **dict(zip(factors, combination, strict=True))}
         one["session"] = "".join(_part(key, one[key]) for key in varying)
         clash = [other for other in out if other["session"].lower() == one["session"].lower()]
         if clash:
@@ -239,27 +216,7 @@ def _part(key: str, value: Any) -> str:
     return prefix + bids.label(str(value))
 
 
-def _found(name: str, folder: Path) -> str:
-    """Name of a model; a folder or file is found from where the study file is."""
+def _resolved(name: str, folder: Path) -> str:
+    """Name of a model; a folder or file is looked for from where the study file is."""
     path = folder / name
     return str(path.resolve()) if path.exists() and name not in models.BUNDLED else name
-
-
-def _choice(table: Table) -> ModelChoice:
-    """Model of one session."""
-    names = [f.name for f in fields(ModelChoice)]
-    return ModelChoice(**{name: table[name] for name in names if name in table})
-
-
-def _design(table: Table, folder: Path) -> Design:
-    """Design that all sessions share."""
-    given = {key: value for key, value in table.items() if key != "stimuli"}
-    if "stimuli" in table:
-        given["stimuli_path"] = str(folder / table["stimuli"])
-    return Design(**{**given, "tasks": tuple(table.get("tasks", ()))})
-
-
-def _settings(table: Table, model: Table) -> Settings:
-    """How a session is recorded."""
-    sampling = {key: model[key] for key in ("seed", "temperature") if key in model}
-    return Settings(**{key: v for key, v in table.items() if key != "compress"}, **sampling)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from llm2nifti import __version__, bids
 from llm2nifti.models.loading import quiet
+from llm2nifti.plans import Json
 from llm2nifti.surgery.pruning import Pruned, PruneError
 
 RECORD = "prune.json"
@@ -19,7 +19,7 @@ def save(
     folder: Path | str,
     *,
     overwrite: bool = False,
-    record: dict[str, Any] | None = None,
+    record: Json | None = None,
 ) -> Path:
     """Write a pruned model as safetensors, with its config, tokenizer and ``prune.json``.
 
@@ -90,7 +90,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         raise PruneError(f"{folder} is there already; use overwrite=True, or another folder")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> Json:
     """Content of ``prune.json``; empty where there is none."""
     path = folder / RECORD
     return bids.read_json(path) if path.exists() else {}

@@ -22,6 +22,7 @@ from llm2nifti.interventions import lesion
 from llm2nifti.models import FusedError, LoadedModel
 from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
+from llm2nifti.plans import Json
 from llm2nifti.surgery.feeding import (
     COMMAND,
     SurgeryError,
@@ -71,7 +72,7 @@ class Pruned:
     error: float
     n_parameters: tuple[int, int]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """What was removed, ready for JSON."""
         removed = self.removed
         owning = {site.name for site in owning_sites(removed.brain)}
@@ -244,7 +245,7 @@ def _shrunk_site(
     try:
         gap = difference(expected, outputs(replace(model, module=smaller)))
     except (RuntimeError, ValueError, IndexError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ShrinkError(f"the smaller model does not run ({line})") from error
     if gap > ROUNDING:
         raise ShrinkError(

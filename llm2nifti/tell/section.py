@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Column = tuple[str, str, bool]  # key of a row, heading, whether it is a number
+import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,34 @@ class Plot:
         Draws it and returns its Axes.
     alt, caption : str
         What stands for it, and one sentence on what to see.
+    is_small : bool
+        Whether it may stand beside another one.
     """
 
     stem: str
     draw: Callable[[], Any]
     alt: str
     caption: str
+    is_small: bool = False
 
 
 @dataclass(frozen=True)
+class Viewer:
+    """An interactive viewer, which only a page shows.
+
+    Attributes
+    ----------
+    title : str
+        What it shows.
+    draw : callable
+        Gives its ``<iframe>`` tag.
+    """
+
+    title: str
+    draw: Callable[[], str]
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table of cells that are written already.
 
@@ -37,15 +56,26 @@ class Table:
     ----------
     caption : str
         What it is of.
-    columns : sequence of (str, str, bool)
-        Key of a row, heading, and whether the cells are numbers.
-    rows : sequence of mapping
-        Cells by key.
+    frame : DataFrame
+        One column a heading; cells are text.
+    words : sequence of str
+        Headings of columns of words, the others hold numbers; by default the first.
     """
 
     caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Mapping[str, str]]
+    frame: pd.DataFrame
+    words: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls, caption: str, rows: Sequence[Mapping[str, str]], words: Sequence[str] = ()
+    ) -> Table:
+        """Table of rows by heading."""
+        return cls(caption, pd.DataFrame(list(rows), dtype=object).fillna(""), words)
+
+    def is_words(self, heading: str) -> bool:
+        """Whether a column holds words."""
+        return heading in (self.words or self.frame.columns[:1])
 
 
 @dataclass(frozen=True)
@@ -57,18 +87,26 @@ class Section:
     anchor, title : str
         Where links lead to, and the heading.
     paragraphs : sequence of str
-        Text; a page escapes it.
-    plots : sequence of Plot
+        Text, with names of files and commands in backticks; a page escapes it.
+    plots : sequence of Plot or Viewer
         Figures, after the text.
     tables : sequence of Table
         After the figures.
     notes : sequence of str
         Text after the tables.
+    parts : sequence of Section
+        Sections under this one.
     """
 
     anchor: str
     title: str
-    paragraphs: Sequence[str]
-    plots: Sequence[Plot] = ()
+    paragraphs: Sequence[str] = ()
+    plots: Sequence[Plot | Viewer] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    parts: Sequence[Section] = ()
+
+    def all_plots(self) -> list[Plot]:
+        """Figures of this section and of those under it."""
+        drawn = [plot for plot in self.plots if isinstance(plot, Plot)]
+        return [*drawn, *(plot for part in self.parts for plot in part.all_plots())]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 NONE = "–"  # stands where there is no number
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -54,11 +56,36 @@ def p_value(value: float) -> str:
     return f"p{_SPACE}{relation}"
 
 
-def interval(estimate: Mapping[str, float | None] | None) -> str:
+class Limits(Protocol):
+    """An interval; `llm2nifti.networks.similarity.Estimate` is one."""
+
+    @property
+    def low(self) -> float | None: ...  # noqa: D102
+    @property
+    def high(self) -> float | None: ...  # noqa: D102
+
+
+def interval(ends: Limits | Sequence[float] | None, digits: int = 2) -> str:
     """Limits of an interval in brackets; empty where there is none."""
-    if not estimate or estimate["low"] is None or math.isnan(estimate["low"]):
+    if ends is None:
         return ""
-    return f"[{number(estimate['low'])},{_SPACE}{number(estimate['high'])}]"
+    low, high = ends if isinstance(ends, Sequence) else (ends.low, ends.high)
+    if low is None or math.isnan(low):
+        return ""
+    return f"[{number(low, digits)},{_SPACE}{number(high, digits)}]"
+
+
+def with_interval(
+    value: float | None, ends: Limits | Sequence[float] | None, digits: int = 2
+) -> str:
+    """Figure with its interval where there is one.
+
+    Examples
+    --------
+    >>> with_interval(0.5, [0.25, 0.75]).replace("\N{NO-BREAK SPACE}", " ")
+    '0.50 [0.25, 0.75]'
+    """
+    return f"{number(value, digits)} {interval(ends, digits)}".strip()
 
 
 def plural(n: int, noun: str) -> str:
@@ -105,3 +132,14 @@ def volume(design: Mapping[str, Any]) -> str:
         return "One volume is one prompt: the last token of what was read."
     what = {"token": "tokens", "word": "words"}.get(frames, "tokens")
     return f"One volume is one prompt: the mean over the {what} of what was read."
+
+
+def extremes(values: np.ndarray) -> str:
+    """Range of the diagonal and of the rest of a matrix, in words."""
+    off = ~np.eye(len(values), dtype=bool)
+    parts = []
+    for name, cells in (("diagonal", np.diag(values)), ("other cells", values[off])):
+        finite = cells[np.isfinite(cells)]
+        if len(finite):
+            parts.append(f"{name} from {number(finite.min())} to {number(finite.max())}")
+    return ", ".join(parts)

@@ -74,7 +74,7 @@ SCAN = (  # enough for units that own weights to pass a threshold
 COMMANDS = (
     Command("run", RUN, n_kills=14),
     Command("run --dask", "run study.toml --dask local:2 --threads 1", n_kills=6),
-    Command("glm", "glm ds --height-control top --top 0.2", (RUN,)),
+    Command("glm", "glm ds --height-control top --share 0.2", (RUN,)),
     Command("report", "report ds", (RUN,), n_kills=6),
     Command(
         "lesion",
@@ -90,8 +90,8 @@ COMMANDS = (
     ),
     Command(
         "train",
-        "train ds --model {model} --task randomstrings --seeds 1 --epochs 1 --n-texts 4 --rate 0.01"
-        "",
+        "train ds --model {model} --task randomstrings --seeds 1 --epochs 1 --n-texts 4 "
+        "--learning-rate 0.01",
         (SCAN,),
     ),
     Command(
@@ -298,8 +298,10 @@ def main() -> int:
     import distributed  # noqa: F401
     import peft  # noqa: F401
 
-    from llm2nifti import report, study, surgery  # noqa: F401
-    from llm2nifti.study import intervening, pruning, repairing, training  # noqa: F401
+    from llm2nifti import experiments, report, study, surgery  # noqa: F401
+    from llm2nifti.study import crews, repairing, scanning  # noqa: F401
+
+    experiments.kept_results()  # imports them
 
     base, this = Path(tempfile.mkdtemp(prefix="kills-")), os.getpid()
     try:

@@ -1,0 +1,283 @@
+"""Work that the processes of a Dask cluster do, with errors and interruptions of ours.
+
+What is lost with a worker is done again by another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from multiprocessing import resource_tracker
+from typing import Any
+
+from tqdm import tqdm
+
+from llm2nifti.progress import stage
+
+_LOCAL = "local:"
+_PATIENCE = 20  # seconds to wait for a scheduler, and for its first worker
+# torch's threads and matplotlib's figures belong to the process, so it does one task at a time.
+_ONE_AT_A_TIME = threading.Lock()
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+
+class DaskError(ValueError):
+    """There is no such cluster."""
+
+
+class ClusterError(ValueError):
+    """The cluster failed, not what it was asked to do."""
+
+    exit_code = 1
+
+
+@contextmanager
+def mapped(where: str | None) -> Iterator[Mapper]:
+    """Map of a cluster, which does a function for many items, or the builtin one for None."""
+    if where is None:
+        yield map
+        return
+    with connected(where, threads=1) as workers:
+        yield workers.map
+
+
+@contextmanager
+def connected(where: str, *, threads: int | None = None) -> Iterator[Workers]:
+    """Use the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    where : str
+        Address of a scheduler, such as ``tcp://host:8786``; or ``local:N`` for N new processes on
+        this machine.
+    threads : int, optional
+        Threads that torch computes with in each worker; by default the worker's share of its
+        machine's cores, the smallest of all workers.
+
+    Yields
+    ------
+    Workers
+
+    Raises
+    ------
+    DaskError
+        If the address is none, or dask's ``distributed`` is not installed.
+    ClusterError
+        If no scheduler answers, or it has no worker.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise DaskError(
+            "dask needs the package distributed; install it: pip install 'llm2nifti[cluster]'"
+        ) from None
+    with _silence(), _cluster(where) as address:
+        try:
+            client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ClusterError(f"no Dask scheduler answers at {where} ({reason})") from None
+        workers = Workers(client, threads)
+        try:
+            workers.begin()
+            yield workers
+        finally:
+            workers.end()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what distributed logs of lost workers to itself: a person gets one line of ours."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _cluster(where: str) -> Iterator[Any]:
+    """Address of a scheduler, or a new cluster on this machine for ``local:N``."""
+    number = where.removeprefix(_LOCAL)
+    if number == where and re.fullmatch(r"(\w+://)?[^/\s]+:\d+", where):
+        yield where
+        return
+    if number == where or not number.isdecimal() or int(number) < 1:
+        raise DaskError(
+            f"dask is {where!r}; give local:N with N of 1 or more, or the address of a "
+            "scheduler, such as tcp://host:8786"
+        )
+    from distributed import LocalCluster
+
+    with _interrupts_held():  # also for workers that are started later, in the cluster's threads
+        cluster = LocalCluster(
+            n_workers=int(number),
+            threads_per_worker=1,
+            memory_limit=0,  # memory-mapped recordings count, but can always be given back
+            dashboard_address="localhost:0",  # None is port 8787, and a warning where it is taken
+            silence_logs=logging.CRITICAL,
+        )
+    with cluster:
+        yield cluster
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Leave Ctrl-C to this thread: threads and processes begun meanwhile never see it.
+
+    Ctrl-C and the end of a terminal reach the whole group of processes, and the one that has the
+    client sees to them.
+    """
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is None:  # Windows
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()  # a process as well; it lets SIGINT through afterwards
+        mask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)
+
+
+class Workers:
+    """Workers of a cluster; see `connected`.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        A connected client.
+    threads : int, optional
+        See `connected`.
+
+    Attributes
+    ----------
+    token : str
+        Tells this use of the workers from others.
+    threads : int
+        Threads that torch computes with in each worker.
+    """
+
+    def __init__(self, client: Any, threads: int | None) -> None:
+        self._client = client
+        self.threads = threads or 1
+        self._is_shared_out = threads is not None
+        self.token = uuid.uuid4().hex[:8]
+        self._futures: list[Any] = []
+        self._numbers = count()
+
+    def begin(self) -> None:
+        """Wait for the first worker and share out the cores."""
+        try:
+            self._client.wait_for_workers(1, timeout=_PATIENCE)
+        except TimeoutError:
+            raise ClusterError("the Dask scheduler has no worker; start some first") from None
+        if not self._is_shared_out:
+            machines = list(self._client.run(_machine).values())
+            n_workers = Counter(name for name, _ in machines)
+            self.threads = max(1, min(cores // n_workers[name] for name, cores in machines))
+
+    def end(self) -> None:
+        """Cancel what is left, and let the workers forget what they keep."""
+        with suppress(Exception):  # the cluster may be gone
+            self._client.cancel(self._futures)
+            self._client.run(_forget, on_error="ignore")
+        self._client.close()
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """Results of a function for each item, in order, as the builtin gives them."""
+        for item in items:
+            self.submit(function, item, name="analyse")
+        yield from self._results(lambda futures, **_: futures)
+
+    def submit(self, function: Callable[..., Any], *args: Any, name: str) -> Any:
+        """Give a task to the cluster; earlier ones are more urgent, and futures are waited for."""
+        number = next(self._numbers)
+        key = f"llm2nifti-{name}-{self.token}-{number}"
+        how = {"key": key, "priority": -number, "pure": False}
+        future = self._client.submit(_alone, function, *args, **how)
+        self._futures.append(future)
+        return future
+
+    def finish(self, what: str, *, verbose: int, n_done: int = 0) -> None:
+        """Wait for all tasks, with a progress bar."""
+        from distributed import as_completed
+
+        total = len(self._futures) + n_done
+        with stage(what, total=total, unit="run", initial=n_done, verbose=verbose) as bar:
+            for _ in self._results(as_completed):
+                bar.update()
+
+    def _results(self, order: Callable[..., Iterable[Any]]) -> Iterator[Any]:
+        """Results of all tasks in some order; the first error cancels what is left."""
+        from concurrent.futures import CancelledError
+
+        from distributed import KilledWorker
+
+        future: Any = None
+        try:
+            for future in order(self._futures, loop=self._client.loop):
+                yield future.result()
+            self._futures = []
+        except KilledWorker as error:
+            raise ClusterError(
+                f"{error.task!r} was lost with its worker again and again; is there too little "
+                "memory? Use fewer workers or a smaller batch; the same command resumes"
+            ) from None
+        except (CancelledError, OSError):
+            if future is not None and future.status == "error":
+                raise  # of the work itself, such as a full disk or a missing file
+            raise ClusterError(
+                "the connection to the Dask scheduler was lost; the same command resumes"
+            ) from None
+        finally:
+            if self._futures:
+                self._client.cancel(self._futures)
+                self._futures = []
+
+
+# -- what workers do -------------------------------------------------------------------------------
+
+_kept: dict[str, Any] = {}  # of this worker process, by the token of its work
+
+
+def kept(token: str, make: Callable[[], Any]) -> Any:
+    """What a worker process keeps for one use of it, such as a loaded model; the last one only."""
+    if token not in _kept:
+        _kept.clear()
+        _kept[token] = make()
+    return _kept[token]
+
+
+def _forget() -> None:
+    """Drop what is kept."""
+    _kept.clear()
+
+
+def _alone(function: Callable[..., Any], *args: Any) -> Any:
+    """Do one task at a time."""
+    with _ONE_AT_A_TIME:
+        # By default the bars of all processes share one, which a killed worker would leave behind.
+        tqdm.set_lock(threading.RLock())
+        return function(*args)
+
+
+def _machine() -> tuple[str, int]:
+    """Name of this machine and cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return socket.gethostname(), len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""How well, and how early, do networks tell what a prompt is about?"""

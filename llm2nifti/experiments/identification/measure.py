@@ -1,0 +1,115 @@
+"""Name held-out runs and prompts by maps of the other runs; also from the prompts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from nilearn.glm.contrasts import Contrast
+from numpy.typing import NDArray
+
+from llm2nifti import glm, networks
+from llm2nifti.bids import Run, Session
+from llm2nifti.experiments.identification.plan import IdentificationPlan
+from llm2nifti.experiments.identification.result import IdentificationResult, Naming
+
+Contrasts = Mapping[tuple[str, int], Contrast]
+TRIVIAL = "randomstrings"  # no words: easy to name, so accuracies are also given without them
+
+
+def measure(
+    session: Session,
+    plan: IdentificationPlan,
+    *,
+    contrasts: Contrasts | None = None,
+    verbose: int = 1,
+) -> IdentificationResult:
+    """Hold out each run number in turn, and name its runs and prompts.
+
+    Parameters
+    ----------
+    session : Session
+        At least 2 runs of each task of one model.
+    plan : IdentificationPlan
+        What to name.
+    contrasts : mapping, optional
+        Of `llm2nifti.glm.contrasts_of`, if they are there already.
+    verbose : int, default=1
+        0 shows no progress.
+
+    Returns
+    -------
+    IdentificationResult
+    """
+    session = session.only(plan.task)
+    session.check_repeated()
+    contrasts = contrasts or glm.contrasts_of(session)
+    trials = [_trial_set(run) for run in session]
+    out: dict[str, Naming] = {}
+    for ending, tasks in _groups(session.tasks).items():
+        kept = {key: c for key, c in contrasts.items() if key[0] in tasks}
+        maps = {key: glm.t_map([c]) for key, c in kept.items()}
+        sets = [t for t in trials if t.task in tasks]
+        named = {
+            "runs": networks.name_runs(maps, _training(kept, glm.t_map)),
+            "trials": networks.name_trials(sets, _training(kept, _effect)),
+        }
+        if any(prompt for t in sets for prompt in t.prompts):  # images have no characters
+            named["prompts"] = networks.name_prompts(sets)
+        out.update({name + ending: _naming(what) for name, what in named.items()})
+    copy = session.untrained if plan.untrained else None
+    of_copy = measure(copy, replace(plan, untrained=False), verbose=verbose) if copy else None
+    return IdentificationResult(**out, untrained=of_copy)
+
+
+def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Tasks among which is named, by the ending of the results' names."""
+    groups = {"": list(tasks)}
+    if TRIVIAL in tasks and len(tasks) > 2:
+        groups[f"_without_{TRIVIAL}"] = [task for task in tasks if task != TRIVIAL]
+    return groups
+
+
+def _naming(named: networks.Identification) -> Naming:
+    """Numbers of one identification."""
+    return Naming(
+        accuracy=named.accuracy,
+        n_items=len(named.truth),
+        chance=named.chance,
+        p=named.p_value(),
+        tasks=named.tasks,
+        confusion=named.confusion().tolist(),
+    )
+
+
+def _effect(contrasts: list[Any]) -> NDArray:
+    """(n_units,) effect summed over runs, in the activations' units."""
+    return np.ravel(sum(c.effect for c in contrasts))
+
+
+def _training(
+    contrasts: Contrasts, combine: Callable[[list[Any]], NDArray]
+) -> dict[int, dict[str, NDArray]]:
+    """For each held-out run, the map of every task over the other runs."""
+    tasks = networks.tasks_of(contrasts)
+    return {
+        held_out: {
+            task: combine([c for (t, run), c in contrasts.items() if t == task and run != held_out])
+            for task in tasks
+        }
+        for held_out in sorted({run for _, run in contrasts})
+    }
+
+
+def _trial_set(run: Run) -> networks.TrialSet:
+    """Trials of a run for identification."""
+    return networks.TrialSet(
+        task=run.task,
+        run=run.run,
+        values=run.values(),
+        is_task=(run.events["trial_type"] != glm.CONTROL).to_numpy(),
+        frames=run.events["question_frame"].to_numpy(str),
+        prompts=run.events["prompt"].to_list(),
+    )

@@ -1,0 +1,183 @@
+"""What identification says: accuracies beside guessing, the prompts alone, the untrained copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import factorial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from llm2nifti.experiments.results import Result
+from llm2nifti.tell import Plot, Section, Table
+from llm2nifti.tell.wording import NONE, count, extremes, number, p_value, percent, plural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_N_PERMUTATIONS = 10_000  # of `networks.Identification.p_value`
+_KINDS = {"trials": "Held-out prompts", "runs": "Held-out runs"}
+_ENDINGS = {"": "", "_without_randomstrings": ", no randomstrings"}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Names given to held-out items.
+
+    Attributes
+    ----------
+    accuracy, chance : float
+        Share of items named right, and by guessing.
+    n_items : int
+        How many there were.
+    p : float
+        Of a permutation test in which whole runs exchange their labels.
+    tasks : list of str
+        What could be said.
+    confusion : list of list of float
+        (n_tasks, n_tasks) share of each task's items (rows) by the name they got.
+    """
+
+    accuracy: float
+    n_items: int
+    chance: float
+    p: float
+    tasks: list[str]
+    confusion: list[list[float]]
+
+    def right(self, task: str) -> float | None:
+        """Share of a task's items named right."""
+        i = self.tasks.index(task) if task in self.tasks else None
+        return None if i is None else self.confusion[i][i]
+
+    @property
+    def told(self) -> str:
+        """Accuracy with its p value."""
+        return f"{percent(self.accuracy)}, {p_value(self.p)}"
+
+
+@dataclass(frozen=True, repr=False)
+class IdentificationResult(Result):
+    """Held-out runs and prompts named by maps of the other runs.
+
+    Names change when the units of a site are rotated: trials are whitened by a covariance that is
+    shrunk to its diagonal.
+
+    Attributes
+    ----------
+    runs, trials : Naming
+        By activations.
+    prompts : Naming or None
+        Prompts, by their characters alone.
+    runs_without_randomstrings, ... : Naming or None
+        The same among the other tasks.
+    untrained : IdentificationResult or None
+        The same of the untrained copy.
+    """
+
+    runs: Naming
+    trials: Naming
+    prompts: Naming | None = None
+    runs_without_randomstrings: Naming | None = None
+    trials_without_randomstrings: Naming | None = None
+    prompts_without_randomstrings: Naming | None = None
+    untrained: IdentificationResult | None = None
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """``accuracy``: one row a kind of items; ``confusion``: prompts by task and name."""
+        kinds = [f"{kind}{end}" for end in _ENDINGS for kind in ("runs", "trials", "prompts")]
+        known = [(kind, getattr(self, kind)) for kind in kinds if getattr(self, kind)]
+        rows = [(k, n.accuracy, n.chance, n.p, n.n_items, len(n.tasks)) for k, n in known]
+        names = self.trials.tasks
+        table = pd.DataFrame(self.trials.confusion, index=names, columns=names)
+        columns = ["named", "accuracy", "chance", "p", "n_items", "n_tasks"]
+        return {
+            "accuracy": pd.DataFrame(rows, columns=columns),
+            "confusion": table.rename_axis("task").melt(
+                var_name="named", value_name="share", ignore_index=False
+            ),
+        }
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Confusion matrix of held-out prompts."""
+        from llm2nifti import plotting
+
+        ax = plotting.plot_matrix(
+            np.array(self.trials.confusion),
+            self.trials.tasks,
+            ax=ax,
+            title="Held-out prompts",
+            colorbar_label="Share",
+            vmax=1,
+        )
+        ax.set_xlabel("Named as", fontsize=9)
+        ax.set_ylabel("Shown", fontsize=9)
+        return ax
+
+    def sections(self) -> list[Section]:
+        """Which task is this?"""
+        trials = self.trials
+        plot = Plot(
+            "confusion",
+            self.plot,
+            f"Confusion matrix of {count(trials.n_items)} held-out prompts, as shares of a row: "
+            f"{extremes(np.array(trials.confusion))}.",
+            "Each row holds the held-out prompts of one task, by the task that they were named as: "
+            f"the diagonal is right, {number(trials.chance)} is expected by guessing.",
+        )
+        what = (
+            "Each run is held out in turn. Maps made from the other runs alone then name every "
+            "held-out task prompt, and every held-out run, by the map that its activations "
+            "correlate with best. No prompt of the held-out run is used for the maps or for the "
+            "baseline."
+        )
+        p = (
+            "p: permutation test in which whole runs exchange their task labels, because prompts "
+            f"of one run are not independent of each other. {self._smallest_p()}"
+        )
+        characters = (
+            "Prompts' characters: the same question answered from n-grams of 1 to 4 characters of "
+            "the prompt, with no model. Where this does as well as the activations, naming the "
+            "task shows that the inputs differ and no more."
+        )
+        if not self.untrained:
+            characters += " No untrained copy was scanned, so that column is empty."
+        title = "Which task is this?"
+        notes = [p.strip(), characters]
+        return [Section("identification", title, [what], [plot], [self._table()], notes)]
+
+    def _table(self) -> Table:
+        """Accuracy of naming trials and runs, beside the prompts and the untrained copy."""
+        rows = []
+        for ending, without in _ENDINGS.items():
+            for kind, what in _KINDS.items():
+                named: Naming | None = getattr(self, kind + ending)
+                if named is None:
+                    continue
+                characters = getattr(self, f"prompts{ending}") if kind == "trials" else None
+                copy = getattr(self.untrained, kind + ending, None)
+                rows.append(
+                    {
+                        "Named": what + without,
+                        "Tasks": count(len(named.tasks)),
+                        "Items": count(named.n_items),
+                        "Guessing": percent(named.chance),
+                        "Activations": named.told,
+                        "Prompts' characters": characters.told if characters else NONE,
+                        "Untrained copy": copy.told if copy else NONE,
+                    }
+                )
+        return Table.of("Accuracy of identification", rows)
+
+    def _smallest_p(self) -> str:
+        """Say how small p can get, where few runs limit it."""
+        n_tasks = len(self.trials.tasks)
+        n_runs = self.runs.n_items // n_tasks
+        n_ways = factorial(n_tasks) ** n_runs
+        if n_ways > _N_PERMUTATIONS:
+            return ""
+        return (
+            f"{plural(n_tasks, 'task')} and {plural(n_runs, 'run')} allow {count(n_ways)} "
+            f"arrangements of the labels, so p cannot be below about {1 / n_ways:.2g} here."
+        )

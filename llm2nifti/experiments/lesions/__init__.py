@@ -1,0 +1,1 @@
+"""What happens without a network, or when a task's effect is added?"""

@@ -1,0 +1,1 @@
+"""Which units respond to each task?"""

@@ -1,0 +1,1 @@
+"""What does the test find where nothing is there?"""

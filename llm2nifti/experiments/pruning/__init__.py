@@ -1,0 +1,1 @@
+"""What does a model lose with a network's weights?"""

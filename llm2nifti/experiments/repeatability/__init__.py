@@ -1,0 +1,1 @@
+"""How repeatable and how distinct are the tasks' maps?"""

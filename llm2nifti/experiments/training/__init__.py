@@ -1,0 +1,1 @@
+"""Does it matter which modules are trained?"""
