@@ -125,8 +125,8 @@ def test_overview_says_one_rule_once_and_several_row_by_row(changeable, capsys):
     assert call(capsys, "report", changeable, "--quiet")[0] == 0
     text = page.read_text("utf-8")
     assert text.count("Active by") == 1
-    assert text.count('<td>false discovery rate 0.05, two-sided</td>') == 2
-    assert text.count('<td>family-wise error rate (Bonferroni) 0.05') == 1
+    assert text.count("<td>false discovery rate 0.05, two-sided</td>") == 2
+    assert text.count("<td>family-wise error rate (Bonferroni) 0.05") == 1
 
 
 @needs_browser

@@ -116,10 +116,7 @@ def _usage(error: Exception, plans: Sequence[type[Plan]]) -> str:
         names = {each.name: name for name, each in typed(plans).items()}
         return as_options(f"{names.get(reason.field, reason.field)} {reason.problem}")
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        name = error.argument.name
-        if error.keyword is not None:
-            return f"{error.keyword} needs a value"
-        return f"{name if name.startswith('--') else name.lower()} is missing"
+        return _missing(error.argument.name, error.keyword)
     if isinstance(error, UnknownCommandError):
         word = (error.unused_tokens or [""])[0]
         close = get_close_matches(word, commands.plans_by_command(), n=1)
@@ -131,6 +128,13 @@ def _usage(error: Exception, plans: Sequence[type[Plan]]) -> str:
         return f"{(error.unused_tokens or [''])[0]!r} is one argument too many"
     said = " ".join(str(error).split()).rstrip(".")
     return said.replace(". Did you mean ", "; did you mean ")
+
+
+def _missing(name: str, option: str | None) -> str:
+    """What is missing: an argument, or the value of an `option` that was typed."""
+    if option is not None:
+        return f"{option} needs a value"
+    return f"{name if name.startswith('--') else name.lower()} is missing"
 
 
 @contextmanager
