@@ -223,6 +223,19 @@ def _listed(names: list[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfTasks(Plan):
+    """A plan that may ask about part of the tasks only.
+
+    Attributes
+    ----------
+    task : tuple of str
+        Only runs of these tasks.
+    """
+
+    task: Names = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class WithModel(Plan):
     """A plan that needs the dataset's model.
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm2nifti.plans import Names, Plan
+from llm2nifti.plans import OfTasks
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdentificationPlan(Plan):
+class IdentificationPlan(OfTasks):
     """Name held-out runs and prompts by the maps of the other runs.
 
     Attributes
     ----------
-    task : tuple of str
-        Only these tasks.
     untrained : bool
         The same with the untrained copy, where the dataset has one.
 
@@ -26,5 +24,4 @@ class IdentificationPlan(Plan):
 
     command: ClassVar[str] = "identification"
 
-    task: Names = ()
     untrained: bool = True

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llm2nifti.plans import Level, Names, Plan, Share, how
+from llm2nifti.plans import Level, OfTasks, Share, how
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlmPlan(Plan):
+class GlmPlan(OfTasks):
     """Fit nilearn's GLM, write statistical maps and networks.
 
     Attributes
     ----------
-    task : tuple of str
-        Only these tasks.
     alpha : float
         Level of the threshold.
     height_control : {"fdr", "bonferroni", "fpr", "top", "permutation"}
@@ -36,7 +34,6 @@ class GlmPlan(Plan):
 
     command: ClassVar[str] = "glm"
 
-    task: Names = ()
     alpha: Level = 0.05
     height_control: Literal["fdr", "bonferroni", "fpr", "top", "permutation"] = "fdr"
     share: Share = 0.01

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm2nifti.defaults import N_RELABELLINGS
-from llm2nifti.plans import Count, Names, Plan, Seed
+from llm2nifti.plans import Count, OfTasks, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class NullPlan(Plan):
+class NullPlan(OfTasks):
     """Measure false positive rates: relabelled controls and pseudo-tasks.
 
     Attributes
     ----------
-    task : tuple of str
-        Only runs of these tasks.
     n : int
         Relabellings.
     seed : int
@@ -29,6 +27,5 @@ class NullPlan(Plan):
 
     command: ClassVar[str] = "null"
 
-    task: Names = ()
     n: Count = N_RELABELLINGS
     seed: Seed = 0

@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm2nifti.plans import Names, Plan
+from llm2nifti.plans import OfTasks
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepeatabilityPlan(Plan):
+class RepeatabilityPlan(OfTasks):
     """Compare maps between runs: repeatability and overlap of the tasks' networks.
 
     Attributes
     ----------
-    task : tuple of str
-        Only these tasks.
     untrained : bool
         The same with the untrained copy, where the dataset has one.
 
@@ -26,5 +24,4 @@ class RepeatabilityPlan(Plan):
 
     command: ClassVar[str] = "repeatability"
 
-    task: Names = ()
     untrained: bool = True
