@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -77,6 +79,27 @@ def test_constraints_pin_every_runtime_dependency():
         line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().split()
     }
     assert names <= pinned
+
+
+def shown_code():
+    """Python of the README, the documentation and the notebooks, by file."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = "\n".join(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.S))
+        yield path.name, text
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        lines = [line for c in cells if c["cell_type"] == "code" for line in c["source"]]
+        yield path.name, "".join(f"{line.rstrip()}\n" for line in lines if line[0] != "%")
+
+
+@pytest.mark.parametrize(("name", "code"), list(shown_code()), ids=lambda value: value[:24])
+def test_what_shown_code_imports_is_there(name, code):
+    made = {"llm2nifti.experiments.size"}  # by the page that adds an experiment
+    for node in ast.walk(ast.parse(code)):
+        module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
+        if module and module.startswith("llm2nifti") and module.rpartition(".")[0] not in made:
+            for each in node.names:
+                exec(f"from {module} import {each.name}", {})
 
 
 def test_the_verbs_of_the_package_are_those_of_its_modules():
