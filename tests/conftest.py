@@ -11,14 +11,25 @@ from pathlib import Path
 
 import pytest
 
-# Before transformers is imported: a test never waits for a hub.
+# Before torch and transformers are imported: a test never waits for a hub, and one of several
+# test processes computes with a core of its own.
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 import tiny
 
 from llm2nifti import bids, cli, models, stimuli
 
 collect_ignore = ["campaign"]  # scripts, which tests/test_campaign.py runs
+LONGEST = ("notebooks", "default_model", "campaign", "cluster", "study", "study_models", "benchmarks")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first, so that two processes end at nearly the same time."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -136,14 +136,11 @@ def test_every_session_and_the_whole_are_reported(whole):
         assert row["model"] in page.read_text("utf-8")
 
 
-@pytest.mark.parametrize(("stage", "signal"), list(enumerate(["SIGINT", "SIGKILL"])))
-def test_killed_at_any_stage_and_run_again_gives_the_same_bytes(
-    stage, signal, whole, tiny_folders, tmp_path
-):
+def test_killed_and_interrupted_it_ends_with_the_same_bytes(whole, tiny_folders, tmp_path):
     path = write_study(tmp_path / "a", tiny_folders, TWO_SEEDS, PLAIN)
-    at = round((stage + 0.5) / 2 * whole[2])
-    killed, _ = counted.run(words(path), path.parent, at=at, signal=signal)
-    assert killed.returncode == counted.CODES[signal], killed.stderr
+    for signal in ("SIGKILL", "SIGINT"):
+        killed, _ = counted.run(words(path), path.parent, at=whole[2] // 3, signal=signal)
+        assert killed.returncode == counted.CODES[signal], killed.stderr
     again = run(command(path))
     assert again.returncode == 0, again.stderr
     assert_same(path.parent / "ds", contents(whole[0]))
