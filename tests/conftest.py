@@ -23,7 +23,15 @@ import tiny
 from llm2nifti import bids, cli, models, stimuli
 
 collect_ignore = ["campaign"]  # scripts, which tests/test_campaign.py runs
-LONGEST = ("notebooks", "default_model", "campaign", "cluster", "study", "study_models", "benchmarks")
+LONGEST = (
+    "notebooks",
+    "default_model",
+    "campaign",
+    "cluster",
+    "study",
+    "study_models",
+    "benchmarks",
+)
 
 
 def pytest_collection_modifyitems(items):
