@@ -28,7 +28,7 @@ from timing import check_positive, describe_machine, describe_ratio, median_inte
 
 from llm2nifti import geometry, glm, networks, paradigm
 from llm2nifti.geometry import Site
-from llm2nifti.glm import nulls
+from llm2nifti.glm import relabelling
 from llm2nifti.networks.identification import SHRINKAGE, match
 
 N_UNITS = 52_992
@@ -150,7 +150,7 @@ def tokens_before(run):
         X = np.repeat(X, run.volume_counts[is_control], axis=0).astype(float)
         fit = run_glm(values, X, noise_model="ar1")
         t = np.ravel(compute_contrast(*fit, np.eye(X.shape[1])[0], stat_type="t").stat())
-        shares.append(nulls._rates(t, len(X) - X.shape[1])[0])
+        shares.append(relabelling._rates(t, len(X) - X.shape[1])[0])
     return np.array(shares)
 
 

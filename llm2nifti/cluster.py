@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from multiprocessing import resource_tracker
 from typing import Any
@@ -44,36 +44,17 @@ class ClusterError(ValueError):
 @contextmanager
 def mapped(where: str | None) -> Iterator[Mapper]:
     """Map of a cluster, which does a function for many items, or the builtin one for None."""
-    if where is None:
-        yield map
-        return
-    with connected(where, threads=1) as workers:
-        yield workers.map
+    with nullcontext() if where is None else connected(where, threads=1) as workers:
+        yield workers.map if workers else map
 
 
 @contextmanager
 def connected(where: str, *, threads: int | None = None) -> Iterator[Workers]:
     """Use the workers of a Dask cluster.
 
-    Parameters
-    ----------
-    where : str
-        Address of a scheduler, such as ``tcp://host:8786``; or ``local:N`` for N new processes on
-        this machine.
-    threads : int, optional
-        Threads that torch computes with in each worker; by default the worker's share of its
-        machine's cores, the smallest of all workers.
-
-    Yields
-    ------
-    Workers
-
-    Raises
-    ------
-    DaskError
-        If the address is none, or dask's ``distributed`` is not installed.
-    ClusterError
-        If no scheduler answers, or it has no worker.
+    It is at the address of a scheduler, such as ``tcp://host:8786``, or ``local:N`` new processes
+    on this machine. In each worker torch computes with some `threads`; by default with its share
+    of its machine's cores, the smallest of all workers.
     """
     try:
         import distributed
@@ -87,9 +68,9 @@ def connected(where: str, *, threads: int | None = None) -> Iterator[Workers]:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ClusterError(f"no Dask scheduler answers at {where} ({reason})") from None
-        workers = Workers(client, threads)
+        workers = Workers(client)
         try:
-            workers.begin()
+            workers.begin(threads)
             yield workers
         finally:
             workers.end()
@@ -99,14 +80,14 @@ def connected(where: str, *, threads: int | None = None) -> Iterator[Workers]:
 def _silence() -> Iterator[None]:
     """Keep what distributed logs of lost workers to itself: a person gets one line of ours."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -156,41 +137,26 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class Workers:
-    """Workers of a cluster; see `connected`.
+    """Workers of a cluster, through its `client`; see `connected`."""
 
-    Parameters
-    ----------
-    client : distributed.Client
-        A connected client.
-    threads : int, optional
-        See `connected`.
-
-    Attributes
-    ----------
-    token : str
-        Tells this use of the workers from others.
-    threads : int
-        Threads that torch computes with in each worker.
-    """
-
-    def __init__(self, client: Any, threads: int | None) -> None:
+    def __init__(self, client: Any) -> None:
         self._client = client
-        self.threads = threads or 1
-        self._is_shared_out = threads is not None
-        self.token = uuid.uuid4().hex[:8]
+        self.token = uuid.uuid4().hex[:8]  # tells this use of the workers from others
+        self.threads = 1  # that torch computes with in each worker
         self._futures: list[Any] = []
         self._numbers = count()
 
-    def begin(self) -> None:
-        """Wait for the first worker and share out the cores."""
+    def begin(self, threads: int | None) -> None:
+        """Wait for the first worker and, without a number of threads, share out the cores."""
         try:
             self._client.wait_for_workers(1, timeout=_PATIENCE)
         except TimeoutError:
             raise ClusterError("the Dask scheduler has no worker; start some first") from None
-        if not self._is_shared_out:
+        if threads is None:
             machines = list(self._client.run(_machine).values())
             n_workers = Counter(name for name, _ in machines)
-            self.threads = max(1, min(cores // n_workers[name] for name, cores in machines))
+            threads = max(1, min(cores // n_workers[name] for name, cores in machines))
+        self.threads = threads
 
     def end(self) -> None:
         """Cancel what is left, and let the workers forget what they keep."""
@@ -208,11 +174,9 @@ class Workers:
     def submit(self, function: Callable[..., Any], *args: Any, name: str) -> Any:
         """Give a task to the cluster; earlier ones are more urgent, and futures are waited for."""
         number = next(self._numbers)
-        key = f"llm2nifti-{name}-{self.token}-{number}"
-        how = {"key": key, "priority": -number, "pure": False}
-        future = self._client.submit(_alone, function, *args, **how)
-        self._futures.append(future)
-        return future
+        how = {"key": f"llm2nifti-{name}-{self.token}-{number}", "priority": -number, "pure": False}
+        self._futures.append(self._client.submit(_alone, function, *args, **how))
+        return self._futures[-1]
 
     def finish(self, what: str, *, verbose: int, n_done: int = 0) -> None:
         """Wait for all tasks, with a progress bar."""
@@ -256,17 +220,17 @@ class Workers:
 _kept: dict[str, Any] = {}  # of this worker process, by the token of its work
 
 
+def _forget() -> None:
+    """Drop what is kept."""
+    _kept.clear()
+
+
 def kept(token: str, make: Callable[[], Any]) -> Any:
     """What a worker process keeps for one use of it, such as a loaded model; the last one only."""
     if token not in _kept:
         _kept.clear()
         _kept[token] = make()
     return _kept[token]
-
-
-def _forget() -> None:
-    """Drop what is kept."""
-    _kept.clear()
 
 
 def _alone(function: Callable[..., Any], *args: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from llm2nifti import glm, networks
 from llm2nifti.bids import Run
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.glm.slabs import plain_files, read_slab
-from llm2nifti.networks import SHARE, Controls, Network, Readout, Rule
+from llm2nifti.networks import SHARE, Controls, Network, Readout, Rule, Thresholds
 from llm2nifti.networks.detection import DetectionError
 from llm2nifti.networks.readout import thresholds_of
 from llm2nifti.progress import track
@@ -22,37 +22,27 @@ from llm2nifti.progress import track
 # the same values through all later layers, and would count them again in each.
 SITES = ("attn", "mlp")
 SLAB_UNITS = 1024  # read together from all runs: 33 MB of a default dataset
+Slab = tuple[NDArray[np.int64], NDArray[np.float32]]  # (n_some,) units, their means
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What single runs say; sums over runs make networks and their scales.
+    """What single runs say; sums over runs make networks and their scales."""
 
-    Attributes
-    ----------
-    tasks : tuple of str
-        Tasks, each with the same runs.
-    numbers : tuple of int
-        Numbers of the runs: the folds.
-    brain : ModelBrain
-        Geometry.
-    contrasts : dict of (str, int) to nilearn Contrast
-        Task against control in one run.
-    moments : dict of int to (3, n_units) array
-        Number, sum and sum of squares of the control trials of all runs of one number.
-    shuffled : dict of (str, int) to (n_shuffles, n_units) array
-        t maps of shuffled labels.
-    rule : Rule
-        Which units make a network.
-    """
-
-    tasks: tuple[str, ...]
-    numbers: tuple[int, ...]
+    tasks: tuple[str, ...]  #: each with the same runs
+    numbers: tuple[int, ...]  #: of the runs: the folds
     brain: ModelBrain
+    #: nilearn's contrast of a task against control in one run
     contrasts: dict[tuple[str, int], Any] = field(repr=False)
+    #: (3, n_units): number, sum and sum of squares of the control trials of all runs of one number
     moments: dict[int, NDArray[np.float64]] = field(repr=False)
+    #: (n_shuffles, n_units) t maps of shuffled labels
     shuffled: dict[tuple[str, int], NDArray[np.float32]] = field(repr=False)
-    rule: Rule
+    rule: Rule  #: which units make a network
+
+    def others(self, *held: int) -> list[int]:
+        """Numbers of the runs without some."""
+        return [n for n in self.numbers if n not in held]
 
     def controls(self, numbers: Sequence[int]) -> Controls:
         """Mean and SD of the control trials of some runs."""
@@ -62,66 +52,29 @@ class Evidence:
         variance[variance < 1e-12 * np.maximum(squares / n, 1e-300)] = 0
         return Controls(self.brain, total / n, np.sqrt(variance))
 
-    def networks(self, numbers: Sequence[int]) -> list[Network]:
-        """Network of each task from some runs: the units with the largest absolute t."""
-        return [
-            networks.ranked(task, self.brain, self._t(task, numbers), self.rule)
-            for task in self.tasks
-        ]
+    def networks(self, numbers: Sequence[int], shuffle: int | None = None) -> list[Network]:
+        """Network of each task from some runs, or from their labels in one of the shuffles."""
+        drawn = []
+        for task in self.tasks:
+            if shuffle is None:
+                t = glm.t_map([self.contrasts[task, n] for n in numbers])
+            else:
+                t = np.sum([self.shuffled[task, n][shuffle] for n in numbers], axis=0)
+            drawn.append(networks.ranked(task, self.brain, t, self.rule))
+        return drawn
 
-    def readout(self, numbers: Sequence[int]) -> Readout:
+    def readout(self, numbers: Sequence[int], shuffle: int | None = None) -> Readout:
         """Functionals that score these networks."""
-        return networks.read_out(self.networks(numbers), self.controls(numbers))
-
-    def shuffled_readout(self, numbers: Sequence[int], shuffle: int) -> Readout:
-        """The same where the runs' labels were shuffled."""
-        drawn = [
-            networks.ranked(
-                task,
-                self.brain,
-                np.sum([self.shuffled[task, n][shuffle] for n in numbers], axis=0),
-                self.rule,
-            )
-            for task in self.tasks
-        ]
-        return networks.read_out(drawn, self.controls(numbers))
-
-    def _t(self, task: str, numbers: Sequence[int]) -> NDArray[np.float64]:
-        """(n_units,) t of a task in some runs."""
-        return glm.t_map([self.contrasts[task, n] for n in numbers])
+        return networks.read_out(self.networks(numbers, shuffle), self.controls(numbers))
 
 
 def gather(
-    runs: Sequence[Run],
-    *,
-    share: float = SHARE,
-    sites: Sequence[str] = (),
-    n_shuffles: int = 0,
-    verbose: int = 1,
+    runs: Sequence[Run], *, share: float = SHARE, n_shuffles: int = 0, verbose: int = 1
 ) -> Evidence:
-    """Fit every run on its own, one at a time in memory.
+    """Fit every run of one model on its own, one at a time in memory.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        Runs of one model.
-    share : float, default=0.01
-        Share of the units that make a network.
-    sites : sequence of str, optional
-        Where its units are; by default attn and mlp, or everything where there are none.
-    n_shuffles : int, default=0
-        Maps of shuffled labels a run.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    Evidence
-
-    Raises
-    ------
-    DetectionError
-        If the tasks do not have the same runs, or trials have different numbers of frames.
+    A share of the units at `SITES`, or of all units where these were not recorded, makes a network.
+    DetectionError if the tasks do not have the same runs, or trials different numbers of frames.
     """
     brain = runs[0].brain
     _check(runs)
@@ -137,11 +90,9 @@ def gather(
         sums = (np.full(brain.n_units, len(rows)), rows.sum(axis=0), (rows**2).sum(axis=0))
         moments[run.run] = moments.get(run.run, 0) + np.stack(sums)
     recorded = {site.name for site in brain.sites}
-    where = tuple(sites) or tuple(name for name in SITES if name in recorded)
+    rule = Rule("top", share=share, sites=tuple(name for name in SITES if name in recorded))
     tasks = tuple(dict.fromkeys(run.task for run in runs))
-    numbers = tuple(sorted(moments))
-    rule = Rule("top", share=share, sites=where)
-    return Evidence(tasks, numbers, brain, contrasts, moments, shuffled, rule)
+    return Evidence(tasks, tuple(sorted(moments)), brain, contrasts, moments, shuffled, rule)
 
 
 def _check(runs: Sequence[Run]) -> None:
@@ -165,27 +116,12 @@ def n_moments(runs: Sequence[Run]) -> int:
     return min(int(run.volume_counts.max()) for run in runs)
 
 
-def running(
-    runs: Sequence[Run], units: NDArray[np.int64], *, verbose: int = 1
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def running(runs: Sequence[Run], units: NDArray[np.int64], *, verbose: int = 1) -> Iterator[Slab]:
     """Read frames of all runs, some units at a time; memory stays flat however many there are.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        Runs whose trials have equally many frames; where some have one volume a trial, the means
-        of trials are read of all.
-    units : (n,) int array
-        Which units.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Yields
-    ------
-    units : (n_some,) int array
-        Which units these are.
-    means : (n_trials, n_frames, n_some) float32 array
-        Means over the first 1, 2, ... frames of all trials of all runs, or over all frames.
+    Yields some of the units, and float32 means over the first 1, 2, ... frames of all trials of all
+    runs, (n_trials, n_frames, n_some). Trials have equally many frames; where some runs have one
+    volume a trial, there is only the mean over all frames.
     """
     brain = runs[0].brain
     voxels = np.ravel_multi_index(tuple(brain.voxels.T.astype(np.int64)), brain.shape, order="F")
@@ -203,74 +139,33 @@ def running(
             yield part, np.concatenate(means)
 
 
-def project(
-    runs: Sequence[Run],
-    readouts: Sequence[Readout],
-    *,
-    verbose: int = 1,
-    also: Callable[[NDArray[np.float32]], None] | None = None,
-    units: NDArray[np.int64] | None = None,
-) -> list[NDArray[np.float64]]:
-    """Score all trials of some runs.
+def project(slabs: Iterable[Slab], readouts: Sequence[Readout]) -> list[NDArray[np.float64]]:
+    """Score all trials of what `running` reads.
 
-    Parameters
-    ----------
-    runs : sequence of Run
-        What to score, in this order.
-    readouts : sequence of Readout
-        How.
-    verbose : int, default=1
-        0 shows no progress.
-    also : callable, optional
-        Gets what `running` yields, for something else that needs one pass over all frames.
-    units : (n,) int array, optional
-        Units to read; by default those that some readout uses.
-
-    Returns
-    -------
-    list of (n_trials, n_frames, n_networks) array
-        For each readout, the mean score over the first 1, 2, ... frames.
+    Gives for each readout the (n_trials, n_frames, n_networks) mean scores over the first 1, 2, ...
+    frames. Its units have to be among those that are read.
     """
     weights = np.concatenate([r.weights for r in readouts], axis=1).astype(np.float32)
     offsets = np.concatenate([r.offsets for r in readouts])
-    if units is None:
-        units = np.flatnonzero((weights != 0).any(axis=1))
-    n_trials = sum(len(run.events) for run in runs)
-    total = np.zeros((n_trials, n_moments(runs), weights.shape[1]))
-    for part, means in running(runs, units, verbose=verbose):
-        total += means @ weights[part]
-        if also is not None:
-            also(means)
+    total = np.zeros(1)
+    for part, means in slabs:
+        total = total + means @ weights[part]
     ends = np.cumsum([len(r.names) for r in readouts])[:-1]
     return np.split(total + offsets, ends, axis=2)
 
 
 def calibrated(
     evidence: Evidence, runs: Sequence[Run], *, rate: float, verbose: int = 1
-) -> networks.Thresholds:
-    """Thresholds from control trials, each scored by networks of the other runs.
+) -> Thresholds:
+    """Thresholds that a share of control trials exceeds, each scored by networks of the other runs.
 
     Of a single run there are no others: its own networks score it, and the rate of false alarms
     for new prompts is higher than asked for.
-
-    Parameters
-    ----------
-    evidence : Evidence
-        From `gather`.
-    runs : sequence of Run
-        The same runs.
-    rate : float
-        Share of control trials above the threshold.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    Thresholds
     """
     numbers = evidence.numbers
-    others = {n: [m for m in numbers if m != n] or list(numbers) for n in numbers}
-    scores = project(runs, [evidence.readout(others[n]) for n in numbers], verbose=verbose)
+    readouts = [evidence.readout(evidence.others(n) or numbers) for n in numbers]
+    units = np.flatnonzero(np.any([r.weights.any(axis=1) for r in readouts], axis=0))
+    scores = project(running(runs, units, verbose=verbose), readouts)
     fold = np.concatenate([np.full(len(run.events), run.run) for run in runs])
     control = np.concatenate([(run.events["trial_type"] == glm.CONTROL) for run in runs])
     means = np.concatenate([s[control & (fold == n)] for n, s in zip(numbers, scores, strict=True)])

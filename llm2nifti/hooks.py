@@ -73,7 +73,7 @@ def tap(model: nn.Module, points: Iterable[Point], callback: Callback) -> Iterat
 
 
 def resolve(model: nn.Module, name: str) -> nn.Module:
-    """Return the module of this dotted name, or raise NoSuchModuleError with near misses."""
+    """Module of this dotted name, or a NoSuchModuleError with near misses."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -82,13 +82,13 @@ def resolve(model: nn.Module, name: str) -> nn.Module:
 
 
 def first_tensor(value: Any) -> tuple[torch.Tensor | None, Callable[[torch.Tensor], Any]]:
-    """Find the first tensor of a module's input or output, and how to put another in its place.
+    """First tensor of a module's input or output, and how to put another in its place.
 
     Outputs are tensors, tuples (possibly holding None) or mappings.
     """
     if isinstance(value, torch.Tensor):
         return value, lambda new: new
-    items: Iterable[tuple[Any, Any]] = ()
+    items: Any = ()
     if isinstance(value, (tuple, list)):
         items = enumerate(value)
     elif isinstance(value, dict):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
-from math import gcd
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from PIL import Image, UnidentifiedImageError
 
 MEDIA = {"image": "images", "audio": "sounds"}  # column of a stimulus table: what its files are
 N_NAMED = 5  # files that a message names
@@ -24,7 +20,7 @@ class MediaError(ValueError):
     """A file cannot be shown."""
 
 
-def medium_of(columns: Iterable[str]) -> str:
+def medium_of(columns: Container[str]) -> str:
     """Column of the files that are shown, or ``""`` where prompts are all.
 
     Examples
@@ -32,8 +28,7 @@ def medium_of(columns: Iterable[str]) -> str:
     >>> medium_of(["task", "audio"])
     'audio'
     """
-    names = set(columns)
-    return next((medium for medium in MEDIA if medium in names), "")
+    return next((medium for medium in MEDIA if medium in columns), "")
 
 
 def problems(files: Mapping[str, Path], medium: str) -> str:
@@ -84,10 +79,8 @@ def _problem(path: Path, medium: str, n_bytes: int, _changed: int) -> str:
     return ""
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path) -> Image.Image:
     """Decode an image as RGB, unless it is damaged or so large that it would fill the memory."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,14 +97,9 @@ def read_image(path: Path) -> Image:
 
 
 def read_sound(path: Path) -> tuple[int, NDArray[np.float32]]:
-    """Read a ``.wav`` file of PCM or float samples in one channel, none of them NaN.
+    """Rate and (n_samples,) samples of a ``.wav`` file: PCM or float, one channel, none NaN.
 
-    Returns
-    -------
-    rate : int
-        Samples a second.
-    samples : (n_samples,) float32 array
-        Between -1 and 1 where the file holds integers.
+    Rates are samples a second; samples are between -1 and 1 where the file holds integers.
     """
     from scipy.io import wavfile
 
@@ -136,19 +124,14 @@ def read_sound(path: Path) -> tuple[int, NDArray[np.float32]]:
         raise MediaError("no samples")
     if not RATES[0] <= rate <= RATES[1]:
         raise MediaError(f"{rate} samples a second; {RATES[0]} to {RATES[1]} can be read")
-    values = _scaled(samples)
-    if not np.isfinite(values).all():
+    if samples.dtype.kind != "f":
+        info = np.iinfo(samples.dtype)
+        middle = 0 if info.min else (info.max + 1) // 2  # 8 bits are unsigned
+        samples = (samples.astype(np.float64) - middle) / (info.max - middle + 1)
+    samples = samples.astype(np.float32)
+    if not np.isfinite(samples).all():
         raise MediaError("NaN or infinite samples")
-    return int(rate), values
-
-
-def _scaled(samples: NDArray) -> NDArray[np.float32]:
-    """Samples as float32; integers between -1 and 1."""
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32)
-    info = np.iinfo(samples.dtype)
-    middle = 0 if info.min else (info.max + 1) // 2  # 8 bits are unsigned
-    return ((samples.astype(np.float64) - middle) / (info.max - middle + 1)).astype(np.float32)
+    return int(rate), samples
 
 
 def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
@@ -163,5 +146,4 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
         return samples
     from scipy.signal import resample_poly
 
-    shared = gcd(rate, wanted)
-    return resample_poly(samples, wanted // shared, rate // shared).astype(np.float32)
+    return resample_poly(samples, wanted, rate).astype(np.float32)

@@ -22,7 +22,6 @@ from llm2nifti.media import MEDIA
 
 T_R = 1.0  # seconds a frame, by convention
 MAX_OFF_RATIO = 1.5  # unequal variances bias the t test when the control is much larger
-
 _IMPOSSIBLE = 1e6
 
 Rows = NDArray[np.intp]  # numbers of a table's rows, or of what they hold
@@ -36,29 +35,16 @@ class ParadigmError(ValueError):
 class Paradigm:
     """One run: which prompt is shown when.
 
-    Attributes
-    ----------
-    task : str
-        Name of the on-condition.
-    run : int
-        Number of the run, from 1.
-    n_frames : int
-        Frames a trial: generated tokens.
-    trials : DataFrame
-        One row a trial in the order shown: ``trial_type, block, stim_id, topic, concept,
-        question_frame, prompt``, and ``image`` or ``audio`` where files are shown.
-    t_r : float
-        Seconds a frame.
-    frame_counts : tuple of int or None
-        Frames of each trial where they differ: tokens or words of a stimulus that is read.
+    Trials have one row each in the order shown: ``trial_type, block, stim_id, topic, concept,
+    question_frame, prompt``, and ``image`` or ``audio`` where files are shown.
     """
 
-    task: str
-    run: int
-    n_frames: int
+    task: str  #: name of the on-condition
+    run: int  #: number of the run, from 1
+    n_frames: int  #: frames a trial: generated tokens
     trials: pd.DataFrame
-    t_r: float = T_R
-    frame_counts: tuple[int, ...] | None = None
+    t_r: float = T_R  #: seconds a frame
+    frame_counts: tuple[int, ...] | None = None  #: of each trial, where what is read differs
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -99,7 +85,7 @@ def blocks(
     table: pd.DataFrame | None = None,
     used: set[str] | None = None,
 ) -> Paradigm:
-    """Design one run of one task.
+    """Design one run; ParadigmError if a size or the task is wrong, or the stimuli run out.
 
     Parameters
     ----------
@@ -117,11 +103,6 @@ def blocks(
         Stimuli; by default the evaluation split of the bundled sets.
     used : set of str, optional
         Concepts that may not be shown again; those of this run are added to it.
-
-    Raises
-    ------
-    ParadigmError
-        If a size is not positive, the task is unknown, or the stimuli run out.
 
     Examples
     --------
@@ -147,22 +128,15 @@ def experiment(
 ) -> list[Paradigm]:
     """Design all runs of an experiment, so that no two of them share a prompt or a concept.
 
+    They come run by run, all tasks within a run. ParadigmError says how many stimuli are needed if
+    they run out.
+
     Parameters
     ----------
     tasks : sequence of str
         Tasks; each gets `n_runs` runs.
     n_runs, n_blocks, trials_per_block, n_frames, seed, table
         See `blocks`.
-
-    Returns
-    -------
-    list of Paradigm
-        Run by run, all tasks within a run.
-
-    Raises
-    ------
-    ParadigmError
-        If the stimuli run out: the message says how many are needed.
     """
     if seed < 0:
         raise ParadigmError(f"seed is {seed}; it must be 0 or more")
@@ -236,12 +210,12 @@ def _draw(stock: _Stock, task: str, seed: int, sizes: dict[str, int]) -> Paradig
     control = stock.rows(stimuli.CONTROL, unused=True)
     levels = stock.levels(stock.rows(task))
     control_levels = levels or stock.levels(control)
-    n_blocks, trials_per_block = sizes["n_blocks"], sizes["trials_per_block"]
-    n_on = n_blocks * trials_per_block
-    n_off = _n_off(n_on, n_blocks, trials_per_block, len(control_levels))
-    on = _draw_task(stock, task, _frame_slots(n_on, levels), rng)
+    n_blocks, n_on = sizes["n_blocks"], sizes["n_blocks"] * sizes["trials_per_block"]
+    n_off = _n_off(n_on, n_blocks, sizes["trials_per_block"], len(control_levels))
+    # Every question frame equally often, give or take one; without any, all have the first: no name
+    on = _draw_task(stock, task, np.resize(levels or [0], n_on), rng)
     control = control[~np.isin(stock.concepts[control], stock.concepts[on])]
-    off = _draw_control(stock, control, _frame_slots(n_off, control_levels), rng)
+    off = _draw_control(stock, control, np.resize(control_levels or [0], n_off), rng)
     trials = _interleave(stock, on, off, n_blocks, rng)
     stock.used[stock.concepts[np.r_[on, off]]] = True
     return Paradigm(task, 1, sizes["n_frames"], trials)
@@ -269,16 +243,8 @@ def _n_off(n_on: int, n_blocks: int, trials_per_block: int, n_levels: int) -> in
     return n_off
 
 
-def _frame_slots(n_trials: int, levels: Sequence[int]) -> Rows:
-    """Question frame of each trial: every level equally often, give or take one.
-
-    Where there are no question frames, all rows have the same one, without a name: the first.
-    """
-    return np.resize(np.array(levels or [0], np.intp), n_trials)
-
-
 def _draw_task(stock: _Stock, task: str, slots: Rows, rng: np.random.Generator) -> Rows:
-    """One unused concept a slot, its topics as evenly spread as possible."""
+    """One unused concept of each slot's question frame, topics as evenly spread as possible."""
     pool = _shuffled(stock.rows(task, unused=True), rng)
     frames, topics, concepts = (of[pool] for of in (stock.frames, stock.topics, stock.concepts))
     is_left = np.ones(len(pool), bool)

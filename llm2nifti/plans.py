@@ -13,18 +13,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    Self,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -48,15 +38,7 @@ _BOUNDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class PlanError(ValueError):
-    """A value of a plan is not allowed.
-
-    Parameters
-    ----------
-    field : str
-        Which value.
-    problem : str
-        What is wrong with it, such as ``is 0; it must be a whole number of at least 1``.
-    """
+    """The value of a field is not allowed: it ``is 0; it must be a whole number of at least 1``."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field} {problem}")
@@ -111,46 +93,30 @@ def hints_of(plan: type[Plan]) -> dict[str, Any]:
 
 
 def checked(name: str, value: Any, hint: Any, *, is_text: bool = False) -> Any:
-    """Value as a field's type has it; PlanError if it does not fit.
-
-    Parameters
-    ----------
-    name : str
-        Of the field.
-    value : object
-        Its value; with `is_text`, as it was typed.
-    hint : type
-        Of the field, with bounds.
-    is_text : bool, default=False
-        Read numbers from text.
-    """
+    """Value as a field's type has it; PlanError if it does not fit. With `is_text` it was typed."""
     if isinstance(value, Plan):
         return value
     plain = value.item() if hasattr(value, "item") else value  # of numpy
-    if "comma" in getattr(hint, "__metadata__", ()) and isinstance(plain, str | list | tuple):
+    marks, wrong = getattr(hint, "__metadata__", ()), f"is {value!r}; it must be {words(hint)}"
+    if "comma" in marks and isinstance(plain, str | list | tuple):
         texts = [plain] if isinstance(plain, str) else plain
         plain = [part.strip() for text in texts for part in str(text).split(",")]
-    if is_text and plain == value and _is_whole(hint) and not _WHOLE.fullmatch(str(value)):
-        raise PlanError(name, f"is {value!r}; it must be {words(hint)}")
+    is_whole = hint is int or int in get_args(hint)  # which msgspec also reads from ``1e3``
+    if is_text and plain == value and is_whole and not _WHOLE.fullmatch(str(value)):
+        raise PlanError(name, wrong)
     if is_text and _has_float(hint):
         plain = [_full(text) for text in plain] if isinstance(plain, list) else _full(plain)
     try:
         out = msgspec.convert(plain, hint, strict=not is_text, dec_hook=_decoded)
     except msgspec.ValidationError:
-        raise PlanError(name, f"is {value!r}; it must be {words(hint)}") from None
+        raise PlanError(name, wrong) from None
     parts = out if isinstance(out, tuple) else (out,)
     if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
-        raise PlanError(name, f"is {value!r}; it must be {words(hint)}")
+        raise PlanError(name, wrong)
     texts = plain if isinstance(plain, list | tuple) else [plain]
-    may_be_blank = "blank" in getattr(hint, "__metadata__", ())
-    if not may_be_blank and any(isinstance(t, str) and not t.strip() for t in texts):
+    if "blank" not in marks and any(isinstance(t, str) and not t.strip() for t in texts):
         raise PlanError(name, f"is {value!r}: the value is empty; was a variable not set?")
     return out
-
-
-def _is_whole(hint: Any) -> bool:
-    """Whether a value has to be a whole number, which msgspec also reads from ``1e3``."""
-    return hint is int or int in get_args(hint)
 
 
 def _has_float(hint: Any) -> bool:
@@ -172,13 +138,7 @@ def _decoded(kind: type, value: Any) -> Any:
 
 @cache
 def words(hint: Any) -> str:
-    """What a value has to be.
-
-    Examples
-    --------
-    >>> words(Share), words(Literal["mean", "zero", "resample"])
-    ('a number above 0 and at most 1', 'mean, zero or resample')
-    """
+    """What a value has to be."""
     choices = _choices(hint)  # in their own order, which msgspec does not keep
     return _listed(choices) if choices else _words(kinds.type_info(hint))
 
@@ -187,9 +147,8 @@ def _choices(hint: Any) -> list[str]:
     """Words that a value may be, where these are all."""
     if get_origin(hint) is Literal:
         return [str(value) for value in get_args(hint)]
-    parts = [part for part in get_args(hint) if part is not type(None)]
-    is_optional = get_origin(hint) in (Union, UnionType) and len(parts) == 1
-    return _choices(parts[0]) if is_optional else []
+    first, *rest = get_args(hint) or (hint,)
+    return _choices(first) if rest == [NoneType] else []
 
 
 def _words(kind: kinds.Type) -> str:  # noqa: PLR0911 - one line a kind of type
@@ -286,7 +245,7 @@ class Settings(Plan):
         the token in generate and the trial in read; of an untrained copy that generates, it is the
         trial.
     fused_qkv : {"contiguous", "interleaved"} or None
-        Layout of fused queries, keys and values; see `llm2nifti.models.fused`.
+        Layout of fused queries, keys and values; see `llm2nifti.models.weights`.
     """
 
     sites: str = "default"

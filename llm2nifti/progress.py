@@ -1,4 +1,8 @@
-"""How far is it? A bar on a terminal; in a log, a line when a stage begins and one when it ends."""
+"""How far is it? A bar on a terminal; in a log, a line when a stage begins and one when it ends.
+
+A stage has a `name` and `total` steps of a `unit`, `initial` of them done before; without a total,
+a terminal shows no bar either: parts of the stage may have some. `verbose` 0 shows nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,82 +19,24 @@ Item = TypeVar("Item")
 
 @contextmanager
 def stage(
-    name: str,
-    *,
-    total: int | None = None,
-    unit: str = "it",
-    initial: int = 0,
-    verbose: int = 1,
+    name: str, *, total: int | None = None, unit: str = "it", initial: int = 0, verbose: int = 1
 ) -> Iterator[tqdm[Any]]:
-    """Show how far a stage of the work is.
-
-    Parameters
-    ----------
-    name : str
-        What is done.
-    total : int, optional
-        Steps that it has; without, there is no bar on a terminal either: its parts may have some.
-    unit : str
-        What a step is.
-    initial : int, default=0
-        Steps that were done before.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Yields
-    ------
-    tqdm
-        To be updated; it does nothing where no bar is shown.
-
-    Examples
-    --------
-    >>> with stage("scan", total=2, unit="trial", verbose=0) as bar:
-    ...     bar.update(2)
-    """
+    """Show how far a stage of the work is, with a bar to be updated."""
     is_terminal, start = sys.stderr.isatty(), time.monotonic()
-    has_bar, has_lines = is_terminal and total is not None, not is_terminal
-    if has_lines and verbose:
+    has_bar, has_lines = verbose and is_terminal and total is not None, verbose and not is_terminal
+    if has_lines:
         _say(f"{name}: begins")
-    with tqdm(
-        total=total, desc=name, unit=unit, initial=initial, disable=not (verbose and has_bar)
-    ) as bar:
+    with tqdm(total=total, desc=name, unit=unit, initial=initial, disable=not has_bar) as bar:
         yield bar
-    if has_lines and verbose:
+    if has_lines:
         _say(f"{name}: done in {time.monotonic() - start:.1f} s")
 
 
-def track(
-    items: Iterable[Item],
-    name: str,
-    *,
-    total: int | None = None,
-    unit: str = "it",
-    verbose: int = 1,
-) -> Iterator[Item]:
-    """Go through items, each of them a step of a stage.
-
-    Parameters
-    ----------
-    items : iterable
-        What to go through.
-    name, unit, verbose
-        See `stage`.
-    total : int, optional
-        How many there are, where their number is not known.
-
-    Yields
-    ------
-    object
-        One item after another.
-
-    Examples
-    --------
-    >>> list(track("ab", "letters", verbose=0))
-    ['a', 'b']
-    """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with stage(name, total=total, unit=unit, verbose=verbose) as bar:
+def track(items: Iterable[Item], name: str, *, unit: str = "it", **how: Any) -> Iterator[Item]:
+    """Go through items, each of them a step of a stage; `how` is of `stage`."""
+    if isinstance(items, Sized):
+        how.setdefault("total", len(items))
+    with stage(name, unit=unit, **how) as bar:
         for item in items:
             yield item
             bar.update()

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -42,14 +43,6 @@ class TrialRow(TypedDict):
     response: str
 
 
-class Batch(TypedDict):
-    """Trials from `start` to `stop` that are recorded, as JSON."""
-
-    start: int
-    stop: int
-    rows: list[TrialRow]
-
-
 class RecordingError(ValueError):
     """A recording cannot be continued or holds values that are not numbers."""
 
@@ -58,42 +51,18 @@ class RecordingError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One run through a paradigm.
+    """One run through a paradigm."""
 
-    Attributes
-    ----------
-    values : (n_volumes, n_units) float32 array
-        What every unit did in every volume; usually a memory map.
-    paradigm : Paradigm
-        What was shown.
-    brain : ModelBrain
-        Where the units live.
-    tokens : DataFrame
-        One row a token or word; see `TOKEN_COLUMNS`.
-    responses : list of str
-        Generated text of each trial.
-    rendered : list of str
-        The text that the model read, its chat template applied.
-    info : dict
-        Provenance: model, settings, versions.
-    norms : (n_units,) float32 array
-        Norm of the weights that write into each unit.
-    frames : {"token", "word", "trial", "last"}
-        What one volume is; ``trial`` and ``last`` have one volume a trial.
-    owner : object
-        What keeps a temporary folder alive that `values` is mapped from.
-    """
-
-    values: NDArray[np.float32]
-    paradigm: Paradigm
-    brain: ModelBrain
-    tokens: pd.DataFrame
-    responses: list[str]
-    rendered: list[str]
-    info: Json = field(default_factory=dict)
-    norms: NDArray[np.float32] | None = None
-    frames: str = "token"
-    owner: object = field(default=None, repr=False)
+    values: NDArray[np.float32]  #: (n_volumes, n_units) of every unit; usually a memory map
+    paradigm: Paradigm  #: what was shown
+    brain: ModelBrain  #: where the units live
+    tokens: pd.DataFrame  #: one row a token or word; see `TOKEN_COLUMNS`
+    responses: list[str]  #: generated text of each trial
+    rendered: list[str]  #: the text that the model read, its chat template applied
+    info: Json = field(default_factory=dict)  #: provenance: model, settings, versions
+    norms: NDArray[np.float32] | None = None  #: (n_units,) of the weights that write into each unit
+    frames: str = "token"  #: what one volume is: token, word, or one a trial; see `REDUCED`
+    owner: object = field(default=None, repr=False)  #: keeps alive the folder of mapped values
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -114,13 +83,7 @@ class Recording:
         return windows(self.values, self.counts)
 
     def by_trial(self) -> NDArray[np.float32]:
-        """(n_trials, n_frames, n_units) view, where all trials have as many volumes.
-
-        Raises
-        ------
-        RecordingError
-            If they differ; go through `trials` then.
-        """
+        """(n_trials, n_frames, n_units) view; RecordingError if trials differ in their frames."""
         if len(set(self.counts)) != 1:
             raise RecordingError("trials have different numbers of frames; use trials()")
         return self.values.reshape(len(self.counts), -1, self.values.shape[1])
@@ -223,42 +186,39 @@ class Journal:
         self, folder: Path, counts: Sequence[int], n_units: int, plan: Mapping[str, Any]
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
         self.n_units = n_units
         self._first = np.cumsum([0, *counts])
-        self._path = folder / "values.f32"
+        self._path, plan_path = folder / "values.f32", folder / "plan.json"
         counted = {"counts": [int(n) for n in counts], "n_units": n_units}
         text = json.dumps({**counted, **plan}, indent=1, sort_keys=True, default=str)
-        plan_path = folder / "plan.json"
-        if plan_path.exists():
-            if plan_path.read_bytes() != text.encode():
-                raise RecordingError(
-                    f"{folder} holds an unfinished recording with other settings; finish it with "
-                    "the same settings, or start anew with overwrite=True"
-                )
-        else:
+        if not plan_path.exists():
             (folder / "batches.jsonl").unlink(missing_ok=True)
             self._path.write_bytes(b"")
             self._check_space()
             temporary = plan_path.with_suffix(".tmp")
             temporary.write_text(text, "utf-8")
             temporary.rename(plan_path)
+        elif plan_path.read_bytes() != text.encode():
+            raise RecordingError(
+                f"{folder} holds an unfinished recording with other settings; finish it with "
+                "the same settings, or start anew with overwrite=True"
+            )
         self._lines = Lines(folder / "batches.jsonl")
 
     def _check_space(self) -> None:
         """Raise if the disk cannot hold the recording: better now than after hours."""
         needed = int(self._first[-1]) * self.n_units * 4
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self._path.parent).free
         if needed > free:
             raise RecordingError(
-                f"the recording needs {needed / 1e9:.1f} GB and {self.folder} has "
+                f"the recording needs {needed / 1e9:.1f} GB and {self._path.parent} has "
                 f"{free / 1e9:.1f} GB left; free some space, or record less "
                 "(frames='trial', or fewer sites)"
             )
 
     @property
-    def batches(self) -> list[Batch]:
-        """Finished batches."""
+    def batches(self) -> list[Json]:
+        """Finished batches: the trials from ``start`` to ``stop``, and their ``rows``."""
         return self._lines.contents
 
     def open(self, start: int, stop: int) -> np.memmap:
@@ -288,19 +248,19 @@ class Journal:
 
     def rows(self) -> list[TrialRow]:
         """Metadata of all finished trials in order."""
-        ordered = sorted(self.batches, key=lambda batch: batch["start"])
+        ordered = sorted(self.batches, key=itemgetter("start"))
         return [row for batch in ordered for row in batch["rows"]]
 
 
 def _grow(path: Path, size: int) -> None:
     """Reserve a file's space: a full disk must be an error now, not a crash in a page fault."""
-    before = path.stat().st_size
-    if size <= before:
+    missing = size - path.stat().st_size
+    if missing <= 0:
         return
     with path.open("r+b") as file:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), before, size - before)
+            os.posix_fallocate(file.fileno(), size - missing, missing)
             return
-        file.seek(before)  # macOS and Windows: write zeros
-        for start in range(0, size - before, 1 << 24):
-            file.write(bytes(min(1 << 24, size - before - start)))
+        file.seek(0, os.SEEK_END)  # macOS and Windows: write zeros
+        for start in range(0, missing, 1 << 24):
+            file.write(bytes(min(1 << 24, missing - start)))

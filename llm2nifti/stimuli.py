@@ -115,13 +115,11 @@ def read(path: Path) -> pd.DataFrame:
     """Read and check one stimulus file; see `load`."""
     path = path / TABLE if path.is_dir() else path
     try:
-        data = path.read_bytes()
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise StimulusError(f"no stimulus file {path} ({error.strerror})") from None
-    try:
-        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
+        row = error.object[: error.start].count(b"\n") + 1
         raise StimulusError(f"{path}, row {row}: not UTF-8 ({error.reason}); save it so") from None
     rows = _parse(text, str(path))
     table = check(pd.DataFrame(rows[1:], columns=rows[0], dtype=str), str(path))
@@ -165,10 +163,9 @@ def _parse(text: str, name: str) -> list[list[str]]:
 def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     """Fill in optional columns and check every row, naming the first bad one of table `name`.
 
-    Returns
-    -------
-    DataFrame
-        All columns of `COLUMNS`, in that order, and ``image`` or ``audio`` where there is one.
+    The result has the columns of `COLUMNS`, then ``image`` or ``audio`` where there is one.
+    StimulusError if a column is missing, a cell is empty or holds a control character, an
+    identifier or prompt appears twice, or two tasks would be called alike.
     """
     medium = medium_of(table)
     shown = medium or "prompt"
@@ -185,7 +182,11 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     for column in ("task", shown):
         empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
         _raise_at(empty, name, f"empty {column}")
-    _check_characters(table, name)
+    for column in (c for c in (*COLUMNS, *MEDIA) if c in table):
+        seen = table[column].astype(str).str.extract(_UNKEPT, expand=False)
+        first = next(iter(seen.dropna()), "")
+        what = f"{column} holds the control character {first!r}; take it out"
+        _raise_at(seen.notna(), name, what)
     _check_tasks(table["task"], name)
     if "stim_id" not in table:
         number = table.groupby("task").cumcount() + 1
@@ -197,15 +198,6 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
         table[column] = table[column].where(table[column] != "", table["stim_id"])
     _raise_at(~table["split"].isin(["", *SPLITS]), name, "unknown split", table["split"])
     return table[[*COLUMNS, *([medium] if medium else [])]]
-
-
-def _check_characters(table: pd.DataFrame, name: str) -> None:
-    """Raise where a cell holds a character that the events of a dataset could not keep."""
-    for column in (c for c in (*COLUMNS, *MEDIA) if c in table):
-        seen = table[column].astype(str).str.extract(_UNKEPT, expand=False)
-        first = next(iter(seen.dropna()), "")
-        what = f"{column} holds the control character {first!r}; take it out"
-        _raise_at(seen.notna(), name, what)
 
 
 def _check_tasks(tasks: pd.Series, name: str) -> None:
@@ -232,18 +224,11 @@ def _raise_at(bad: pd.Series, name: str, what: str, values: pd.Series | None = N
 
 
 def describe(table: pd.DataFrame) -> pd.DataFrame:
-    """Count prompts, topics and question frames of each task and split.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``task, split, prompts, topics, frames, example``.
-    """
+    """Count the prompts, topics and question frames of each task and split, with an example."""
     named = table.assign(
         split=table["split"].replace("", "any"), frames=table["frame"].replace("", pd.NA)
     )
-    groups = named.groupby(["task", "split"], sort=False, as_index=False)
-    return groups.agg(
+    return named.groupby(["task", "split"], sort=False, as_index=False).agg(
         prompts=("prompt", "size"),
         topics=("topic", "nunique"),
         frames=("frames", "nunique"),

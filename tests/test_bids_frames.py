@@ -13,7 +13,7 @@ from PIL import Image
 
 from llm2nifti import bids, cli, geometry, glm, models, paradigm, scanner, stimuli
 from llm2nifti.bids import checking, files
-from llm2nifti.bids.writing import restore_shown
+from llm2nifti.bids.writing import copy_shown
 
 SIZES = {"n_blocks": 2, "trials_per_block": 8, "n_frames": 2}
 
@@ -114,7 +114,7 @@ def test_images_are_kept_with_the_dataset(tiny_folders, tmp_path, validate):
     first.unlink()
     second.write_bytes(b"damaged")
     with pytest.warns(bids.manifest.ForeignFileWarning, match=second.name):
-        restore_shown(tmp_path / "ds", design.trials)
+        copy_shown(tmp_path / "ds", design.trials, only_known=True)
     assert checking.problems(tmp_path / "ds") == []
 
 

@@ -247,7 +247,7 @@ def test_every_damage_of_the_manifest_itself_is_seen(dataset):
         with pytest.raises(manifest.ManifestError, match="is damaged"):
             bids.dataset.remove_dataset(dataset)
     path.write_bytes(whole)
-    manifest.check(dataset)
+    manifest.written(dataset)
 
 
 WATCHED, SEEN = [], []
@@ -260,7 +260,7 @@ def watch(event, _args):
         root = WATCHED.pop()
         SEEN.append(sorted(path.name for path in root.iterdir()))
         bids.dataset.check_folder(root)
-        manifest.check(root)
+        manifest.written(root)
         WATCHED.append(root)
 
 

@@ -114,10 +114,10 @@ def test_columns_that_others_add_to_the_participants_stay(tmp_path):
 
 
 def test_weights_are_known_by_session(dataset):
-    assert bids.participants.weights_hash(dataset, "tinyModel1", "seed1") == "hash1"
-    assert bids.participants.weights_hash(dataset, "other") == "abc"
-    assert bids.participants.weights_hash(dataset, "other", "seed1") is None
-    assert bids.participants.weights_hash(dataset, "nobody") is None
+    assert bids.dataset.weights_hash(dataset, "tinyModel1", "seed1") == "hash1"
+    assert bids.dataset.weights_hash(dataset, "other") == "abc"
+    assert bids.dataset.weights_hash(dataset, "other", "seed1") is None
+    assert bids.dataset.weights_hash(dataset, "nobody") is None
 
 
 def test_every_session_has_its_own_anatomy(dataset):

@@ -14,7 +14,7 @@ import torch
 from llm2nifti import bids, cli, experiments, geometry, glm, models, report
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.journal import ResultJournal
-from llm2nifti.experiments.lesions.conditions import Condition, Targets
+from llm2nifti.experiments.lesions.measure import Condition, Targets
 from llm2nifti.experiments.lesions.plan import LesionPlan, SteerPlan
 from llm2nifti.interventions import InterventionError
 from llm2nifti.interventions.bench import Bench

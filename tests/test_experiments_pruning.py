@@ -15,7 +15,6 @@ from tests_support import assert_same, contents
 
 from llm2nifti import bids, cli, geometry, glm, models, surgery
 from llm2nifti.experiments.journal import ResultJournal
-from llm2nifti.experiments.pruning import losses
 from llm2nifti.experiments.pruning import measure as pruning
 from llm2nifti.experiments.pruning.plan import PrunePlan
 from llm2nifti.experiments.pruning.result import PruningResult
@@ -227,7 +226,7 @@ def test_losses_of_known_log_probabilities():
     own = {"before": noise, "network": noise - 1, "magnitude": noise, "random 0": noise - 0.25}
     other = {name: noise for name in own}
     folds = [{name: {"a": own[name], "b": other[name]} for name in own}] * 2
-    out = losses.summarise(folds)
+    out = pruning.summarise(folds)
     assert out["a"]["n_prompts"] == 80
     assert out["a"]["network"] / out["a"]["before"] == pytest.approx(np.e)
     assert out["a"]["delta"] == pytest.approx(1)
@@ -256,7 +255,7 @@ def test_what_lies_beyond_random_sets_knows_how_far_these_scatter():
     def width(scatter):
         rows = {"before": before, "network": before - 1.0, "magnitude": before - 2.0}
         rows |= {f"random {i}": before - 0.5 + scatter * (i - 1) for i in range(3)}
-        found = losses.summarise([{name: {"a": v} for name, v in rows.items()}])["a"]["beyond"]
+        found = pruning.summarise([{name: {"a": v} for name, v in rows.items()}])["a"]["beyond"]
         assert found["random"]["value"] == pytest.approx(0.5)
         assert found["magnitude"]["value"] == pytest.approx(-1)
         return np.ptp(found["random"]["interval"])

@@ -16,17 +16,16 @@ from llm2nifti import bids, cli, experiments, models, networks, study
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.journal import ResultJournal
 from llm2nifti.experiments.maps.plan import GlmPlan
-from llm2nifti.experiments.training.measure import measure
+from llm2nifti.experiments.training.measure import Trainings, measure
 from llm2nifti.experiments.training.plan import TrainPlan
-from llm2nifti.experiments.training.setup import Trainings
 from llm2nifti.experiments.training.summary import summarise
 from llm2nifti.geometry import from_img
 from llm2nifti.interventions import InterventionError
-from llm2nifti.interventions.masks import read_network
+from llm2nifti.interventions.reloading import read_network
 from llm2nifti.plans import Design, ModelChoice, PlanError, ScanPlan, Settings
 from llm2nifti.surgery import SurgeryError
 from llm2nifti.surgery.finetuning import n_trained
-from llm2nifti.surgery.ranking import rank_modules
+from llm2nifti.surgery.targets import rank_modules
 from llm2nifti.tell import as_text
 
 TASK = "randomstrings"  # a random model tells them from prompts

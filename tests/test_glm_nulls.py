@@ -8,7 +8,7 @@ from planted import lstsq_contrast, lstsq_t, noise
 from scipy import stats
 
 from llm2nifti import glm
-from llm2nifti.glm import nulls, relabelling
+from llm2nifti.glm import relabelling
 
 
 def lstsq_t_of(label, confounds, Y):
@@ -147,7 +147,7 @@ def test_rates_equal_those_of_all_p_values():
         p = 2 * stats.t.sf(np.abs(t[300:]), 30)
         expected = (p < 0.05).mean(), (p < 0.001).mean()
         any_fdr = bool((stats.false_discovery_control(p) < 0.05).any())
-        assert nulls._rates(t, 30) == pytest.approx((*expected, any_fdr))
+        assert relabelling._rates(t, 30) == pytest.approx((*expected, any_fdr))
         found.add(any_fdr)
     assert found == {True, False}
 

@@ -287,11 +287,10 @@ def test_weights_kept_on_disk_give_the_same_values_and_norms(tiny_folders, tmp_p
     parts = ["embed_tokens", "layers.0", "rotary_emb"]
     away = ["layers.1", "layers.2", "norm"]
     where = {f"model.{name}": "cpu" for name in parts} | {f"model.{name}": "disk" for name in away}
-    source = loading.Checkpoint(
-        str(folder), device_map={**where, "lm_head": "cpu"}, offload_folder=str(tmp_path)
-    )
-    loaded = loading.from_pretrained(source, torch.float32, None)
-    spread = dataclasses.replace(whole, module=loaded.module.eval())
+    placed = {"device_map": {**where, "lm_head": "cpu"}, "offload_folder": str(tmp_path)}
+    placed["dtype"] = torch.float32
+    loaded, _ = loading.from_pretrained(str(folder), None, {}, placed)
+    spread = dataclasses.replace(whole, module=loaded.module)
     assert any(p.is_meta for p in spread.module.parameters())
     design = paradigm.blocks("pathology", n_blocks=1, trials_per_block=2, n_frames=2)
     settings = scanner.Settings(sites="default")

@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from llm2nifti import geometry, glm, networks
 from llm2nifti.geometry import Site
 from llm2nifti.networks import Rule
-from llm2nifti.networks.select import permutation
+from llm2nifti.networks.network import permutation
 
 
 @pytest.mark.parametrize(("method", "reference"), [("fdr", "fdr_bh"), ("bonferroni",) * 2])

@@ -215,7 +215,7 @@ def test_sampling_depends_on_seed_and_trial_but_not_on_the_batch(tiny_model):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4000, 1)
-    sampler = scanner.decoding.OwnGenerators(
+    sampler = scanner.generating.OwnGenerators(
         temperature=1.0, seed=0, stim_ids=[f"s{i}" for i in range(4000)]
     )
     share = torch.bincount(sampler(None, logits).argmax(-1), minlength=3) / 4000

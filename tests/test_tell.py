@@ -66,3 +66,20 @@ def test_small_figures_stand_beside_each_other():
     plots = [Plot(name, lambda: None, "", "", name != "large") for name in ("large", "a", "b")]
     text = as_html(Section("x", "X", plots=plots), embed=lambda plot: plot.stem)
     assert text.split('<div class="pair">')[1].split("</div>")[0].split() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (wording.number(-0.004), "0.00"),
+        (wording.number(-0.25), "−0.25"),
+        (wording.percent(0.1234), "12.3 %"),
+        (wording.with_interval(0.5, [0.25, 0.75]), "0.50 [0.25, 0.75]"),
+        (wording.plural(1, "run"), "1 run"),
+        (wording.plural(2, "run"), "2 runs"),
+        (wording.listing(["attn", "resid", "mlp"]), "attn, resid and mlp"),
+        (wording.height_control("fdr 0.05, two-sided"), "false discovery rate 0.05, two-sided"),
+    ],
+)
+def test_numbers_and_words_are_written_in_one_way(told, expected):
+    assert told.replace("\N{NO-BREAK SPACE}", " ") == expected

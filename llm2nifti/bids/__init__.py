@@ -1,8 +1,6 @@
 """Read and write the dataset: the joint between the scanner half and the analysis half."""
 
-from llm2nifti.bids.dataset import (
-    SUMMARY,
-)
+from llm2nifti.bids.dataset import SUMMARY
 from llm2nifti.bids.files import (
     ExistsError,
     InUseError,
@@ -13,12 +11,7 @@ from llm2nifti.bids.files import (
     write_tsv,
 )
 from llm2nifti.bids.manifest import WORK
-from llm2nifti.bids.paths import (
-    DERIVATIVES,
-    LabelError,
-    folder_of,
-    label,
-)
+from llm2nifti.bids.paths import DERIVATIVES, LabelError, folder_of, label
 from llm2nifti.bids.readers import DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.bids.reading import (
     NoSuchRunError,
@@ -27,10 +20,11 @@ from llm2nifti.bids.reading import (
     analysis_folder,
     anatomy,
     read,
+    read_summary,
     runs,
+    update_summary,
 )
 from llm2nifti.bids.session import NotRepeatedError, Session, session
-from llm2nifti.bids.summary import read_summary, update_summary
 from llm2nifti.bids.writing import write
 
 __all__ = [

@@ -21,22 +21,27 @@ from nibabel.spatialimages import HeaderDataError
 from llm2nifti.bids import manifest
 from llm2nifti.bids.dataset import RESULTS, VALIDATOR_CONFIG
 from llm2nifti.bids.manifest import Content, name_of
-from llm2nifti.bids.paths import DERIVATIVES, RunPaths, complete_runs
+from llm2nifti.bids.paths import DERIVATIVES, DESCRIPTION, RunPaths, complete_runs
 
 _SMALL = 2**20  # bytes of a file that a quick look hashes, too
 _EDITABLE = re.compile(r"(derivatives/llm2nifti/)?[^/]*|sub-[^/]*/[^/]*_sessions\.(tsv|json)")
+_DESCRIBING = ("README.md", ".bidsignore", DESCRIPTION, VALIDATOR_CONFIG)
+# What a file belongs to, by the first pattern that its path in the dataset has.
 _PARTS = {
     "run": re.compile(r"(^|/)func/[^/]*_run-\d+_(?!.*_statmap\.)[^/]*$"),
     "anatomy": re.compile(r"/anat/[^/]*_space-[0-9A-Za-z]+_(dseg|T1w|units)\.[^/]*$"),
     "stimuli": re.compile("^stimuli/"),
     "results": re.compile(rf"(^|/)({'|'.join(map(re.escape, RESULTS))}|[^/]*\.jsonl)$"),
+    "analysis": re.compile(
+        rf"^{DERIVATIVES.as_posix()}/(?!(.*/)?({'|'.join(map(re.escape, _DESCRIBING))})$)"
+    ),
+    "dataset": re.compile(""),
 }
-_DESCRIBING = ("README.md", ".bidsignore", "dataset_description.json", VALIDATOR_CONFIG)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file, and what it belongs to; see `part_of`."""
+    """What is wrong with one file, and what it belongs to: one of `_PARTS`."""
 
     path: Path
     text: str
@@ -44,30 +49,17 @@ class Problem:
 
 
 def part_of(name: str) -> str:
-    """What a file of the manifest belongs to.
-
-    ``run``, ``anatomy``, ``stimuli``, ``analysis``, ``results`` of interventions, or ``dataset``.
-
-    Examples
-    --------
-    >>> part_of("sub-x/func/sub-x_task-t_run-1_bold.nii"), part_of("stimuli/a.png")
-    ('run', 'stimuli')
-    """
-    for part, pattern in _PARTS.items():
-        if pattern.search(name):
-            return part
-    path = Path(name)
-    is_derived = path.is_relative_to(DERIVATIVES) and path.name not in _DESCRIBING
-    return "analysis" if is_derived else "dataset"
+    """What a file of the manifest belongs to, such as ``run`` or ``stimuli``."""
+    return next(part for part, pattern in _PARTS.items() if pattern.search(name))
 
 
-def problems(root: Path, *, thorough: bool = True) -> list[Problem]:
+def problems(root: Path) -> list[Problem]:
     """What is wrong with the files that llm2nifti wrote to a dataset, sorted by path.
 
     Tables and texts that people edit, such as ``participants.tsv`` and ``README.md``, only need to
     be there. Without a manifest, the files that each run has only need to be readable.
     """
-    return list(_problems(root, dict(sorted(expected(root).items())), thorough=thorough))
+    return list(_problems(root, dict(sorted(expected(root).items())), thorough=True))
 
 
 def problems_of(paths: RunPaths) -> Iterator[Problem]:
@@ -98,7 +90,7 @@ def expected(root: Path) -> dict[str, Content | None]:
             name: None if part_of(name) == "dataset" and _EDITABLE.fullmatch(name) else content
             for name, content in manifest.written(root).items()
         }
-    runs = [paths.as_stored() for paths in complete_runs(root, "sub-*/**/func/*")]
+    runs = complete_runs(root, "sub-*/**/func/*")
     files = [path for paths in runs for path in (*paths.needed, *paths.anatomy)]
     return dict.fromkeys(name_of(root, path) for path in files)
 
@@ -125,8 +117,7 @@ def has_runs(root: Path) -> bool:
 def find_run(root: Path, name: str) -> RunPaths | None:
     """Paths of a run by its name, such as ``sub-x_task-t_run-1``; None if it has no sidecar."""
     folder = name.partition("_task-")[0].replace("_", "/")
-    paths = next(complete_runs(root, f"{folder}/func/{name}_space-*"), None)
-    return paths and paths.as_stored()
+    return next(complete_runs(root, f"{folder}/func/{name}_space-*"), None)
 
 
 def analysis_files(root: Path, folder: Path) -> list[Path]:
@@ -137,10 +128,9 @@ def analysis_files(root: Path, folder: Path) -> list[Path]:
 
 
 def digest(root: Path, parts: Iterable[str], folders: Iterable[Path]) -> str:
-    """SHA-256 of what the manifest says of the files that a result is made from.
+    """SHA-256 of what the manifest says of the files of some `parts` in some `folders`.
 
-    They are those of some `parts`, see `part_of`, in some `folders` of the dataset; those of a
-    model or session, such as ``sub-x/ses-y``, are looked into in the derivatives, too.
+    Folders of a model or session, such as ``sub-x/ses-y``, are those in the derivatives, too.
     """
     starts = tuple(f"{f.as_posix()}/" for folder in folders for f in (folder, DERIVATIVES / folder))
     ours, parts = manifest.written(root), set(parts)

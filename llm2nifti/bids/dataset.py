@@ -1,95 +1,75 @@
-"""What does a dataset say of itself? Descriptions, READMEs, ignored files. What may be deleted?"""
+"""What does a dataset say of itself, its models and their sessions? What may be deleted?
+
+`root` is a dataset, `subject` and `session` are BIDS labels (the latter empty where there are no
+sessions) and `info` is what a recording says of its model and settings.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import filterfalse
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from llm2nifti import __version__
 from llm2nifti.bids import manifest
-from llm2nifti.bids.files import WORK, ExistsError, write_json, write_text
-from llm2nifti.bids.participants import PARTICIPANT_COLUMNS, PARTICIPANTS, SESSIONS, drop_rows
-from llm2nifti.bids.paths import DERIVATIVES
-from llm2nifti.bids.readers import read_json
-from llm2nifti.media import MEDIA
-from llm2nifti.stimuli import CONTROL
+from llm2nifti.bids.files import ExistsError, as_json, write_json, write_text, write_tsv
+from llm2nifti.bids.paths import DERIVATIVES, DESCRIPTION, folder_of
+from llm2nifti.bids.readers import DamagedFileError, read_json, read_text_tsv
 
-DESCRIPTION = "dataset_description.json"
 SUMMARY = DERIVATIVES / "summary.json"
 VALIDATOR_CONFIG = ".bids-validator-config.json"
 _MOST_NAMED = 10  # files in a message
-_TEXTS = Path(__file__).parent
+_HERE = Path(__file__).parent
+# Columns of our tables as BIDS describes them, by the last word of the table's name.
+COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
 # What interventions write, of all runs together: hours of work.
 RESULTS = ("lesion.json", "lesion_masks.json", "steer.json", "detection.json", "training.json")
 _IGNORED = ["*.html", "summary.json", *RESULTS, "*_evaluations.jsonl", "figures", "figures/"]
 _IGNORED += ["*_statmap.*", "*_timeseries.*", "*_units.tsv", "*_desc-trial_events.tsv"]
+PARTICIPANTS = "participants.tsv"
+SESSIONS = "_sessions.tsv"
+# Keys of info["Model"] that are not the name of their column with a capital letter.
+_KEYS = {"model": "Name", "dtype": "DType", "weights_hash": "WeightsHash"}
 
 
 def write_dataset_files(root: Path) -> None:
-    """Write the files that do not depend on a run, unless they are there; under `shared`.
-
-    Raises
-    ------
-    ExistsError
-        If the folder holds something that is not a dataset of llm2nifti.
-    """
+    """Write the files that do not depend on a run, unless they are there; under `files.shared`."""
     check_folder(root)
     if not is_begun(root):
         manifest.begin(root)
     derivative = root / DERIVATIVES
     config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
-    contents: dict[Path, str | Mapping[str, object]] = {
-        root / DESCRIPTION: _description(derivative=False),
-        root / "README.md": (_TEXTS / "readme.md").read_text("utf-8"),
-        root / ".bidsignore": f"{WORK}/\n",
-        root / "participants.json": PARTICIPANT_COLUMNS,
-        root / VALIDATOR_CONFIG: config,
-        derivative / DESCRIPTION: _description(derivative=True),
-        derivative / "README.md": (_TEXTS / "readme_derivatives.md").read_text("utf-8"),
+    contents = {
+        root / DESCRIPTION: as_json(_description(derivative=False)),
+        root / "README.md": (_HERE / "readme.md").read_text("utf-8"),
+        root / ".bidsignore": f"{manifest.WORK}/\n",
+        root / "participants.json": as_json(COLUMNS["participants"]),
+        root / VALIDATOR_CONFIG: as_json(config),
+        derivative / DESCRIPTION: as_json(_description(derivative=True)),
+        derivative / "README.md": (_HERE / "readme_derivatives.md").read_text("utf-8"),
         derivative / ".bidsignore": "\n".join(_IGNORED) + "\n",
-        derivative / VALIDATOR_CONFIG: config,
+        derivative / VALIDATOR_CONFIG: as_json(config),
     }
-    for path, content in contents.items():
-        if path.exists():
-            continue
-        if isinstance(content, str):
-            write_text(path, root, content)
-        else:
-            write_json(path, root, content)
+    for path in filterfalse(Path.exists, contents):
+        write_text(path, root, contents[path])
 
 
 def _description(*, derivative: bool) -> dict[str, object]:
-    """Content of dataset_description.json."""
-    kind = "prompt-level runs and maps" if derivative else "activations as task runs"
+    """Content of dataset_description.json; description.json has what is always the same."""
+    holds = "prompt-level runs and maps" if derivative else "activations as task runs"
     source = "bids::../../" if derivative else "bids::stimuli"
-    paper = (
-        "Nencka AS, Muftuler LT, LaViolette P, Koch KM (2023). On Functional Activations in Deep "
-        "Neural Networks. arXiv:2311.10898"
-    )
-    maker = {
-        "Name": "llm2nifti",
-        "Version": __version__,
-        "Description": "Records language models as task fMRI runs.",
-    }
-    return {
-        "Name": f"Language model {kind}",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative" if derivative else "raw",
-        "License": "CC0",
-        "Authors": ["The llm2nifti developers", "The authors of the scanned model"],
-        "Keywords": ["language model", "activations", "task design"],
-        "Acknowledgements": "n/a",
-        "HowToAcknowledge": "Cite llm2nifti and the scanned model.",
-        "Funding": ["n/a"],
-        "EthicsApprovals": ["No human or animal took part."],
-        "ReferencesAndLinks": [paper],
-        "HEDVersion": "8.3.0",
-        "GeneratedBy": [maker],
-        "SourceDatasets": [{"URL": source, "Version": __version__}],
-        **({"DatasetLinks": {"raw": "../../"}} if derivative else {}),
-    }
+    content = json.loads((_HERE / "description.json").read_text("utf-8"))
+    content["Name"] = f"Language model {holds}"
+    content["DatasetType"] = "derivative" if derivative else "raw"
+    content["GeneratedBy"][0]["Version"] = __version__
+    content["SourceDatasets"] = [{"URL": source, "Version": __version__}]
+    return content | ({"DatasetLinks": {"raw": "../../"}} if derivative else {})
 
 
 def is_begun(root: Path) -> bool:
@@ -99,9 +79,11 @@ def is_begun(root: Path) -> bool:
 
 def check_folder(root: Path) -> None:
     """Raise ExistsError unless the folder is new, empty or an llm2nifti dataset."""
-    if root.exists() and not root.is_dir():
+    if not root.exists():
+        return
+    if not root.is_dir():
         raise ExistsError(f"{root} is a file; choose a new folder")
-    if _is_empty(root):
+    if all(path.name == manifest.WORK for path in root.iterdir()):  # nothing but unfinished work
         return
     is_ours, why = manifest.has_manifest(root), ""  # it may be begun by us and not yet described
     if is_begun(root):
@@ -114,32 +96,23 @@ def check_folder(root: Path) -> None:
         )
 
 
-def _is_empty(root: Path) -> bool:
-    """Whether a folder is new, or holds nothing but unfinished work."""
-    return not root.exists() or all(path.name == WORK for path in root.iterdir())
-
-
 def remove_dataset(root: Path) -> None:
     """Delete what llm2nifti wrote to a dataset, as far as it is as it was written.
 
-    Whatever else is there stays, and is named in a `ForeignFileWarning`.
-
-    Raises
-    ------
-    ExistsError
-        If the folder holds something else, a dataset that does not know its files, or one that
-        has some of them in a folder somewhere else. Nothing is deleted then.
+    Whatever else is there stays, and is named in a `ForeignFileWarning`. Nothing is deleted, with
+    an ExistsError, where the folder holds something else, or a dataset that does not know its
+    files or has some of them in a folder somewhere else.
     """
     check_folder(root)
-    if _is_empty(root):
-        return
     if not manifest.has_manifest(root):
+        if not is_begun(root):  # an empty folder
+            return
         raise ExistsError(
             f"{root} has no {manifest.MANIFEST}, so nothing tells which files are its own; delete "
             "the folder yourself, or choose another"
         )
     ours = manifest.written(root)
-    inside = {folder for name in ours for folder in manifest.folders(root, root / name)}
+    inside = {root / folder for name in ours for folder in Path(name).parents[:-1]}
     links = [folder for folder in inside if folder.is_symlink()]
     if links:
         raise ExistsError(
@@ -152,7 +125,7 @@ def remove_dataset(root: Path) -> None:
     # The description stays: it says that the folder is ours to write to.
     spared = {root / DESCRIPTION, *tables}
     manifest.remove(root, [path for path in map(root.joinpath, ours) if path not in spared])
-    for work in (root / WORK).glob("*"):
+    for work in (root / manifest.WORK).glob("*"):
         if work.is_dir() and work != root / manifest.ASIDE:
             shutil.rmtree(work, ignore_errors=True)
     _name_what_stays(root)
@@ -162,7 +135,8 @@ def _name_what_stays(root: Path) -> None:
     """Warn of the files that are left."""
     spared = {root / DESCRIPTION, root / manifest.MANIFEST}
     paths = [path for path in sorted(root.rglob("*")) if path.is_symlink() or path.is_file()]
-    left = [str(p) for p in paths if p not in spared and p.relative_to(root).parts[0] != WORK]
+    inside = root / manifest.WORK
+    left = [str(p) for p in paths if p not in spared and not p.is_relative_to(inside)]
     if left:
         more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
         text = "kept what llm2nifti did not write, or not as it is now: "
@@ -170,29 +144,80 @@ def _name_what_stays(root: Path) -> None:
         warnings.warn(text, manifest.ForeignFileWarning, stacklevel=3)
 
 
-def write_events_json(root: Path, task: str, title: str, *, medium: str = "") -> None:
-    """Write the root sidecar that explains the columns of a task's events."""
-    path = root / f"task-{task}_events.json"
-    if path.exists():
+def describe_model(root: Path, subject: str, session: str, info: Mapping[str, Any]) -> None:
+    """Describe a model in participants.tsv, and its session in the model's table of sessions.
+
+    A session, and a model without sessions, that is there already is left alone. Where the
+    sessions of one model differ in a column, participants.tsv says n/a.
+    """
+    is_random = str(info.get("Model", {}).get("WeightsHash", "")).startswith("random")
+    path, name = _row_of(root, subject)
+    row = {"participant_id": name, "untrained": "yes" if is_random else "no"}
+    _add_row(path, root, row, info, merge=bool(session))
+    if session:
+        path, name = _row_of(root, subject, session)
+        if not path.with_suffix(".json").exists():
+            write_json(path.with_suffix(".json"), root, COLUMNS["sessions"])
+        settings = info.get("Settings", {})
+        row = {"session_id": name, **{k: settings.get(k) for k in ("seed", "temperature")}}
+        _add_row(path, root, row, info, merge=False)
+
+
+def _row_of(root: Path, subject: str, session: str = "") -> tuple[Path, str]:
+    """Table that describes a model or session, and the name of its row."""
+    if session:
+        return root / folder_of(subject) / f"sub-{subject}{SESSIONS}", f"ses-{session}"
+    return root / PARTICIPANTS, f"sub-{subject}"
+
+
+def weights_hash(root: Path, subject: str, session: str = "") -> str | None:
+    """What identifies the weights that a model's runs were made with; None if it has no runs."""
+    path, name = _row_of(root, subject, session)
+    if not path.exists():
+        return None
+    table = read_text_tsv(path)
+    if "weights_hash" not in table:
+        raise DamagedFileError(path, "the column weights_hash is missing")
+    hashes = table.loc[table.iloc[:, 0] == name, "weights_hash"]
+    return None if hashes.empty else str(hashes.iloc[0])
+
+
+def _add_row(
+    path: Path, root: Path, row: Mapping[str, object], info: Mapping[str, Any], *, merge: bool
+) -> None:
+    """Add a row to a sorted table, or keep what is equal of the row that is there.
+
+    The rest of the row is what `info` says of the model. Columns that others added stay.
+    """
+    columns, model = COLUMNS[path.stem.split("_")[-1]], info.get("Model", {})
+    described = {name: model.get(_KEYS.get(name, name.capitalize())) for name in columns}
+    new = {k: "n/a" if value is None else str(value) for k, value in {**described, **row}.items()}
+    table = read_text_tsv(path) if path.exists() else pd.DataFrame(columns=[*columns], dtype=str)
+    table = table.reindex(columns=list(dict.fromkeys([*columns, *table])), fill_value="n/a")
+    key = table.columns[0]
+    is_there = table[key] == new[key]
+    if is_there.any():
+        old = table[is_there].iloc[0].to_dict()
+        same = {name: cell if new.get(name, cell) == cell else "n/a" for name, cell in old.items()}
+        if not merge or same == old:
+            return
+        table, new = table[~is_there], same
+    table = pd.concat([table, pd.DataFrame([dict.fromkeys(table, "n/a") | new])])
+    write_tsv(path, root, table.sort_values(key), merged=True)
+
+
+def drop_rows(path: Path, root: Path, names: Collection[str]) -> None:
+    """Take rows out of a table; without a row of others it goes.
+
+    What others added to it, be it a column or a cell, is kept as a copy.
+    """
+    if not path.exists():
         return
-    levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
-    if medium:
-        levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
-    program = {"OperatingSystem": "n/a", "SoftwareName": "llm2nifti"}
-    content: dict[str, object] = {
-        "onset": {"Description": "Start of the trial's first frame", "Units": "s"},
-        "duration": {"Description": "Frames of the trial times the frame time", "Units": "s"},
-        "trial_type": {"Description": "Condition of the block", "Levels": levels},
-        "block": {"Description": "Number of the block in the run, from 1"},
-        "stim_id": {"Description": "Identifier of the prompt in the stimulus set"},
-        "topic": {"Description": "Subfield or everyday topic of the concept"},
-        "concept": {"Description": "Noun phrase that the prompt asks about"},
-        "question_frame": {"Description": "Sentence pattern of the prompt; a nuisance factor"},
-        "prompt": {"Description": "Text that was shown"},
-        "response": {"Description": "Text that the model generated"},
-        "StimulusPresentation": {**program, "SoftwareVersion": __version__, "Code": "n/a"},
-    }
-    if medium:
-        shown = f"File of the {MEDIA[medium].removesuffix('s')} that was shown, under stimuli/"
-        content["stim_file"] = {"Description": shown}
-    write_json(path, root, content)
+    table, ours = read_text_tsv(path), set(COLUMNS[path.stem.split("_")[-1]])
+    if not manifest.is_as_written(root, path) or set(table) != ours:
+        manifest.keep(root, path, shutil.copyfile)
+    others = table[~table.iloc[:, 0].isin(names)]
+    if others.empty:
+        manifest.delete(root, path)
+    else:
+        write_tsv(path, root, others, merged=True)

@@ -1,16 +1,19 @@
-"""How is a file written? Whole or not at all, the same bytes each time, and by whom? Locks."""
+"""How is a file written? Whole or not at all, the same bytes each time, and by whom? Locks.
+
+`path` is a file, `root` the dataset it is in, and `merged` whether what is written has in it what
+others wrote to the file.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,9 @@ from llm2nifti.bids.paths import as_root, label
 from llm2nifti.geometry import ModelBrain, set_header
 
 # Control characters, line separators, halves of characters; prompts are shown again from the table.
-_UNKEPT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNKEPT = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0xD800, 0xE000)]
+_SPELLED = dict.fromkeys(_UNKEPT, "\N{REPLACEMENT CHARACTER}")
+_SPELLED |= str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _BUFFER = 2**22  # bytes that go to the disk at once
 
 
@@ -69,13 +74,11 @@ def atomic(path: Path, root: Path, *, merged: bool = False) -> Iterator[Path]:
 
 def _make(folder: Path) -> None:
     """Create a folder and its parents, also while another process removes an empty parent."""
-    for attempt in range(100):
-        try:
+    for _ in range(100):
+        with suppress(FileNotFoundError):
             folder.mkdir(parents=True, exist_ok=True)
             return
-        except FileNotFoundError:
-            if attempt == 99:
-                raise
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -109,7 +112,7 @@ def locked(root: Path) -> Iterator[None]:
         reason = error.strerror or error
         raise InUseError(f"cannot write to {root} ({reason}); choose another folder") from None
     try:
-        manifest.check(root)
+        manifest.written(root)  # for its error
         yield
     finally:
         # A full disk: the manifest is longer than it need be.
@@ -127,27 +130,30 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, root: Path, content: bytes, *, merged: bool = False) -> None:
-    """Write a file; `merged` says that it has in it what others wrote to it."""
+    """Write bytes."""
     with atomic(path, root, merged=merged) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, root: Path, text: str, *, merged: bool = False) -> None:
-    """Write UTF-8 text; `merged` says that it has in it what others wrote to the file."""
+    """Write UTF-8 text."""
     write_bytes(path, root, text.encode(), merged=merged)
 
 
 def write_json(path: Path, root: Path, content: Mapping[str, object]) -> None:
     """Write JSON; refuses NaN, which is not JSON."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, root, text + "\n")
+    write_text(path, root, as_json(content))
+
+
+def as_json(content: Mapping[str, object]) -> str:
+    """Text of a JSON file; refuses NaN, which is not JSON."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_tsv(path: Path, root: Path, table: pd.DataFrame, *, merged: bool = False) -> None:
     r"""Write a BIDS table: tabs, ``n/a`` for missing values.
 
     Inside cells, ``\t``, ``\n`` and ``\r`` are spelled out, other control characters replaced.
-    `merged` says that the table has in it what others wrote to the file.
     """
     table = table.copy()
     for column in table.select_dtypes(include=["object", "string"]):
@@ -160,8 +166,7 @@ def _cell(value: object) -> str:
     """Text that stays inside one cell; empty as n/a."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "n/a"
-    text = str(value).replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-    text = re.sub(_UNKEPT, "\N{REPLACEMENT CHARACTER}", text)
+    text = str(value).translate(_SPELLED)
     return text if text.strip() else "n/a"
 
 
@@ -197,18 +202,14 @@ def write_frames(
     n_volumes: int,
     t_r: float,
 ) -> None:
-    """Write unit values as a 4D image of `n_volumes`, `t_r` seconds each, part after part.
+    """Write unit values as a 4D image, part after part.
 
     Parameters
     ----------
-    path, root
-        The image, which ends in ``.nii`` or ``.nii.gz``, and its dataset.
-    brain : ModelBrain
-        Geometry.
+    brain, n_volumes, t_r
+        Geometry, how many volumes there are, and seconds a volume.
     parts : iterable of (n, n_units) float32 array
         Volumes in order; together they may be larger than memory.
-    n_volumes, t_r
-        How many volumes there are, and seconds a volume.
     """
     shape = (*brain.shape, n_volumes)
     empty = nib.Nifti1Image(np.broadcast_to(np.float32(0), shape), brain.affine)
@@ -218,7 +219,7 @@ def write_frames(
     header["vox_offset"] = 352
     with _image_file(path, root) as file:
         file.write(header.binaryblock + b"\0" * 4)
-        _write_volumes(file, brain, (row for part in parts for row in part))
+        _write_volumes(file, brain, chain.from_iterable(parts))
 
 
 def _write_volumes(file: Any, brain: ModelBrain, rows: Iterator[np.ndarray]) -> None:
@@ -227,15 +228,14 @@ def _write_volumes(file: Any, brain: ModelBrain, rows: Iterator[np.ndarray]) -> 
     n_voxels = int(np.prod(brain.shape))
     n_volumes = max(1, _BUFFER // (4 * n_voxels))
     buffers = [np.zeros((n_volumes, n_voxels), np.float32) for _ in range(2)]
-    writing: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as disk:
+        writing: Future[Any] = disk.submit(int)  # nothing yet
         for buffer in cycle(buffers):
             n_filled = 0
             for volume, row in zip(buffer, rows, strict=False):
                 volume[voxels] = row
                 n_filled += 1
-            if writing is not None:
-                writing.result()
+            writing.result()
             if not n_filled:
                 return
             writing = disk.submit(_write_rows, file, buffer[:n_filled], voxels)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -53,10 +52,10 @@ class Content:
             return False
         return self.size < 0 or (path.stat().st_size == self.size and hash_of(path) == self.sha256)
 
-    def line(self, name: str, state: str = "") -> str:
+    def line(self, name: str, *state: str) -> str:
         """Row of the table."""
         size = str(self.size) if self.size >= 0 else _GROWING
-        return "\t".join([name, size, self.sha256, *filter(None, [state])]) + "\n"
+        return "\t".join([name, size, self.sha256, *state]) + "\n"
 
 
 @dataclass
@@ -155,8 +154,7 @@ def hash_of(path: Path) -> str:
 def begin(root: Path) -> None:
     """Start the manifest of a new dataset; the caller has the lock of shared files.
 
-    Its folder gets its name with the header inside: a folder without a manifest, which other
-    processes might see, is not known as ours.
+    Its folder gets its name with the header inside: one without a manifest is not known as ours.
     """
     if has_manifest(root):
         return
@@ -172,27 +170,18 @@ def has_manifest(root: Path) -> bool:
     return (root / MANIFEST).exists()
 
 
-def check(root: Path) -> None:
-    """Raise ManifestError if the manifest is damaged."""
-    _log(root)
-
-
 def written(root: Path) -> Mapping[str, Content]:
-    """Every file that llm2nifti wrote and did not delete, by its path in the dataset."""
+    """Files that llm2nifti wrote and did not delete, by name; ManifestError if it is damaged."""
     return _log(root).files
 
 
 def _append(root: Path, text: str) -> None:
     """Append lines in one piece, so that several processes can; a line cut off before is closed."""
-    path = root / MANIFEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        size = os.fstat(handle).st_size
-        is_cut = size and os.pread(handle, 1, size - 1) != b"\n"
-        os.write(handle, (b"\n" if is_cut else b"") + text.encode())
-    finally:
-        os.close(handle)
+    if has_manifest(root):
+        with (root / MANIFEST).open("a+b", buffering=0) as file:
+            size = file.tell()
+            is_cut = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            file.write((b"\n" if is_cut else b"") + text.encode())
 
 
 def announce(root: Path, path: Path, file: Path) -> Content | None:
@@ -213,22 +202,19 @@ def confirm(root: Path, path: Path, content: Content | None) -> None:
 def record_journal(path: Path) -> None:
     """Say that `path` is a journal, which grows, of the dataset it is in; its content is free."""
     root = _dataset_of(path)
-    if root and written(root).get(name_of(root, path), Content(0, "")).size >= 0:
-        _append(root, Content(-1, _GROWING).line(name_of(root, path)))
+    name, journal = name_of(root, path), Content(-1, _GROWING)
+    if written(root).get(name) != journal:
+        _append(root, journal.line(name))
 
 
 def delete_journal(path: Path) -> None:
     """Delete a journal, which may be in no dataset."""
-    root = _dataset_of(path)
-    if root:
-        delete(root, path)
-    else:
-        path.unlink(missing_ok=True)
+    delete(_dataset_of(path), path)
 
 
-def _dataset_of(path: Path) -> Path | None:
-    """Dataset with a manifest that a file is in."""
-    return next(filter(has_manifest, path.parents), None)
+def _dataset_of(path: Path) -> Path:
+    """Dataset with a manifest that a file is in; where there is none, the file's folder."""
+    return next(filter(has_manifest, path.parents), path.parent)
 
 
 def name_of(root: Path, path: Path) -> str:
@@ -240,21 +226,16 @@ def is_as_written(root: Path, path: Path) -> bool:
     """Whether a file has the content that llm2nifti gave it."""
     log, name = _log(root), name_of(root, path)
     known = [log.files[name]] if name in log.files else []
-    return any(content.is_in(path) for content in (*known, *log.pending.get(name, [])))
+    return any(content.is_in(path) for content in known + log.pending.get(name, []))
 
 
 def set_aside(root: Path, path: Path) -> None:
     """Move a file that is not as llm2nifti wrote it out of the way, and say where it is."""
     if has_manifest(root) and path.exists() and not is_as_written(root, path):
-        _keep(root, path, Path.replace)
+        keep(root, path, Path.replace)
 
 
-def keep_copy(root: Path, path: Path) -> None:
-    """Copy a file that is about to be rewritten, and say where the copy is."""
-    _keep(root, path, shutil.copyfile)
-
-
-def _keep(root: Path, path: Path, bring: Callable[[Path, Path], object]) -> None:
+def keep(root: Path, path: Path, bring: Callable[[Path, Path], object]) -> None:
     """Bring a file that others wrote or changed to a new path under `ASIDE`, and warn of it."""
     place = root / ASIDE / path.relative_to(root)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -268,25 +249,17 @@ def _keep(root: Path, path: Path, bring: Callable[[Path, Path], object]) -> None
 def remove(root: Path, paths: Iterable[Path]) -> None:
     """Delete files as far as they are as llm2nifti wrote them; without a manifest, all of them."""
     for path in paths:
-        if not has_manifest(root):
-            path.unlink(missing_ok=True)
-        elif is_as_written(root, path):
+        if not has_manifest(root) or is_as_written(root, path):
             delete(root, path)
 
 
 def delete(root: Path, path: Path) -> None:
     """Delete a file, whatever is in it; folders that get empty go, too."""
     path.unlink(missing_ok=True)
-    if has_manifest(root):
-        _append(root, Content(0, _DELETED).line(name_of(root, path)))
+    _append(root, Content(0, _DELETED).line(name_of(root, path)))
     with suppress(OSError):  # not empty
-        for folder in folders(root, path):
-            folder.rmdir()
-
-
-def folders(root: Path, path: Path) -> list[Path]:
-    """Folders from a file up to the dataset, without it."""
-    return [root / folder for folder in path.relative_to(root).parents][:-1]
+        for folder in path.relative_to(root).parents[:-1]:
+            (root / folder).rmdir()
 
 
 def settle(root: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 DERIVATIVES = Path("derivatives") / "llm2nifti"
+DESCRIPTION = "dataset_description.json"
 REPORT = "report.html"
 _MARK = "_desc-trial_bold.json"  # ends the name of the sidecar that is written last
 _TRIAL_RUN = re.compile(
@@ -25,13 +26,7 @@ class LabelError(ValueError):
 
 
 def as_root(root: Path | str) -> Path:
-    """Root of a dataset as a path.
-
-    Raises
-    ------
-    EmptyPathError
-        If it is an empty text, such as a variable that was not set.
-    """
+    """Root of a dataset; EmptyPathError if it is empty, such as a variable that was not set."""
     if not str(root).strip():
         raise EmptyPathError(f"root is {root!r}; name the folder of the dataset")
     return Path(root)
@@ -65,31 +60,15 @@ def folder_of(subject: str, session: str = "") -> Path:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the files of one run are.
-
-    Attributes
-    ----------
-    root : Path
-        Root of the dataset.
-    subject, task : str
-        BIDS labels.
-    run : int
-        Number of the run.
-    space : str
-        Space label of the derivative files.
-    suffix : str
-        ``.nii`` or ``.nii.gz`` of the 4D images.
-    session : str
-        BIDS label; empty for a model without sessions.
-    """
+    """Where the files of one run are; model, task, space and session are BIDS labels."""
 
     root: Path
     subject: str
     task: str
     run: int
-    space: str
-    suffix: str = ".nii"
-    session: str = ""
+    space: str  #: of the derivative files
+    suffix: str = ".nii"  #: or .nii.gz, of the 4D images
+    session: str = ""  #: empty for a model without sessions
 
     @property
     def folder(self) -> Path:
@@ -112,26 +91,26 @@ class RunPaths:
 
     def derivative(self, ending: str) -> Path:
         """File of the derivative run, such as ``desc-trial_bold.nii``."""
-        return self._derived("func", f"{self.stem}_space-{self.space}_{ending}")
+        return self._derived("func", self.stem, ending)
 
     def anat(self, ending: str) -> Path:
         """File of the anatomy, such as ``dseg.nii.gz``: each session has its own weights."""
-        return self._derived("anat", f"{self.who}_space-{self.space}_{ending}")
+        return self._derived("anat", self.who, ending)
 
     def stat_map(self, stat: str, *, only_run: bool = False) -> Path:
         """Statistical map of this run, or of all runs of its task together."""
         stem = self.stem if only_run else f"{self.who}_task-{self.task}"
-        contrast = f"contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
-        return self._derived("func", f"{stem}_space-{self.space}_{contrast}")
+        ending = f"contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
+        return self._derived("func", stem, ending)
 
     def network(self, *, only_run: bool = False, desc: str = "network") -> Path:
         """Network mask: under ``anat``, because nilearn takes every mask under ``func``."""
-        run = f"_run-{self.run}" if only_run else ""
-        name = f"{self.who}{run}_space-{self.space}_label-{self.task}_desc-{desc}_mask.nii.gz"
-        return self._derived("anat", name)
+        stem = f"{self.who}_run-{self.run}" if only_run else self.who
+        return self._derived("anat", stem, f"label-{self.task}_desc-{desc}_mask.nii.gz")
 
-    def _derived(self, kind: str, name: str) -> Path:
-        return self.root / DERIVATIVES / self.folder / kind / name
+    def _derived(self, kind: str, stem: str, ending: str) -> Path:
+        folder = self.root / DERIVATIVES / self.folder / kind
+        return folder / f"{stem}_space-{self.space}_{ending}"
 
     @property
     def bold(self) -> Path:
@@ -155,8 +134,8 @@ class RunPaths:
     @property
     def anatomy(self) -> list[Path]:
         """Files that the runs of a session share."""
-        endings = ["dseg.nii.gz", "dseg.tsv", "units.tsv", "dseg.json", "T1w.nii.gz", "T1w.json"]
-        return [self.anat(ending) for ending in endings]
+        endings = ("dseg.nii.gz", "dseg.tsv", "units.tsv", "dseg.json", "T1w.nii.gz", "T1w.json")
+        return list(map(self.anat, endings))
 
     def as_stored(self) -> RunPaths:
         """The same run with the suffix that its images have on disk."""
@@ -170,4 +149,4 @@ def complete_runs(root: Path, pattern: str) -> Iterator[RunPaths]:
         match = _TRIAL_RUN.fullmatch(path.name)
         if match:
             labels = match.groupdict(default="")
-            yield RunPaths(root=root, run=int(labels.pop("run")), **labels)
+            yield RunPaths(root=root, run=int(labels.pop("run")), **labels).as_stored()

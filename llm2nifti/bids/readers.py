@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from llm2nifti.bids.paths import DERIVATIVES
+from llm2nifti.bids.paths import DERIVATIVES, DESCRIPTION
 from llm2nifti.geometry import UNREADABLE
 from llm2nifti.plans import Json
 
@@ -20,7 +20,8 @@ TEXT = dict.fromkeys(  # columns that stay text, whatever is in them
     ("trial_type", "stim_id", "prompt", "response", "question_frame", "topic", "concept", "token"),
     str,
 )
-_KINDS = {dict: "object", list: "list", str: "text", int: "whole number", float: "number"}
+_KINDS = {dict: "object", list: "list", str: "text", bool: "boolean"}
+_KINDS |= {int: "whole number", float: "number"}
 
 
 class DamagedFileError(ValueError):
@@ -44,7 +45,7 @@ def _cure(path: Path) -> str:
     if mark in path.as_posix() and path.parent.name not in ("func", "anat"):
         return "restore it, or delete it and run the command that made it again"
     for folder in path.parents:
-        if (folder / "dataset_description.json").exists() and not folder.match(mark):
+        if (folder / DESCRIPTION).exists() and not folder.match(mark):
             return f"run llm2nifti check {folder} --repair, or restore it"
     return "restore it"
 
@@ -100,7 +101,7 @@ def read_tsv(path: Path, kinds: Mapping[str, type] | None = None) -> pd.DataFram
     DamagedFileError
         If the file is missing, is no table, or lacks a column or a number.
     """
-    table = _table(path, keep_default_na=False, na_values=["n/a"], dtype=TEXT)
+    table = read_text_tsv(path, na_values=["n/a"], dtype=TEXT)
     for column, kind in (kinds or {}).items():
         if column not in table:
             raise DamagedFileError(path, f"the column {column} is missing")
@@ -111,22 +112,16 @@ def read_tsv(path: Path, kinds: Mapping[str, type] | None = None) -> pd.DataFram
         bad = numbers.isna() & cells.notna() if kind is float else numbers % 1 != 0
         if bad.any():
             row = int(bad.to_numpy().argmax())
-            value = cells.astype(object).fillna("n/a").iloc[row]
-            what = f"line {row + 2}: {column} is {value!r}, no {_KINDS[kind]}"
-            raise DamagedFileError(path, what)
+            value = f"{column} is {cells.astype(object).fillna('n/a').iloc[row]!r}"
+            raise DamagedFileError(path, f"line {row + 2}: {value}, no {_KINDS[kind]}")
     return table
 
 
-def read_text_tsv(path: Path) -> pd.DataFrame:
+def read_text_tsv(path: Path, *, dtype: Any = str, **options: Any) -> pd.DataFrame:
     """Read a table whose cells all stay text: a number beside n/a must not become a float."""
-    return _table(path, keep_default_na=False, dtype=str)
-
-
-def _table(path: Path, **options: Any) -> pd.DataFrame:
-    """Read a table; its errors name the file."""
     text = _read(path)
     try:
-        table = pd.read_csv(StringIO(text), sep="\t", **options)
+        table = pd.read_csv(StringIO(text), sep="\t", keep_default_na=False, dtype=dtype, **options)
     except ValueError as error:  # pandas' own errors are of that kind
         reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
         raise DamagedFileError(path, f"not a table ({reason})") from None

@@ -1,4 +1,4 @@
-"""What is in a dataset? Find runs and read them, with nothing of the model at hand."""
+"""What is in a dataset? Find runs, and numbers of their analysis, and read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llm2nifti import geometry
-from llm2nifti.bids import checking
-from llm2nifti.bids.participants import PARTICIPANTS
+from llm2nifti.bids import checking, manifest
+from llm2nifti.bids.dataset import PARTICIPANTS, SUMMARY
+from llm2nifti.bids.files import write_json
 from llm2nifti.bids.paths import DERIVATIVES, RunPaths, as_root, complete_runs, folder_of, label
 from llm2nifti.bids.readers import TEXT, DamagedFileError, read_img, read_json, read_tsv
 from llm2nifti.plans import Json
@@ -27,6 +29,7 @@ _TOKENS = {"trial": int, "token": str, "token_id": float}
 _SITES: dict[str, type] = {"layer": int, "n_units": int}
 _SITES |= dict.fromkeys(("site", "module", "where", "side", "part"), str)
 _COLUMNS = ["subject", "session", "task", "run", "space"]
+Who = tuple[str, str]  # labels of a model and of its session, the latter empty if it has none
 
 
 class NoSuchRunError(LookupError):
@@ -35,13 +38,7 @@ class NoSuchRunError(LookupError):
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a dataset, read lazily.
-
-    Attributes
-    ----------
-    paths : RunPaths
-        Where its files are.
-    """
+    """One run of a dataset, read lazily; `paths` says where its files are."""
 
     paths: RunPaths
 
@@ -111,11 +108,10 @@ class Run:
 
     def _img(self, path: Path, n_volumes: int) -> nib.Nifti1Image:
         """4D image whose volumes are those of the trials in the table of events."""
-        img = read_img(path)
+        img, events = read_img(path), self.paths.raw("events.tsv").name
         if img.shape[3:] != (n_volumes,):
-            events = self.paths.raw("events.tsv").name
-            what = f"an image of shape {img.shape}, not of the {n_volumes} volumes that {events}"
-            raise DamagedFileError(path, f"{what} asks for")
+            asked = f"the {n_volumes} volumes that {events} asks for"
+            raise DamagedFileError(path, f"an image of shape {img.shape}, not of {asked}")
         return img
 
     @cached_property
@@ -140,16 +136,11 @@ class Run:
     def frame_values(self) -> NDArray[np.float32]:
         """(n_volumes, n_units) token-level values in unit order.
 
-        Raises
-        ------
-        NoSuchRunError
-            If the run was recorded with one volume a trial.
+        NoSuchRunError if the run was recorded with one volume a trial.
         """
         if self.frames in REDUCED:
-            raise NoSuchRunError(
-                f"task {self.task} run {self.run} was recorded with frames={self.frames!r}: it has "
-                "one volume a trial and no tokens"
-            )
+            how = f"recorded with frames={self.frames!r}: it has one volume a trial and no tokens"
+            raise NoSuchRunError(f"task {self.task} run {self.run} was {how}")
         return geometry.from_img(self.brain, self.frames_img)
 
     def __repr__(self) -> str:
@@ -209,9 +200,8 @@ def runs(root: Path | str) -> pd.DataFrame:
     people = read_tsv(path, {"participant_id": str, "untrained": str})
     untrained = dict(zip(people["participant_id"], people["untrained"] == "yes", strict=True))
     ids = "sub-" + table["subject"]
-    lost = sorted(set(ids) - set(untrained))
-    if lost:
-        raise DamagedFileError(path, f"{lost[0]} has runs and no row")
+    if lost := set(ids) - set(untrained):
+        raise DamagedFileError(path, f"{min(lost)} has runs and no row")
     table.insert(2, "untrained", [untrained[name] for name in ids])
     return table.sort_values(["untrained", *_COLUMNS], ignore_index=True)
 
@@ -239,10 +229,6 @@ def read(
     session : str, optional
         Label of the session; by default the only one of the model.
 
-    Returns
-    -------
-    Run
-
     Raises
     ------
     NoSuchRunError
@@ -265,8 +251,11 @@ def read(
 def runs_of(root: Path | str, subject: str | None, session: str | None) -> list[RunPaths]:
     """Runs of one session of one model, which are given as to `read`; at least one."""
     table = runs(root)
-    name = label(subject) if subject else default_subject(table)
-    rows = table[table["subject"] == name]
+    rows = table[table["subject"] == label(subject)] if subject else _analysed(table)
+    names = rows["subject"].unique()
+    if len(names) > 1:
+        raise NoSuchRunError(f"the dataset has several models, name one: {', '.join(names)}")
+    name = names[0] if len(names) else label(str(subject))
     if rows.empty:
         known = ", ".join(table["subject"].unique())
         raise NoSuchRunError(f"no model {name!r} in {root}; there are: {known}")
@@ -278,22 +267,11 @@ def runs_of(root: Path | str, subject: str | None, session: str | None) -> list[
         known = ", ".join(filter(None, sessions)) or "none"
         raise NoSuchRunError(f"sub-{name} has no session {session!r}; there are: {known}")
     rows = rows.loc[rows["session"] == wanted, _COLUMNS]
-    return [RunPaths(root=Path(root), **row) for row in rows.to_dict("records")]
+    return [RunPaths(root=Path(root), **row).as_stored() for row in rows.to_dict("records")]
 
 
-def default_subject(table: pd.DataFrame) -> str:
-    """The only trained model of a dataset, or the only model; `table` is from `runs`."""
-    subjects = _analysed(table)["subject"].unique()
-    if len(subjects) > 1:
-        raise NoSuchRunError(f"the dataset has several models, name one: {', '.join(subjects)}")
-    return str(subjects[0])
-
-
-def analysed(root: Path | str) -> list[tuple[str, str]]:
-    """Sessions that are analysed, as ``(subject, session)``: all of the trained models.
-
-    Where every model is untrained, all of those.
-    """
+def analysed(root: Path | str) -> list[Who]:
+    """Sessions that are analysed: all of the trained models, or of all if none is trained."""
     rows = _analysed(runs(root))
     return list(dict.fromkeys(zip(rows["subject"], rows["session"], strict=True)))
 
@@ -304,10 +282,9 @@ def _analysed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def analysis_folder(root: Path | str, subject: str, session: str = "") -> Path:
-    """Where the numbers and the report of one session are.
+    """Where the numbers and the report of one session, given by its BIDS labels, are.
 
     The dataset's own derivative folder while nothing else is analysed, otherwise the session's.
-    `subject` and `session` are BIDS labels.
     """
     whole = Path(root) / DERIVATIVES
     alone = not session and analysed(root) == [(subject, session)]
@@ -315,14 +292,34 @@ def analysis_folder(root: Path | str, subject: str, session: str = "") -> Path:
 
 
 def open_run(paths: RunPaths) -> Run:
-    """Run whose files pass a quick look.
-
-    Raises
-    ------
-    DamagedFileError
-        If one does not.
-    """
-    run = Run(paths.as_stored())
-    for problem in checking.problems_of(run.paths):
+    """Run whose files pass a quick look; DamagedFileError if one does not."""
+    for problem in checking.problems_of(paths):
         raise DamagedFileError(problem.path, problem.text)
-    return run
+    return Run(paths)
+
+
+def read_summary(root: Path, who: Who | None = None) -> Json:
+    """Content of a dataset's, or of one session's, summary.json; empty if there is none."""
+    root, path = Path(root), _summary_path(root, who)
+    if not path.exists():
+        return {}
+    is_ours = manifest.name_of(root, path) in manifest.written(root)
+    if is_ours and not manifest.is_as_written(root, path):
+        raise DamagedFileError(path, "not what was written")
+    return read_json(path)
+
+
+def update_summary(root: Path, who: Who | None = None, **parts: Any) -> Json:
+    """Replace parts of a summary, or remove those that are None, and return the whole.
+
+    `who` are the labels of a model and of its session; by default it is the dataset's own summary.
+    """
+    content = {**read_summary(root, who), **parts}
+    content = {key: content[key] for key in sorted(content) if content[key] is not None}
+    write_json(_summary_path(root, who), Path(root), content)
+    return content
+
+
+def _summary_path(root: Path, who: Who | None) -> Path:
+    """Where a summary is."""
+    return analysis_folder(root, *who) / SUMMARY.name if who else Path(root) / SUMMARY

@@ -23,18 +23,10 @@ class NotRepeatedError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Session(Sequence[Run]):
-    """One model's recording: the runs of one session of one model, in order.
-
-    Attributes
-    ----------
-    root : Path
-        Root of the dataset.
-    runs : tuple of Run
-        Sorted by task and number; at least one.
-    """
+    """One model's recording: the runs of one session of one model in the dataset `root`."""
 
     root: Path
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...]  #: sorted by task and number; at least one
 
     def __getitem__(self, index: Any) -> Any:
         """A run by its place, or some of them."""

@@ -7,26 +7,17 @@ import os
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 
 import pandas as pd
 
-from llm2nifti import geometry
-from llm2nifti.bids import checking, dataset, files, manifest, participants
+from llm2nifti import __version__, geometry
+from llm2nifti.bids import checking, dataset, files, manifest
 from llm2nifti.bids.paths import DERIVATIVES, REPORT, LabelError, RunPaths, as_root, label
 from llm2nifti.media import MEDIA, medium_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL
-
-_SITE_COLUMNS = {
-    "site": "Kind of tensor, the same in every layer",
-    "layer": "Depth: 0 is the embedding, 1 the first block",
-    "module": "Dotted name of the module in the model",
-    "where": "Whether the tensor is the module's output or input",
-    "part": "Units of the tensor that the site holds, where not all",
-    "side": "Part of the floor plan",
-    "n_units": "Units of the site",
-}
 
 
 def write(
@@ -45,10 +36,6 @@ def write(
     compress : bool, default=False
         Write 4D images as ``.nii.gz``: slower to write and read, and hardly smaller.
 
-    Returns
-    -------
-    RunPaths
-
     Raises
     ------
     ExistsError
@@ -60,7 +47,17 @@ def write(
     """
     root = as_root(root)
     dataset.check_folder(root)
-    paths = _paths(recording, root, suffix=".nii.gz" if compress else ".nii")
+    model = recording.info.get("Model", {})
+    session = str(model.get("Session") or "")
+    paths = RunPaths(
+        root=root,
+        subject=label(str(model.get("Subject", "model"))),
+        task=label(recording.paradigm.task),
+        run=recording.paradigm.run,
+        space=recording.brain.space,
+        suffix=".nii.gz" if compress else ".nii",
+        session=label(session) if session else "",
+    )
     intact = checking.is_intact(paths)
     if intact and not overwrite:
         raise files.ExistsError(
@@ -70,30 +67,12 @@ def write(
     _remove(paths, results=dataset.RESULTS if intact else ())
     with files.shared(root):  # other processes may write other runs
         dataset.write_dataset_files(root)
-        participants.add_participant(root, paths.subject, paths.session, recording.info)
-        if paths.session:
-            participants.add_session(root, paths.subject, paths.session, recording.info)
-        medium = medium_of(recording.paradigm.trials)
-        dataset.write_events_json(root, paths.task, recording.paradigm.task, medium=medium)
+        dataset.describe_model(root, paths.subject, paths.session, recording.info)
+        _write_events_json(paths, recording)
         _write_anatomy(paths, recording)
     _write_raw(paths, recording)
     _write_derivative(paths, recording)
     return paths
-
-
-def _paths(recording: Recording, root: Path, *, suffix: str) -> RunPaths:
-    """Where a recording belongs, by its model's name and session."""
-    model = recording.info.get("Model", {})
-    session = str(model.get("Session") or "")
-    return RunPaths(
-        root=root,
-        subject=label(str(model.get("Subject", "model"))),
-        task=label(recording.paradigm.task),
-        run=recording.paradigm.run,
-        space=recording.brain.space,
-        suffix=suffix,
-        session=label(session) if session else "",
-    )
 
 
 def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
@@ -125,17 +104,9 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
 
 
 def stimulus_names(trials: pd.DataFrame) -> list[str]:
-    """Names that images or sounds get under ``stimuli/``, made of their identifiers.
+    """Names that images or sounds get under ``stimuli/``, made of their column ``stim_id``.
 
-    Parameters
-    ----------
-    trials : DataFrame
-        Columns ``stim_id`` and ``image`` or ``audio``.
-
-    Raises
-    ------
-    LabelError
-        If an identifier has no ASCII letter or digit, or two would give the same name.
+    LabelError if an identifier has no ASCII letter or digit, or two would give the same name.
     """
     names: list[str] = []
     owners: dict[str, str] = {}
@@ -151,23 +122,40 @@ def stimulus_names(trials: pd.DataFrame) -> list[str]:
     return names
 
 
-def _copy_shown(root: Path, trials: pd.DataFrame, *, known: Collection[str] | None = None) -> None:
-    """Keep the images or sounds that were shown with the dataset, or those of known names."""
+def copy_shown(root: Path, trials: pd.DataFrame, *, only_known: bool = False) -> None:
+    """Keep the images or sounds that were shown with the dataset, as far as it lacks them.
+
+    `only_known` are those that it had before: they were lost or damaged.
+    """
     medium = medium_of(trials)
     if not medium:
         return
     for name, file in zip(stimulus_names(trials), trials[medium], strict=True):
         path = root / "stimuli" / name
-        if known is not None and manifest.name_of(root, path) not in known:
+        if only_known and manifest.name_of(root, path) not in manifest.written(root):
             continue
         if not path.exists() or not filecmp.cmp(file, path, shallow=False):
             with files.atomic(path, root) as temporary:
                 shutil.copyfile(file, temporary)
 
 
-def restore_shown(root: Path, trials: pd.DataFrame) -> None:
-    """Copy images or sounds of a design anew that a dataset has lost, or that are damaged there."""
-    _copy_shown(root, trials, known=manifest.written(root))
+def _write_events_json(paths: RunPaths, recording: Recording) -> None:
+    """Root sidecar that explains the columns of a task's events."""
+    task, title, medium = paths.task, recording.paradigm.task, medium_of(recording.paradigm.trials)
+    path = paths.root / f"task-{task}_events.json"
+    if path.exists():
+        return
+    content = deepcopy(dataset.COLUMNS["events"])
+    levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
+    if medium:
+        levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
+    content["trial_type"]["Levels"] = levels
+    program = {"OperatingSystem": "n/a", "SoftwareName": "llm2nifti"}
+    content["StimulusPresentation"] = {**program, "SoftwareVersion": __version__, "Code": "n/a"}
+    if medium:
+        shown = f"File of the {MEDIA[medium].removesuffix('s')} that was shown, under stimuli/"
+        content["stim_file"] = {"Description": shown}
+    files.write_json(path, paths.root, content)
 
 
 def _write_raw(paths: RunPaths, recording: Recording) -> None:
@@ -176,7 +164,7 @@ def _write_raw(paths: RunPaths, recording: Recording) -> None:
     n_volumes = len(recording.values)
     files.write_frames(paths.bold, root, recording.brain, trials, n_volumes=n_volumes, t_r=t_r)
     files.write_json(paths.raw("bold.json"), root, _sidecar(recording, t_r))
-    _copy_shown(root, recording.paradigm.trials)
+    copy_shown(root, recording.paradigm.trials)
     files.write_tsv(paths.raw("events.tsv"), root, _events(recording, paths.task))
 
 
@@ -221,7 +209,8 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
     files.write_img(paths.derivative("desc-brain_mask.nii.gz"), root, geometry.mask_img(brain))
     files.write_json(paths.derivative("desc-brain_mask.json"), root, mask)
     files.write_tsv(paths.derivative("desc-tokens_timeseries.tsv"), root, recording.tokens)
-    measures = {"SamplingFrequency": 1 / paradigm.t_r, "StartTime": 0, **_described(TOKEN_COLUMNS)}
+    measures: dict[str, object] = {"SamplingFrequency": 1 / paradigm.t_r, "StartTime": 0}
+    measures |= {name: {"Description": text} for name, text in TOKEN_COLUMNS.items()}
     files.write_json(paths.derivative("desc-tokens_timeseries.json"), root, measures)
     if recording.frames in REDUCED:
         _link(paths.trial_bold, paths.bold, root)
@@ -242,11 +231,6 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
     }
     files.write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
-
-
-def _described(columns: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Columns of a table as BIDS describes them."""
-    return {name: {"Description": text} for name, text in columns.items()}
 
 
 def _link(path: Path, source: Path, root: Path) -> None:
@@ -276,7 +260,7 @@ def _write_anatomy(paths: RunPaths, recording: Recording) -> None:
     files.write_tsv(paths.anat("units.tsv"), root, geometry.units_table(brain))
     common = {"SpatialReference": _reference(paths), "Sources": []}
     atlas = {**common, "Description": "Atlas by layer and site.", "Manual": False}
-    files.write_json(paths.anat("dseg.json"), root, atlas | _described(_SITE_COLUMNS))
+    files.write_json(paths.anat("dseg.json"), root, atlas | dataset.COLUMNS["sites"])
     text = "Log norm of the weights that write into each unit, scaled to 300..1000."
     t1w = {**common, "SkullStripped": True, "Description": text}
     files.write_json(paths.anat("T1w.json"), root, t1w)

@@ -11,21 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2nifti import experiments
+from llm2nifti.cli import plans
 from llm2nifti.cli.options import as_options, option_of, plan_of, typed
-from llm2nifti.cli.plans import (
-    CheckOptions,
-    ModelsOptions,
-    MonitorOptions,
-    Output,
-    ReportOptions,
-    RunOptions,
-    ScanOptions,
-    StimuliOptions,
-    TargetOptions,
-    WhereOptions,
-    Which,
-)
-from llm2nifti.plans import Design, ModelChoice, Plan, ScanPlan, Settings
+from llm2nifti.plans import Design, Json, ModelChoice, Plan, ScanPlan, Settings
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.bids import Session
@@ -35,36 +23,20 @@ Given = Mapping[str, Any]  # what was typed, by field
 Printed = tuple[Any, str]  # as JSON, and as text
 Handler = Callable[..., Printed | None]
 
-DATASET = "folder of the BIDS dataset"
 SCANNED = (Design, ModelChoice, Settings)
 _WITH_STUDY_FILE = {"overwrite", "redo", "threads", "dask", "json", "quiet"}
 
 
 def plans_by_command() -> dict[str, tuple[type[Plan], ...]]:
     """Plans whose fields are the options of each command, the command's own first."""
-    scanned = (RunOptions, ScanOptions)
-    out: dict[str, tuple[type[Plan], ...]] = {p.command: (p, *SCANNED) for p in scanned}
-    out |= {command: (plan, Which) for command, plan in experiments.commands().items()}
-    plain = (ReportOptions, WhereOptions, MonitorOptions, TargetOptions)
-    out |= {plan.command: (plan, Which) for plan in plain}
-    out |= {plan.command: (plan,) for plan in (CheckOptions, ModelsOptions, StimuliOptions)}
-    return {command: (*plans, Output) for command, plans in out.items()}
+    out = {plan.command: (plan, *more) for plan, (_, *more) in _COMMANDS.items()}
+    out |= {command: (plan, plans.Which) for command, plan in experiments.commands().items()}
+    return {command: (*kinds, plans.Output) for command, kinds in out.items()}
 
 
 def handler_of(command: str) -> Handler:
     """Function that does a command."""
-    special: dict[str, Handler] = {
-        "run": _run,
-        "scan": _scan,
-        "report": _report,
-        "check": _check,
-        "where": _where,
-        "monitor": _monitor,
-        "target": _target,
-        "models": _models,
-        "stimuli": _stimuli,
-    }
-    return special.get(command, _experiment)
+    return {plan.command: row[0] for plan, row in _COMMANDS.items()}.get(command, _experiment)
 
 
 def print_result(printed: Printed | None, *, as_json: bool) -> None:
@@ -85,6 +57,11 @@ def print_line(content: Any) -> None:
     print(text, flush=True)
 
 
+def _rows(table: Any) -> Printed:
+    """A table, row by row."""
+    return table.to_dict(orient="records"), table.to_string(index=False)
+
+
 def _session(dataset: str, given: Given) -> Session:
     """One model and session."""
     from llm2nifti import bids
@@ -100,7 +77,7 @@ def _experiment(dataset: str, given: Given, plan: Plan, *, verbose: int) -> Prin
     return result.content(), as_text(*result.sections())
 
 
-def _run(dataset: str, given: Given, options: RunOptions, *, verbose: int) -> Printed:
+def _run(dataset: str, given: Given, options: plans.RunOptions, *, verbose: int) -> Printed:
     from llm2nifti import bids, report, study
     from llm2nifti.tell import as_text
 
@@ -108,13 +85,7 @@ def _run(dataset: str, given: Given, options: RunOptions, *, verbose: int) -> Pr
     if options.redo:
         study.forget(what.root)
     path = study.run(
-        what.root,
-        what.plans,
-        measured=what.measured,
-        overwrite=options.overwrite,
-        threads=options.threads,
-        dask=options.dask,
-        verbose=verbose,
+        what.root, what.plans, measured=what.measured, verbose=verbose, **_how(options)
     )
     content = bids.read_summary(what.root)
     kind = report.Overview if "sessions" in content else report.SessionSummary
@@ -122,23 +93,20 @@ def _run(dataset: str, given: Given, options: RunOptions, *, verbose: int) -> Pr
     return content, f"{text}\n\n{study.tree(what.root)}\n\nreport: {path}"
 
 
-def _scan(dataset: str, given: Given, options: ScanOptions, *, verbose: int) -> Printed:
+def _scan(dataset: str, given: Given, options: plans.ScanOptions, *, verbose: int) -> Printed:
     from llm2nifti import bids, study
 
     what = _what(dataset, given, options)
-    study.scan(
-        what.root,
-        what.plans,
-        overwrite=options.overwrite,
-        threads=options.threads,
-        dask=options.dask,
-        verbose=verbose,
-    )
-    table = bids.runs(what.root)
-    return table.to_dict(orient="records"), table.to_string(index=False)
+    study.scan(what.root, what.plans, verbose=verbose, **_how(options))
+    return _rows(bids.runs(what.root))
 
 
-def _what(dataset: str, given: Given, options: ScanOptions) -> StudyFile:
+def _how(options: plans.ScanOptions) -> Json:
+    """How a scan is done."""
+    return {name: getattr(options, name) for name in ("overwrite", "threads", "dask")}
+
+
+def _what(dataset: str, given: Given, options: plans.ScanOptions) -> StudyFile:
     """What to scan: from a study file, or from the options."""
     from llm2nifti.experiments.nulls.plan import NullPlan
     from llm2nifti.study import StudyError
@@ -148,7 +116,7 @@ def _what(dataset: str, given: Given, options: ScanOptions) -> StudyFile:
     if path.suffix != ".toml" or path.is_dir():
         parts: Any = [plan_of(part, given) for part in (ModelChoice, Design, Settings)]
         plan = ScanPlan(parts[0], parts[1], parts[2], options.compress)
-        measured = (NullPlan(n=options.n_null),) if isinstance(options, RunOptions) else ()
+        measured = (NullPlan(n=options.n_null),) if isinstance(options, plans.RunOptions) else ()
         return StudyFile(path, (plan,), measured)
     names = {each.name: name for name, each in typed([type(options), *SCANNED]).items()}
     for name in sorted(set(given) - _WITH_STUDY_FILE):
@@ -157,13 +125,13 @@ def _what(dataset: str, given: Given, options: ScanOptions) -> StudyFile:
     return read_study(path)
 
 
-def _report(dataset: str, given: Given, _: ReportOptions, *, verbose: int) -> Printed:
+def _report(dataset: str, given: Given, _: plans.ReportOptions, *, verbose: int) -> Printed:
     from llm2nifti import bids, report
 
-    root, labels = Path(dataset), {name: given.get(name) for name in ("subject", "session")}
+    root, labels = Path(dataset), {k: given[k] for k in ("subject", "session") if k in given}
     sessions = bids.analysed(root)  # a folder without runs stays as it is
     with bids.locked(root):
-        if any(label is not None for label in labels.values()) or len(sessions) == 1:
+        if labels or len(sessions) == 1:
             path = report.write(root, **labels, verbose=verbose)
         else:
             for subject, session in sessions:
@@ -174,7 +142,7 @@ def _report(dataset: str, given: Given, _: ReportOptions, *, verbose: int) -> Pr
     return {"report": str(path)}, str(path)
 
 
-def _check(dataset: str, _: Given, options: CheckOptions, *, verbose: int) -> Printed:
+def _check(dataset: str, _: Given, options: plans.CheckOptions, *, verbose: int) -> Printed:
     from llm2nifti.bids import checking
     from llm2nifti.study import repairing
 
@@ -191,15 +159,13 @@ def _check(dataset: str, _: Given, options: CheckOptions, *, verbose: int) -> Pr
     if others:
         lines.append(f"files of others: {len(others)}, such as {others[0]}")
     printed = {"n_files": n_files, "problems": rows, "others": others}, "\n".join(lines)
-    if not problems:
-        return printed
-    what = repairing.advice(root, problems)
-    raise repairing.DamageError(
-        f"files of {root} that are missing or damaged: {len(rows)}; {what}", printed
-    )
+    if problems:
+        told = f"files of {root} that are missing or damaged: {len(rows)}"
+        raise repairing.DamageError(f"{told}; {repairing.advice(root, problems)}", printed)
+    return printed
 
 
-def _where(dataset: str, given: Given, options: WhereOptions, **_: Any) -> Printed:
+def _where(dataset: str, given: Given, options: plans.WhereOptions, **_: Any) -> Printed:
     from llm2nifti import geometry
 
     brain = _session(dataset, given).brain
@@ -211,32 +177,25 @@ def _where(dataset: str, given: Given, options: WhereOptions, **_: Any) -> Print
         raise geometry.NoSuchUnitError(
             f"{len(options.point)} coordinates given; give X Y Z, or --unit MODULE:UNIT"
         )
-    site = address.site
-    content = {
-        "layer": site.layer,
-        "site": site.name,
-        "module": site.module,
-        "where": site.where,
-        "unit": address.unit,
-        "voxel": list(address.voxel),
-        "mm": list(address.mm),
-    }
+    site, unit = address.site, address.unit
+    content = {"layer": site.layer, "site": site.name, "module": site.module, "where": site.where}
+    content |= {"unit": unit, "voxel": list(address.voxel), "mm": list(address.mm)}
     return content, str(address)
 
 
-def _monitor(dataset: str, given: Given, options: MonitorOptions, *, verbose: int) -> None:
+def _monitor(dataset: str, given: Given, options: plans.MonitorOptions, *, verbose: int) -> None:
     from llm2nifti.monitor import MonitorError
 
     with ExitStack() as stack:
         lines: Any = getattr(sys.stdin, "buffer", sys.stdin)  # a line may be no text
-        if options.prompts != "-":
-            try:
+        try:
+            if options.prompts != "-":
                 lines = stack.enter_context(Path(options.prompts).open("rb"))
-            except OSError as error:
-                raise MonitorError(
-                    f"cannot read prompts from {options.prompts} ({error.strerror}); give a text "
-                    "file with one prompt a line, or - for standard input"
-                ) from error
+        except OSError as error:
+            raise MonitorError(
+                f"cannot read prompts from {options.prompts} ({error.strerror}); give a text "
+                "file with one prompt a line, or - for standard input"
+            ) from error
         from llm2nifti.monitor import answering
 
         session = _session(dataset, given)
@@ -244,14 +203,9 @@ def _monitor(dataset: str, given: Given, options: MonitorOptions, *, verbose: in
         loaded, watching = stack.enter_context(prepared)
         if options.stop_when is not None:
             watching.stop_when(options.stop_when)  # an unknown name: an error before any answer
-        for answer in answering.answers(
-            lines,
-            loaded,
-            watching,
-            n_tokens=options.n_tokens,
-            template=options.template,
-            stop_when=options.stop_when,
-        ):
+        names = ("n_tokens", "template", "stop_when")
+        how = {name: getattr(options, name) for name in names}
+        for answer in answering.answers(lines, loaded, watching, **how):
             content = asdict(answer)
             if "error" in content:
                 content["error"] = as_options(content["error"])
@@ -262,10 +216,10 @@ def _monitor(dataset: str, given: Given, options: MonitorOptions, *, verbose: in
             print_line(content)
 
 
-def _target(dataset: str, given: Given, options: TargetOptions, **_: Any) -> Printed:
+def _target(dataset: str, given: Given, options: plans.TargetOptions, **_: Any) -> Printed:
     from llm2nifti import bids, surgery
     from llm2nifti.interventions.reloading import reload
-    from llm2nifti.surgery.ranking import rank_modules
+    from llm2nifti.surgery.targets import rank_modules
 
     session = _session(dataset, given)
     table = rank_modules(session, options.network, model=reload(session.first, options))
@@ -288,14 +242,26 @@ def _target(dataset: str, given: Given, options: TargetOptions, **_: Any) -> Pri
 def _models(*_: Any, **__: Any) -> Printed:
     from llm2nifti import models
 
-    table = models.known()
+    rows, text = _rows(models.known())
     folder = models.cache.cache_folder()
-    note = f"cache: {folder}. Any Hugging Face id, folder or .gguf file works too."
-    return table.to_dict(orient="records"), f"{table.to_string(index=False)}\n{note}"
+    return rows, f"{text}\ncache: {folder}. Any Hugging Face id, folder or .gguf file works too."
 
 
-def _stimuli(_: Any, __: Given, options: StimuliOptions, **___: Any) -> Printed:
+def _stimuli(_: Any, __: Given, options: plans.StimuliOptions, **___: Any) -> Printed:
     from llm2nifti import stimuli
 
-    table = stimuli.describe(stimuli.load(options.stimuli, split=None))
-    return table.to_dict(orient="records"), table.to_string(index=False)
+    return _rows(stimuli.describe(stimuli.load(options.stimuli, split=None)))
+
+
+# What does a command, and whose fields are its options besides those of its own plan.
+_COMMANDS: dict[type[Plan], tuple[Any, ...]] = {
+    plans.RunOptions: (_run, *SCANNED),
+    plans.ScanOptions: (_scan, *SCANNED),
+    plans.ReportOptions: (_report, plans.Which),
+    plans.WhereOptions: (_where, plans.Which),
+    plans.MonitorOptions: (_monitor, plans.Which),
+    plans.TargetOptions: (_target, plans.Which),
+    plans.CheckOptions: (_check,),
+    plans.ModelsOptions: (_models,),
+    plans.StimuliOptions: (_stimuli,),
+}

@@ -10,10 +10,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 from cyclopts import Parameter, Token
 
-from llm2nifti.plans import Plan, checked, hints_of
+from llm2nifti.plans import Json, Plan, checked, hints_of
 
 _ATTRIBUTE = re.compile(r"^(\w+) : .*\n((?:    .*\n?|\n)+)", re.M)
-_POSITIONAL, _OPTION = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
 _REFERENCE = re.compile(r"[;,] see `[^`]*`")  # to the library
 # Library messages name Python's arguments; on the command line these are options.
 _ARGUMENT = re.compile(
@@ -23,13 +22,7 @@ _ARGUMENT = re.compile(
 
 
 def as_options(message: str) -> str:
-    """Message in the words of the command line.
-
-    Examples
-    --------
-    >>> as_options("replace it with overwrite=True, or use frames='trial' or 'last'")
-    'replace it with --overwrite, or use --frames trial or last'
-    """
+    """Message in the words of the command line."""
 
     def option(match: re.Match[str]) -> str:
         name, value = option_of(match[1]), match[2]
@@ -49,17 +42,12 @@ def typed(plans: Sequence[type[Plan]]) -> dict[str, Field[Any]]:
     """Fields of plans by what is typed; what several plans have is one option."""
     out: dict[str, Field[Any]] = {}
     for plan in plans:
-        for each in sorted(fields(plan), key=lambda f: _depth(plan, f.name)):
-            name = each.metadata.get("option", option_of(each.name))
-            out.setdefault(each.name if each.metadata.get("positional") else name, each)
+        known = {each.name: each for each in fields(plan)}
+        for kind in plan.__mro__:  # what is a plan's own comes first
+            for each in filter(None, map(known.get, vars(kind).get("__annotations__", {}))):
+                name = each.metadata.get("option", option_of(each.name))
+                out.setdefault(each.name if each.metadata.get("positional") else name, each)
     return out
-
-
-def _depth(plan: type[Plan], name: str) -> int:
-    """How far up the plan that has a field is: what is a plan's own comes first."""
-    return min(
-        i for i, kind in enumerate(plan.__mro__) if name in vars(kind).get("__annotations__", {})
-    )
 
 
 def plan_of(plan: type[Plan], given: Mapping[str, Any]) -> Plan:
@@ -68,60 +56,40 @@ def plan_of(plan: type[Plan], given: Mapping[str, Any]) -> Plan:
 
 
 def signature(plans: Sequence[type[Plan]], *, dataset: str | None) -> inspect.Signature:
-    """Signature that cyclopts makes a command of.
-
-    Parameters
-    ----------
-    plans : sequence of type
-        Whose fields are options.
-    dataset : str or None
-        Help of the first argument; None if there is none.
-    """
-    parameters: list[inspect.Parameter] = []
-    rest: list[inspect.Parameter] = []
+    """Signature that cyclopts makes a command of; `dataset` is help of the first argument."""
+    parameters = []
     if dataset is not None:
         told: Any = Annotated[str, Parameter(help=dataset, converter=_converter("dataset", str))]
-        parameters.append(inspect.Parameter("dataset", _POSITIONAL, annotation=told))
+        first = inspect.Parameter("dataset", inspect.Parameter.POSITIONAL_ONLY, annotation=told)
+        parameters.append(first)
     for plan in plans:
         hints, helps = hints_of(plan), _helps(plan)
         for name, each in typed([plan]).items():
-            if each.name in [p.name for p in [*parameters, *rest]]:
-                continue
-            is_option = name.startswith("--")
-            hint: Any = hints[each.name]
-            if isinstance(each.default, tuple) and not is_option:
-                hint = get_args(hint)[0]
-            told = Annotated[hint, _parameter(name, each, hint, helps.get(each.name, ""))]
-            made = _made(each, told, is_option=is_option)
-            (rest if is_option else parameters).append(made)
-    return inspect.Signature([*parameters, *rest])
+            if each.name not in [p.name for p in parameters]:
+                hint, text = hints[each.name], helps.get(each.name, "")
+                parameters.append(_parameter(name, each, hint, text))
+    return inspect.Signature(sorted(parameters, key=lambda p: p.kind))
 
 
-def _made(each: Field[Any], told: Any, *, is_option: bool) -> inspect.Parameter:
-    """Parameter of a function; several words are ``*words``, which options may stand between."""
-    if isinstance(each.default, tuple) and not is_option:
-        return inspect.Parameter(each.name, inspect.Parameter.VAR_POSITIONAL, annotation=told)
-    default = inspect.Parameter.empty if each.default is MISSING else each.default
-    kind = _OPTION if is_option else _POSITIONAL
-    return inspect.Parameter(each.name, kind, default=default, annotation=told)
-
-
-def _parameter(name: str, each: Field[Any], hint: Any, text: str) -> Parameter:
-    """How cyclopts reads and shows one field."""
-    names = (name,) if name.startswith("--") else None
+def _parameter(name: str, each: Field[Any], hint: Any, text: str) -> inspect.Parameter:
+    """How cyclopts reads and shows a field; options may stand between several words."""
+    kind: Any = inspect.Parameter.KEYWORD_ONLY
+    is_option, default = name.startswith("--"), each.default
+    if not is_option:
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        if isinstance(default, tuple):
+            kind, hint, default = inspect.Parameter.VAR_POSITIONAL, get_args(hint)[0], MISSING
     if hint is bool:
-        negative = f"--no-{name[2:]}" if each.default else ()
-        return Parameter(name=names, help=text, negative=negative, show_default=bool(each.default))
-    shown = each.default not in (None, (), MISSING)
-    default = ", ".join(map(str, each.default)) if isinstance(each.default, tuple) else each.default
-    return Parameter(
-        name=names,
-        help=text,
-        negative=(),
-        show_default=(lambda _: str(default)) if shown else False,
-        converter=_converter(each.name, hint),
-        accepts_keys=False,
-    )
+        how: Json = {"negative": f"--no-{name[2:]}" if default else ()}
+        how["show_default"] = bool(default)
+    else:
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+        has_default = default not in (None, (), MISSING)
+        how = {"negative": (), "converter": _converter(each.name, hint), "accepts_keys": False}
+        how["show_default"] = (lambda _: str(shown)) if has_default else False
+    told: Any = Annotated[hint, Parameter(name=name if is_option else None, help=text, **how)]
+    default = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(each.name, kind, default=default, annotation=told)
 
 
 def _converter(name: str, hint: Any) -> Callable[[Any, Sequence[Token]], Any]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from llm2nifti.defaults import N_FRAMES, N_RELABELLINGS
 from llm2nifti.plans import Count, Level, Plan, Positive, Template, WithModel
 
 
+class CommandPlan(Plan):
+    """A plan whose command its class is named after."""
+
+    def __init_subclass__(cls) -> None:
+        """Name the command."""
+        cls.command = cls.__name__.removesuffix("Options").lower()
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScanOptions(Plan):
+class ScanOptions(CommandPlan):
     """Record a model into a BIDS dataset.
 
     Attributes
@@ -29,8 +36,6 @@ class ScanOptions(Plan):
     --------
     llm2nifti scan ds --task pathology --no-untrained
     """
-
-    command: ClassVar[str] = "scan"
 
     compress: bool = False
     overwrite: bool = False
@@ -54,14 +59,12 @@ class RunOptions(ScanOptions):
     llm2nifti run ds; or: llm2nifti run study.toml --dask local:4
     """
 
-    command: ClassVar[str] = "run"
-
     n_null: Count = N_RELABELLINGS
     redo: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(Plan):
+class ReportOptions(CommandPlan):
     """Make the figures and the report of an analysed dataset.
 
     Examples
@@ -69,11 +72,9 @@ class ReportOptions(Plan):
     llm2nifti report ds
     """
 
-    command: ClassVar[str] = "report"
-
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions(Plan):
+class CheckOptions(CommandPlan):
     """Say which files of a dataset are missing or damaged, and mend them.
 
     Attributes
@@ -92,8 +93,6 @@ class CheckOptions(Plan):
     llm2nifti check ds --repair
     """
 
-    command: ClassVar[str] = "check"
-
     repair: bool = False
     accept: bool = False
     model: str | None = None
@@ -101,7 +100,7 @@ class CheckOptions(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhereOptions(Plan):
+class WhereOptions(CommandPlan):
     """Say which unit lives in a voxel, or which voxel holds a unit.
 
     Attributes
@@ -118,15 +117,13 @@ class WhereOptions(Plan):
     llm2nifti where ds --unit model.layers.3.mlp:17; or: llm2nifti where ds 12 0 40
     """
 
-    command: ClassVar[str] = "where"
-
     point: tuple[float, ...] = field(default=(), metadata={"positional": True})
     voxel: bool = False
     unit: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorOptions(WithModel):
+class MonitorOptions(WithModel, CommandPlan):
     """Answer prompts, one a line, and say as JSON lines which networks are active.
 
     Attributes
@@ -147,8 +144,6 @@ class MonitorOptions(WithModel):
     llm2nifti monitor ds prompts.txt; or: echo 'What is a senate?' | llm2nifti monitor ds
     """
 
-    command: ClassVar[str] = "monitor"
-
     prompts: str = field(default="-", metadata={"positional": True})
     n_tokens: Count = N_FRAMES
     threshold: Level = 0.05
@@ -157,7 +152,7 @@ class MonitorOptions(WithModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetOptions(WithModel):
+class TargetOptions(WithModel, CommandPlan):
     """Rank modules by a network's mass, write peft's adapter_config.json.
 
     Attributes
@@ -180,8 +175,6 @@ class TargetOptions(WithModel):
     llm2nifti target ds-units --network pathology --out adapter
     """
 
-    command: ClassVar[str] = "target"
-
     network: str
     top: Count | None = None
     r: Count = 8
@@ -191,7 +184,7 @@ class TargetOptions(WithModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelsOptions(Plan):
+class ModelsOptions(CommandPlan):
     """List the models that are known and cached.
 
     Examples
@@ -199,11 +192,9 @@ class ModelsOptions(Plan):
     llm2nifti models
     """
 
-    command: ClassVar[str] = "models"
-
 
 @dataclass(frozen=True, kw_only=True)
-class StimuliOptions(Plan):
+class StimuliOptions(CommandPlan):
     """List the stimulus sets, or check your own.
 
     Attributes
@@ -215,8 +206,6 @@ class StimuliOptions(Plan):
     --------
     llm2nifti stimuli --stimuli mine.tsv
     """
-
-    command: ClassVar[str] = "stimuli"
 
     stimuli: str | None = None
 

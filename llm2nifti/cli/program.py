@@ -30,6 +30,7 @@ _ABOUT = (
     "nilearn."
 )
 _SCANNED = "folder of the BIDS dataset, or a study file (.toml)"
+_DATASETS = {"models": None, "stimuli": None, "run": _SCANNED, "scan": _SCANNED}  # help, or none
 
 
 def run(argv: Sequence[str] | None, stop: Stop) -> int:
@@ -55,13 +56,12 @@ def run(argv: Sequence[str] | None, stop: Stop) -> int:
 
 def _do(command: str, dataset: str, given: Mapping[str, Any], plan: Plan, stop: Stop) -> int:
     """Do a command whose usage is right."""
-    is_quiet = given.get("quiet", False)
-    how = {"as_json": given.get("json", False)}
+    is_quiet, as_json = given.get("quiet", False), given.get("json", False)
     try:
         with _one_line_warnings(command), _quiet(is_quiet):
-            commands.print_result(
-                commands.handler_of(command)(dataset, given, plan, verbose=int(not is_quiet)), **how
-            )
+            handler = commands.handler_of(command)
+            printed = handler(dataset, given, plan, verbose=int(not is_quiet))
+            commands.print_result(printed, as_json=as_json)
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # whatever it is, a person gets one line
@@ -69,11 +69,14 @@ def _do(command: str, dataset: str, given: Mapping[str, Any], plan: Plan, stop: 
             raise KeyboardInterrupt from error
         if os.environ.get("LLM2NIFTI_DEBUG"):
             raise
-        commands.print_result(getattr(error, "printed", None), **how)
+        commands.print_result(getattr(error, "printed", None), as_json=as_json)
         is_plan = isinstance(error, PlanError)  # values that do not go together
         what = _usage(error, commands.plans_by_command()[command]) if is_plan else _one_line(error)
         print(f"llm2nifti {command}: {what}", file=sys.stderr)
-        return _exit_code(error)
+        # 2 if it is one of llm2nifti's own about what it was given.
+        is_ours = type(error).__module__.startswith("llm2nifti")
+        is_input = is_ours and isinstance(error, ValueError | LookupError)
+        return getattr(error, "exit_code", 2 if is_input else 1)
     return 0
 
 
@@ -90,21 +93,20 @@ def build_app() -> App:
     )
     app.register_install_completion_command()
     for command, plans in commands.plans_by_command().items():
-        text = (plans[0].__doc__ or "").splitlines()[0]
         epilogue = f"Example: {example(plans[0])}"
-        app.command(_function(command, plans, text), name=command, help_epilogue=epilogue)
+        app.command(_function(command, plans), name=command, help_epilogue=epilogue)
     return app
 
 
-def _function(command: str, plans: Sequence[type[Plan]], text: str) -> Any:
+def _function(command: str, plans: Sequence[type[Plan]]) -> Any:
     """Function whose signature cyclopts reads; it is never called."""
 
     def function(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError
 
-    dataset = {"models": None, "stimuli": None, "run": _SCANNED, "scan": _SCANNED}
-    function.__signature__ = signature(plans, dataset=dataset.get(command, commands.DATASET))  # type: ignore[attr-defined]
-    function.__doc__ = text
+    dataset = _DATASETS.get(command, "folder of the BIDS dataset")
+    function.__signature__ = signature(plans, dataset=dataset)  # type: ignore[attr-defined]
+    function.__doc__ = (plans[0].__doc__ or "").splitlines()[0]
     function.plans = plans  # type: ignore[attr-defined]
     return function
 
@@ -116,7 +118,9 @@ def _usage(error: Exception, plans: Sequence[type[Plan]]) -> str:
         names = {each.name: name for name, each in typed(plans).items()}
         return as_options(f"{names.get(reason.field, reason.field)} {reason.problem}")
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        return _missing(error.argument.name, error.keyword)
+        name, typed_option = error.argument.name, error.keyword
+        lower = name if name.startswith("--") else name.lower()
+        return f"{typed_option} needs a value" if typed_option else f"{lower} is missing"
     if isinstance(error, UnknownCommandError):
         word = (error.unused_tokens or [""])[0]
         close = get_close_matches(word, commands.plans_by_command(), n=1)
@@ -128,13 +132,6 @@ def _usage(error: Exception, plans: Sequence[type[Plan]]) -> str:
         return f"{(error.unused_tokens or [''])[0]!r} is one argument too many"
     said = " ".join(str(error).split()).rstrip(".")
     return said.replace(". Did you mean ", "; did you mean ")
-
-
-def _missing(name: str, option: str | None) -> str:
-    """What is missing: an argument, or the value of an `option` that was typed."""
-    if option is not None:
-        return f"{option} needs a value"
-    return f"{name if name.startswith('--') else name.lower()} is missing"
 
 
 @contextmanager
@@ -167,13 +164,6 @@ def _one_line_warnings(command: str) -> Iterator[None]:
 
         warnings.showwarning = one_line  # type: ignore[assignment]
         yield
-
-
-def _exit_code(error: Exception) -> int:
-    """2 if it is one of llm2nifti's own about what it was given, otherwise 1."""
-    is_input = isinstance(error, ValueError | LookupError)
-    is_ours = is_input and type(error).__module__.startswith("llm2nifti")
-    return getattr(error, "exit_code", 2 if is_ours else 1)
 
 
 def _one_line(error: BaseException) -> str:

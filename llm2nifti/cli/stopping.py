@@ -31,16 +31,10 @@ def run(argv: list[str] | None) -> int:
 
 
 class Stop:
-    """While entered, signals that end a process raise KeyboardInterrupt in its main thread.
-
-    Attributes
-    ----------
-    number : int
-        The signal that came; 0 is none.
-    """
+    """While entered, signals that end a process raise KeyboardInterrupt in its main thread."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = 0  # of the signal that came; 0 is none
         self._when = 0.0
         self._before: dict[int, signal._HANDLER] = {}
         self._hook = sys.unraisablehook
@@ -69,12 +63,11 @@ class Stop:
     def tell(self, argv: list[str]) -> int:
         """Say in one line that the command was ended, and return its exit code."""
         is_ctrl_c = self.number in (0, signal.SIGINT)
-        name = "" if is_ctrl_c else signal.Signals(self.number).name
-        what = f"ended by {name}" if name else "interrupted"
+        what = "interrupted" if is_ctrl_c else f"ended by {signal.Signals(self.number).name}"
         is_anew = any(word.startswith("--ov") for word in argv)  # --overwrite, abbreviated or not
         with suppress(OSError):  # the terminal may be gone
             print(what if is_anew else f"{what}; the same command resumes", file=sys.stderr)
-        return 128 + self.number if name else 1
+        return 1 if is_ctrl_c else 128 + self.number
 
     def _raise(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

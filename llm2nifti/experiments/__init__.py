@@ -28,17 +28,17 @@ def _folders() -> tuple[str, ...]:
     return tuple(sorted(f"{__name__}.{info.name}" for info in iter_modules(__path__) if info.ispkg))
 
 
+def _kinds(part: str, base: type) -> list[Any]:
+    """Classes of one kind in the modules of this name, one a folder."""
+    modules = [import_module(f"{folder}.{part}") for folder in _folders()]
+    kinds = [k for module in modules for k in vars(module).values() if isinstance(k, type)]
+    return list(dict.fromkeys(kind for kind in kinds if issubclass(kind, base)))
+
+
 @cache
 def commands() -> dict[str, type[Plan]]:
     """Plans by the name of their command; only light modules are imported."""
-    plans = {}
-    for folder in _folders():
-        module = import_module(f"{folder}.plan")
-        for kind in vars(module).values():
-            if isinstance(kind, type) and kind.__module__ == module.__name__:
-                command = getattr(kind, "command", "")
-                plans.update({command: kind} if command else {})
-    return plans
+    return {kind.command: kind for kind in _kinds("plan", Plan) if kind.command}
 
 
 def __getattr__(name: str) -> Any:
@@ -58,11 +58,8 @@ def kept_results() -> list[type[Result]]:
     """Results that are kept in a file of their own, in the order of the report's sections."""
     from llm2nifti.experiments.results import Result
 
-    kept = []
-    for folder in _folders():
-        kinds = vars(import_module(f"{folder}.result")).values()
-        kept += [k for k in kinds if isinstance(k, type) and issubclass(k, Result) and k.file]
-    return sorted(dict.fromkeys(kept), key=lambda kind: kind.rank)
+    kept = [kind for kind in _kinds("result", Result) if kind.file]
+    return sorted(kept, key=lambda kind: kind.rank)
 
 
 def measure(

@@ -1,14 +1,19 @@
-"""Where are finished pieces of long work kept? In a file of lines, one as soon as it is done."""
+"""What was a result made from, and where are finished pieces of long work kept?
+
+The pieces are in a file of lines, each written as soon as it is done.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm2nifti.bids import Run, manifest
+from llm2nifti import __version__, bids
+from llm2nifti.bids import Run, Session, checking, manifest
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.plans import Json
 from llm2nifti.recording import Lines
@@ -17,19 +22,8 @@ from llm2nifti.recording import Lines
 class ResultJournal:
     """Results by key, each written when it comes; what an interruption cut off is dropped.
 
-    Parameters
-    ----------
-    path : Path
-        A file of JSON lines; the first says what settings they were made with.
-    settings : dict
-        What decides the results.
-    overwrite : bool, default=False
-        Start anew.
-
-    Raises
-    ------
-    ExperimentError
-        If the file was made with other settings.
+    `path` is a file of JSON lines, whose first says what `settings`, which decide the results, they
+    were made with; ExperimentError if those were others, unless `overwrite` starts anew.
     """
 
     def __init__(self, path: Path, settings: Json, *, overwrite: bool = False) -> None:
@@ -39,7 +33,7 @@ class ResultJournal:
         if overwrite or len(self._lines.contents) < 2:  # in the latter case nothing is lost
             self._lines.clear()
         else:
-            _compare(path, self._lines.contents[0], self._settings)
+            self._check(self._lines.contents[0])
         self._results: Json = dict(self._lines.contents[1:])
 
     def __contains__(self, key: str) -> bool:
@@ -65,6 +59,19 @@ class ResultJournal:
             self._results[key] = result
         return self._results[key]
 
+    def _check(self, kept: Json) -> None:
+        """Raise ExperimentError where the kept settings differ."""
+        changed = [
+            f"{name} {kept.get(name)!r}, now {value!r}"
+            for name, value in self._settings.items()
+            if kept.get(name) != value
+        ]
+        if changed:
+            raise ExperimentError(
+                f"{self.path} was made with other settings ({'; '.join(changed)}); use the same, "
+                "or overwrite=True to measure all of it again"
+            )
+
     def finish(self) -> None:
         """Forget what is now kept elsewhere."""
         manifest.delete_journal(self.path)
@@ -79,15 +86,16 @@ def hash_texts(runs: Sequence[Run]) -> str:
     return digest.hexdigest()
 
 
-def _compare(path: Path, kept: Json, asked: Json) -> None:
-    """Raise ExperimentError where settings differ."""
-    changed = [
-        f"{name} {kept.get(name)!r}, now {value!r}"
-        for name, value in asked.items()
-        if kept.get(name) != value
-    ]
-    if changed:
-        raise ExperimentError(
-            f"{path} was made with other settings ({'; '.join(changed)}); use the same, or "
-            "overwrite=True to measure all of it again"
-        )
+def versions() -> dict[str, str]:
+    """Versions of what the analysis depends on."""
+    packages = ("nilearn", "nibabel", "numpy", "pandas", "scipy", "scikit-learn")
+    return {"llm2nifti": __version__, **{name: version(name) for name in packages}}
+
+
+def digest_of_runs(session: Session) -> str | None:
+    """Digest of the runs of a session and of its untrained copy; None without a manifest."""
+    if not manifest.has_manifest(session.root):
+        return None
+    subjects = (session.subject, bids.label(f"{session.subject}-untrained"))
+    folders = [bids.folder_of(name, session.session) for name in subjects]
+    return checking.digest(session.root, ("run", "anatomy"), folders)

@@ -19,18 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """What came out of an experiment.
+    """What came out of an experiment."""
 
-    Attributes
-    ----------
-    file : str
-        Where it is kept in the session's `llm2nifti.bids.analysis_folder`; empty if it is not.
-    rank : int
-        Place of its section on the page.
-    """
-
-    file: ClassVar[str] = ""
-    rank: ClassVar[int] = 0
+    file: ClassVar[str] = ""  #: in the session's `llm2nifti.bids.analysis_folder`, if it is kept
+    rank: ClassVar[int] = 0  #: place of its section on the page
 
     @classmethod
     def of(cls, content: Json, path: Path | None = None) -> Self:
@@ -38,9 +30,8 @@ class Result:
         try:
             return msgspec.convert(content, cls)
         except msgspec.ValidationError as error:
-            raise bids.DamagedFileError(
-                path or Path(cls.file or "summary.json"), str(error)
-            ) from None
+            path = path or Path(cls.file or "summary.json")
+            raise bids.DamagedFileError(path, str(error)) from None
 
     @classmethod
     def read(cls, session: bids.Session) -> Self | None:
@@ -93,13 +84,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval.
-
-    Attributes
-    ----------
-    value, low, high : float or None
-        Estimate and limits.
-    """
+    """A figure with its 95 % interval."""
 
     value: float | None
     low: float | None = None

@@ -1,47 +1,39 @@
 """Which units respond? nilearn's GLM on prompt-level runs, and what nothing looks like."""
 
-from llm2nifti.glm.designs import CONTROL, DesignError, contrast_vector, design_matrix, nuisance
 from llm2nifti.glm.fitting import (
+    CONTROL,
+    DesignError,
     Fit,
-    Frames,
-    Mapper,
     RunLike,
+    contrast_vector,
     contrasts_of,
+    design_matrix,
     fit,
-    pool,
+    nuisance,
     run_contrast,
-    t_map,
     welch_disagreement,
 )
-from llm2nifti.glm.maps import StatMaps
-from llm2nifti.glm.nulls import (
-    N_RELABELLINGS,
-    NullRates,
-    check_count,
-    pseudo_tasks,
-    relabelled,
-    token_level,
-)
+from llm2nifti.glm.maps import StatMaps, pool, t_map
 from llm2nifti.glm.relabelling import (
     Labels,
+    NullRates,
     delete_block_masks,
+    pseudo_tasks,
+    relabelled,
     shuffled,
     t_of_labels,
+    token_level,
     without_blocks,
 )
 
 __all__ = [
     "CONTROL",
-    "N_RELABELLINGS",
     "DesignError",
     "Fit",
-    "Frames",
     "Labels",
-    "Mapper",
     "NullRates",
     "RunLike",
     "StatMaps",
-    "check_count",
     "contrast_vector",
     "contrasts_of",
     "delete_block_masks",

@@ -1,9 +1,13 @@
-"""Which units respond? nilearn's GLM, slab by slab, with the settings that suit activations."""
+"""Which units respond? nilearn's GLM, slab by slab, with the settings that suit activations.
+
+A design has one column a condition, question frames as centred nuisance, and no constant.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -12,7 +16,11 @@ from typing import Any, Literal, Protocol
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nilearn.glm.contrasts import Contrast, compute_contrast
+from nilearn.glm.contrasts import (
+    Contrast,
+    compute_contrast,
+    expression_to_contrast_vector,
+)
 from nilearn.glm.first_level import run_glm
 from nilearn.glm.regression import SimpleRegressionResults
 from numpy.typing import NDArray
@@ -21,18 +29,99 @@ from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from llm2nifti import geometry
+from llm2nifti.cluster import Mapper
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.glm.designs import CONTROL, DesignError, contrast_vector, design_matrix
-from llm2nifti.glm.maps import StatMaps
+from llm2nifti.glm.maps import StatMaps, pool
 from llm2nifti.glm.slabs import NoiseModel, Slab, cut, plain_files, read_slab
 
 Frames = Literal["trial", "token"]
-Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+NOISE_MODELS: dict[Frames, NoiseModel] = {"trial": "ols", "token": "ar1"}
 
+CONTROL = "control"
+NUISANCE = "question_frame_"
 TOKEN_NOTE = (
     "Token-level inference: tokens of a prompt are not independent, p values are too small "
     "(see llm2nifti null)"
 )
+
+
+class DesignError(ValueError):
+    """A design matrix or contrast cannot be made."""
+
+
+def design_matrix(events: pd.DataFrame, *, n_frames: int | NDArray[np.int64] = 1) -> pd.DataFrame:
+    """Make the design of a run.
+
+    Parameters
+    ----------
+    events : DataFrame
+        One row a trial: ``trial_type`` and, optionally, ``question_frame``.
+    n_frames : int or (n_trials,) array, default=1
+        Rows a trial: 1 for the prompt-level run, frames a trial for the token-level run.
+
+    Returns
+    -------
+    (n_volumes, n_columns) DataFrame
+        One 0/1 column a condition, which together take the place of a constant, then the question
+        frames but the last, centred over the trials that have one. There is no drift term: trials
+        are independent passes through the model.
+
+    Examples
+    --------
+    >>> design_matrix(pd.DataFrame({"trial_type": ["control", "pathology"]}))
+       control  pathology
+    0      1.0        0.0
+    1      0.0        1.0
+    """
+    if "trial_type" not in events:
+        raise DesignError(f"events have no column trial_type; columns: {', '.join(events)}")
+    types = events["trial_type"].to_numpy(str)
+    names = np.unique(types)
+    extra = nuisance(events)
+    X = np.column_stack([(types[:, None] == names).astype(float), extra.to_numpy()])
+    return pd.DataFrame(np.repeat(X, n_frames, axis=0), columns=[*names.tolist(), *extra])
+
+
+def nuisance(events: pd.DataFrame) -> pd.DataFrame:
+    """Centred question-frame columns; none where the trials share one frame or have none."""
+    frames = np.full(len(events), "")
+    if "question_frame" in events:
+        frames = events["question_frame"].to_numpy(str)
+    framed = frames != ""
+    levels = np.unique(frames[framed])[:-1]
+    columns = (frames[:, None] == levels).astype(float)
+    if len(levels):
+        columns[framed] -= columns[framed].mean(axis=0)
+    return pd.DataFrame(columns, columns=[NUISANCE + level for level in levels])
+
+
+def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
+    """Weights of a contrast such as ``"pathology - control"``.
+
+    Raises DesignError if a name is not a column, or the design does not determine the contrast.
+    """
+    # nilearn evaluates the expression as code: give it names that any label can stand for.
+    safe = {name: f"column_{i}" for i, name in enumerate(design)}
+    expression = re.sub(r"\w+", lambda word: safe.get(word[0], word[0]), definition)
+    try:
+        vector = np.array(expression_to_contrast_vector(expression, list(safe.values())), float)
+    except Exception as error:  # nilearn passes pandas' own errors through
+        conditions = [name for name in design if not name.startswith(NUISANCE)]
+        raise DesignError(
+            f"contrast {definition!r} cannot be read; the conditions are {', '.join(conditions)}. "
+            f"Write for example '{conditions[-1]} - {conditions[0]}'"
+        ) from error
+    X = design.to_numpy()
+    if not np.any(vector):
+        raise DesignError(f"contrast {definition!r} has no weight on any column")
+    if not np.allclose(vector @ np.linalg.pinv(X) @ X, vector, atol=1e-8):
+        raise DesignError(
+            f"contrast {definition!r} cannot be estimated: its columns are mixed up with others "
+            f"({', '.join(design)}); is a question frame shown in one condition only?"
+        )
+    if len(X) <= np.linalg.matrix_rank(X):
+        raise DesignError(f"{len(X)} volumes are too few for {X.shape[1]} columns; record more")
+    return vector
 
 
 class RunLike(Protocol):
@@ -62,27 +151,20 @@ class RunLike(Protocol):
 class Part:
     """A fitted slab of one run."""
 
-    run: int  # position among the runs that are fitted together
-    units: NDArray[np.int64]  # (n,) those that vary in this run; the others are not fitted
-    labels: NDArray  # (n,) noise model of each unit, a key of `results`
-    results: dict[Any, SimpleRegressionResults]  # coefficients and residual variance
+    run: int  #: position among the runs that are fitted together
+    units: NDArray[np.int64]  #: (n,) those that vary in this run; the others are not fitted
+    labels: NDArray  #: (n,) noise model of each unit, a key of `results`
+    results: dict[Any, SimpleRegressionResults]  #: coefficients and residual variance
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Fitted runs; ask them for contrasts.
+    """Fitted runs; ask them for contrasts."""
 
-    Attributes
-    ----------
-    parts, designs : list of Part, list of DataFrame
-        Every slab of every run, and the design matrix of each run.
-    brain, note : ModelBrain, str
-        Geometry, and what a reader has to know about the inference.
-    """
-
+    #: parts, designs: every slab of every run, and the design matrix of each run
     parts: list[Part] = field(repr=False)
     designs: list[pd.DataFrame] = field(repr=False)
-    brain: ModelBrain
+    brain: ModelBrain  #: brain, note: geometry, and what a reader has to know about the inference
     note: str = ""
 
     @cached_property
@@ -173,17 +255,12 @@ def fit(
     --------
     >>> glm.fit(run).contrast("medicalimaging - control")  # doctest: +SKIP
     """
-    if frames not in ("trial", "token"):
+    if frames not in NOISE_MODELS:
         raise DesignError(f"frames is {frames!r}; use trial or token")
     runs = list(runs) if isinstance(runs, Sequence) else [runs]
-    is_token = frames == "token"
-    _check_runs(runs, is_token=is_token)
-    brain = runs[0].brain
-    imgs = [run.frames_img if is_token else run.img for run in runs]
-    designs = [design_matrix(r.events, n_frames=r.volume_counts if is_token else 1) for r in runs]
-    _check_images(imgs, designs, brain)
+    imgs, designs = _opened(runs, is_token=frames == "token")
+    brain, noise_model = runs[0].brain, NOISE_MODELS[frames]
     with plain_files(imgs) as paths, _one_thread():
-        noise_model: NoiseModel = "ar1" if is_token else "ols"
         slabs = [
             slab
             for run, (path, design) in enumerate(zip(paths, designs, strict=True))
@@ -193,7 +270,7 @@ def fit(
         parts = list(
             tqdm(done, "glm", n, leave=False, unit="slab", disable=None if verbose else True)
         )
-    fitted = Fit(parts, designs, brain, TOKEN_NOTE if is_token else "")
+    fitted = Fit(parts, designs, brain, TOKEN_NOTE if frames == "token" else "")
     if not fitted.analysed.any():
         raise DesignError(
             f"all of {brain.n_units} units are constant within a run; record it again"
@@ -201,8 +278,10 @@ def fit(
     return fitted
 
 
-def _check_runs(runs: Sequence[RunLike], *, is_token: bool) -> None:
-    """Raise DesignError unless there are runs of one space, with tokens if these are asked for."""
+def _opened(
+    runs: Sequence[RunLike], *, is_token: bool
+) -> tuple[list[nib.Nifti1Image], list[pd.DataFrame]]:
+    """Image and design of each run; an error unless they are in one space and fit each other."""
     spaces = list(dict.fromkeys(run.brain.space for run in runs))
     if not spaces:
         raise DesignError("no run to fit")
@@ -210,27 +289,25 @@ def _check_runs(runs: Sequence[RunLike], *, is_token: bool) -> None:
         raise DesignError(
             f"runs live in different spaces ({', '.join(spaces[:2])}); fit them apart"
         )
-    for run in runs if is_token else ():
-        check_tokens(run)
+    imgs, designs = [], []
+    for i, run in enumerate(runs, start=1):
+        if is_token:
+            check_tokens(run)
+        imgs.append(run.frames_img if is_token else run.img)
+        designs.append(design_matrix(run.events, n_frames=run.volume_counts if is_token else 1))
+        geometry.check_space(run.brain, imgs[-1])
+        if imgs[-1].shape[3:] != (len(designs[-1]),):
+            raise DesignError(
+                f"image {i} has shape {imgs[-1].shape}, its events ask for {len(designs[-1])} "
+                "volumes; record or write the run again"
+            )
+    return imgs, designs
 
 
 def check_tokens(run: RunLike) -> None:
     """Raise DesignError unless the run has a volume a token."""
     if run.frames in ("trial", "last"):
         raise DesignError(f"the run has one volume a trial (frames={run.frames!r}) and no tokens")
-
-
-def _check_images(
-    imgs: Sequence[nib.Nifti1Image], designs: Sequence[pd.DataFrame], brain: ModelBrain
-) -> None:
-    """Raise unless every image is in the brain's space and has a volume a row of its design."""
-    for i, (img, design) in enumerate(zip(imgs, designs, strict=True), start=1):
-        geometry.check_space(brain, img)
-        if img.shape[3:] != (len(design),):
-            raise DesignError(
-                f"image {i} has shape {img.shape}, its events ask for {len(design)} volumes; "
-                "record or write the run again"
-            )
 
 
 def fit_slab(slab: Slab) -> Part:
@@ -278,27 +355,6 @@ def contrasts_of(runs: Iterable[RunLike]) -> dict[tuple[str, int], Contrast]:
         (run.task, run.run): run_contrast(run.values(), run.events, f"{run.task} - {CONTROL}")
         for run in runs
     }
-
-
-def pool(
-    name: str, brain: ModelBrain, contrasts: Sequence[Contrast], *, note: str = ""
-) -> StatMaps:
-    """Combine the contrasts of runs, each in all units, by nilearn's fixed effects.
-
-    `name` and `note` are those of the `StatMaps`; see `run_contrast` for the contrasts.
-    """
-    analysed = np.all([contrast.variance > 0 for contrast in contrasts], axis=0)
-    # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
-    total = sum(contrasts[1:], contrasts[0]) * (1 / len(contrasts))
-    kept = Contrast(np.ravel(total.effect)[analysed], total.variance[analysed], dof=total.dof)
-    return StatMaps(name, brain, analysed, kept, note)
-
-
-def t_map(contrasts: Sequence[Contrast]) -> NDArray[np.float64]:
-    """(n_units,) t values of the fixed effect over runs; 0 where a unit is constant in all."""
-    total = sum(contrasts[1:], contrasts[0])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.ravel(total.stat()), posinf=0, neginf=0)
 
 
 def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float = 0.05) -> float:

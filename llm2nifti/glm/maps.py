@@ -1,7 +1,8 @@
-"""What does a contrast give? Maps of t, z and effect."""
+"""What do contrasts give, also of several runs together? Maps of t, z and effect."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,25 +18,14 @@ from llm2nifti.geometry import ModelBrain
 
 @dataclass(frozen=True, eq=False)
 class StatMaps:
-    """Maps of one contrast.
+    """Maps of one contrast."""
 
-    Attributes
-    ----------
-    name, brain : str, ModelBrain
-        The contrast, and the geometry.
-    analysed : (n_units,) bool array
-        Units that vary in every run; the maps are 0 elsewhere.
-    pooled : nilearn.glm.contrasts.Contrast
-        The contrast in these units.
-    note : str
-        What a reader has to know about the inference; empty if nothing.
-    """
-
-    name: str
+    name: str  #: name, brain: the contrast, and the geometry
     brain: ModelBrain
+    #: (n_units,) bool array; units that vary in every run; the maps are 0 elsewhere
     analysed: NDArray[np.bool_] = field(repr=False)
-    pooled: Contrast = field(repr=False)
-    note: str = ""
+    pooled: Contrast = field(repr=False)  #: the contrast in these units
+    note: str = ""  #: what a reader has to know about the inference; empty if nothing
 
     @property
     def df(self) -> float:
@@ -64,8 +54,8 @@ class StatMaps:
 
     @cached_property
     def effect_img(self) -> nib.Nifti1Image:
-        """Image of the effect in the activations' own units."""
-        return geometry.to_img(self.brain, self.effect())
+        """Image of the effect, the mean over runs, in the activations' own units."""
+        return geometry.to_img(self.brain, self._spread(self.pooled.effect_size()))
 
     @cached_property
     def mask_img(self) -> nib.Nifti1Image:
@@ -80,10 +70,6 @@ class StatMaps:
     def t(self) -> NDArray[np.float64]:
         """(n_units,) t values in unit order; 0 for constant units."""
         return self._t
-
-    def effect(self) -> NDArray[np.float64]:
-        """(n_units,) effect, the mean over runs; 0 for constant units."""
-        return self._spread(self.pooled.effect_size())
 
     def p(self) -> NDArray[np.float64]:
         """(n_units,) two-sided p values; 1 for constant units."""
@@ -100,3 +86,24 @@ class StatMaps:
             f", |t| up to {np.abs(self._t).max():.1f}"
         )
         return f"{text}. {self.note}" if self.note else text
+
+
+def pool(
+    name: str, brain: ModelBrain, contrasts: Sequence[Contrast], *, note: str = ""
+) -> StatMaps:
+    """Combine the contrasts of runs, each in all units, by nilearn's fixed effects.
+
+    `name` and `note` are those of the `StatMaps`; see `run_contrast` for the contrasts.
+    """
+    analysed = np.all([contrast.variance > 0 for contrast in contrasts], axis=0)
+    # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
+    total = sum(contrasts[1:], contrasts[0]) * (1 / len(contrasts))
+    kept = Contrast(np.ravel(total.effect)[analysed], total.variance[analysed], dof=total.dof)
+    return StatMaps(name, brain, analysed, kept, note)
+
+
+def t_map(contrasts: Sequence[Contrast]) -> NDArray[np.float64]:
+    """(n_units,) t values of the fixed effect over runs; 0 where a unit is constant in all."""
+    total = sum(contrasts[1:], contrasts[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.ravel(total.stat()), posinf=0, neginf=0)

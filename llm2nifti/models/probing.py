@@ -32,11 +32,11 @@ Pass = Callable[[], Any]
 class Probe:
     """What was seen in one pass, by module name; tensors are copies."""
 
-    values: dict[str, torch.Tensor] = field(default_factory=dict)  # outputs as large as a block's
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of blocks and normalisations
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the last output
+    values: dict[str, torch.Tensor] = field(default_factory=dict)  #: outputs as large as a block's
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)  #: of blocks and normalisations
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  #: of the last output
     calls: dict[str, int] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)  # leaf whose output a leaf has as input
+    copies: dict[str, str] = field(default_factory=dict)  #: leaf whose output a leaf has as input
 
 
 def run(model: nn.Module, one_pass: Pass, blocks: Sequence[str]) -> Probe:
@@ -133,13 +133,6 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def is_rowwise(model: nn.Module, name: str) -> bool:
-    """Whether the tensor-parallel plan splits this module by rows, as projections to the stream."""
-    plan = getattr(model, "_tp_plan", None) or {}
-    pattern = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-    return str(plan.get(pattern, "")).startswith("rowwise")
-
-
 def embeddings(model: nn.Module, which: str) -> nn.Module | None:
     """The ``input`` or ``output`` embeddings, where transformers names them."""
     try:
@@ -148,24 +141,8 @@ def embeddings(model: nn.Module, which: str) -> nn.Module | None:
         return None
 
 
-def block_classes(model: nn.Module) -> set[str]:
-    """Names of the classes that transformers never splits or whose outputs it can record."""
-    unsplit = set(getattr(model, "_no_split_modules", None) or [])
-    return unsplit | {c.__name__ for c in _recordable(model, "hidden_states")}
-
-
-def role_of(model: nn.Module, block: str, name: str) -> str:
-    """Role that a module inside a block may have: cross, attn, mixer, or else mlp."""
-    path = name.removeprefix(f"{block}.")
-    for role, words in ROLES.items():
-        if words.search(path):
-            return role
-    attention_classes = tuple(_recordable(model, "attentions"))
-    return "attn" if isinstance(model.get_submodule(name), attention_classes) else "mlp"
-
-
-def _recordable(model: nn.Module, key: str) -> Iterator[type[nn.Module]]:
-    """Classes under `key` of every ``_can_record_outputs`` in the model."""
+def recordable(model: nn.Module, key: str) -> Iterator[type[nn.Module]]:
+    """Classes under `key` of every ``_can_record_outputs`` in the model, as transformers says."""
     for module in model.modules():
         hints: Any = getattr(module, "_can_record_outputs", None)
         hint = hints.get(key) if isinstance(hints, dict) else None

@@ -8,6 +8,7 @@ large stream hides small tensors, and several sums would pass.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, islice, product
@@ -15,7 +16,7 @@ from itertools import combinations, islice, product
 import torch
 from torch import nn
 
-from llm2nifti.models.probing import Probe, is_copy, is_norm, is_rowwise, is_same, role_of
+from llm2nifti.models.probing import ROLES, Probe, is_copy, is_norm, is_same, recordable
 
 LEAST = 1e-3  # smaller multipliers are of tensors that are not added
 N_SCALED = 2000  # sums with multipliers that are tried, from the outermost modules
@@ -32,13 +33,13 @@ class Block:
     """
 
     name: str
-    # Module whose output is added to the stream; the linear layer that writes it, if there is one
-    # (experts have none); what it is multiplied with before, 1 where a role is missing.
+    #: Module whose output is added to the stream; the linear layer that writes it, if there is one
+    #: (experts have none); what it is multiplied with before, 1 where a role is missing.
     parts: Mapping[str, str] = field(default_factory=dict)
     projections: Mapping[str, str] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
-    problem: str = ""  # why the parts could not be established
-    n_calls: int = 1  # in one pass: those of a block called again (ALBERT) cannot be told apart
+    problem: str = ""  #: why the parts could not be established
+    n_calls: int = 1  #: in one pass: those of a block called again (ALBERT) cannot be told apart
 
 
 def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
@@ -46,26 +47,25 @@ def find_block(model: nn.Module, name: str, probe: Probe) -> Block:
     n_calls = probe.calls[name]
     if n_calls > 1:
         problem = f"block {name!r} is called {n_calls} times in one pass: layers share its weights"
-        return Block(name, problem=problem, n_calls=n_calls)
-    if not probe.values[name].isfinite().all():
+    elif not probe.values[name].isfinite().all():
         problem = (
             f"block {name!r} puts out NaN or infinity: its weights are damaged, or too large for "
             "this dtype"
         )
-        return Block(name, problem=problem)
-    search = _Search(model, name, probe)
-    parts, scales = search.find()
-    if not parts:
+    else:
+        search = _Search(model, name, probe)
+        parts, scales = search.find()
+        if parts:
+            written = {role: search.projection(part) for role, part in parts.items()}
+            projections = {role: module for role, module in written.items() if module}
+            return Block(name, parts, projections, scales)
         children = [f"{name}.{child}" for child, _ in model.get_submodule(name).named_children()]
         problem = (
             f"in block {name!r} no outputs of attention and MLP add up to the change of the "
             f"stream; its parts: {', '.join(children)}. Record sites='resid', or by name: "
             "sites='all' or 'regex:...'"
         )
-        return Block(name, problem=problem)
-    written = {role: search.projection(part) for role, part in parts.items()}
-    projections = {role: module for role, module in written.items() if module}
-    return Block(name, parts, projections, scales)
+    return Block(name, problem=problem, n_calls=n_calls)
 
 
 class _Search:
@@ -74,19 +74,31 @@ class _Search:
     def __init__(self, model: nn.Module, block: str, probe: Probe) -> None:
         self.model = model
         self.before, self.after = probe.inputs[block], probe.values[block]
-        within = f"{block}."
-        self.values = {n: value for n, value in probe.values.items() if n.startswith(within)}
-        self.inputs = {n: value for n, value in probe.inputs.items() if n.startswith(within)}
-        # Modules whose output is as large as the stream, by possible role. Outer modules come
-        # first, so that ``mlp`` is preferred to its last layer.
+
+        def inside(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """Those in the block that are as large as the stream, in its shape."""
+            return {
+                name: tensor.reshape(self.after.shape)
+                for name, tensor in tensors.items()
+                if name.startswith(f"{block}.") and tensor.numel() == self.after.numel()
+            }
+
+        self.values, self.inputs = inside(probe.values), inside(probe.inputs)
+        attention = tuple(recordable(model, "attentions"))
+        # Modules whose output may be added, by possible role. Outer modules come first, so that
+        # ``mlp`` is preferred to its last layer.
         self.candidates: dict[str, list[str]] = {}
         for name in sorted(self.values, key=lambda n: n.count(".")):
-            is_large = self.values[name].numel() == self.after.numel()
-            if is_large and probe.calls[name] == 1 and not is_copy(model.get_submodule(name)):
-                self.candidates.setdefault(role_of(model, block, name), []).append(name)
+            module, path = model.get_submodule(name), name.removeprefix(f"{block}.")
+            if probe.calls[name] == 1 and not is_copy(module):
+                otherwise = "attn" if isinstance(module, attention) else "mlp"
+                role = next((r for r, words in ROLES.items() if words.search(path)), otherwise)
+                self.candidates.setdefault(role, []).append(name)
 
     def find(self) -> tuple[dict[str, str], dict[str, float]]:
         """Parts and what they are multiplied with, from the simplest sum that comes out."""
+        if self.before.shape != self.after.shape:
+            return {}, {}
         parts = self._pre_norm(self.before) or self._post_norm()
         # RWKV's first block normalises the stream that it begins with.
         for name, read in self.inputs.items():
@@ -103,27 +115,20 @@ class _Search:
 
     def _pre_norm(self, before: torch.Tensor) -> dict[str, str]:
         """Parts that add up to the change of the stream, one a role."""
-        if before.shape != self.after.shape:
-            return {}
-        called = {name: i for i, name in enumerate(self.values)}
 
         def total(parts: dict[str, str]) -> torch.Tensor:
             summed = before.clone()
-            for part in sorted(parts.values(), key=called.__getitem__):  # rounded as the model does
-                summed += self.values[part].reshape(before.shape)
+            for name, value in self.values.items():  # as they are called: rounded as the model does
+                if name in parts.values():
+                    summed += value
             return summed
 
-        def error(parts: dict[str, str]) -> float:
-            return _distance(total(parts), self.after)
-
-        best = min(self._choices(), key=error, default={})
+        best = min(self._choices(), key=lambda p: _distance(total(p), self.after), default={})
         return best if _is_close(total(best), self.after, 1e-3, since=before) else {}
 
     def _scaled(self) -> tuple[dict[str, str], dict[str, float]]:
         """Parts that add up to the change of the stream when each is multiplied with one number."""
         before, after = self.before, self.after
-        if before.shape != after.shape:
-            return {}, {}
         change = (after.double() - before.double()).flatten()
         sums = []
         for parts in islice(self._choices(), N_SCALED):
@@ -144,13 +149,11 @@ class _Search:
         """Parts that normalisation layers read together with the stream, one a role."""
         stream = self.before
         parts: dict[str, str] = {}
-        for norm, seen in self.inputs.items():
-            is_read = norm in self.values and seen.numel() == stream.numel()
-            if not is_read or not is_norm(self.model.get_submodule(norm)):
+        for norm, read in self.inputs.items():
+            if norm not in self.values or not is_norm(self.model.get_submodule(norm)):
                 continue
-            read = seen.reshape(stream.shape)
             sums = {
-                (role, name): stream + self.values[name].reshape(stream.shape)
+                (role, name): stream + self.values[name]
                 for role, names in self.candidates.items()
                 for name in names
             }
@@ -158,7 +161,7 @@ class _Search:
             if key is None or key[0] in parts or not _is_close(sums[key], read, 1e-3, since=stream):
                 return {}
             parts[key[0]] = key[1]
-            stream = self.values[norm].reshape(stream.shape)
+            stream = self.values[norm]
         return parts if parts and torch.equal(stream, self.after) else {}
 
     def projection(self, part: str) -> str:
@@ -171,8 +174,14 @@ class _Search:
             if getattr(getattr(self.model.get_submodule(name), "weight", None), "ndim", 0) == 2
             and _is_multiple(target, value)
         ]
-        # The tensor-parallel plan's word comes first; then the innermost module.
-        return max(same, key=lambda n: (is_rowwise(self.model, n), n.count(".")), default="")
+        plan = getattr(self.model, "_tp_plan", None) or {}
+
+        def rank(name: str) -> tuple[bool, int]:
+            """Whether the tensor-parallel plan splits it by rows; then the innermost module."""
+            split = str(plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name), ""))
+            return split.startswith("rowwise"), name.count(".")
+
+        return max(same, key=rank, default="")
 
 
 def _distance(value: torch.Tensor, expected: torch.Tensor) -> float:
@@ -192,11 +201,8 @@ def _is_close(
 
 def _is_multiple(target: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether a tensor is another one, or that times a number (Falcon-H1)."""
-    if value.numel() != target.numel():
-        return False
-    a, b = target.flatten(), value.flatten()
-    if torch.equal(a, b):
+    if torch.equal(target, value):
         return True
-    a, b = a.double(), b.double()
+    a, b = target.double().flatten(), value.double().flatten()
     limit = 4 * torch.finfo(target.dtype).eps * a.norm()
     return bool((a - (a @ b) / (b @ b).clamp(min=1e-30) * b).norm() <= limit)

@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from llm2nifti.geometry import Side, Site
-from llm2nifti.models import experts, fused
-from llm2nifti.models.anatomy import Leaf, Stack, UnknownArchitectureError
+from llm2nifti.models import weights
+from llm2nifti.models.anatomy import Stack, UnknownArchitectureError
 from llm2nifti.models.cache import ModelError
 from llm2nifti.models.probing import ROLES, embeddings, is_norm
 from llm2nifti.models.roles import HIDDEN, Block
@@ -23,6 +24,7 @@ FINER = (*HIDDEN.values(), "q", "k", "v", "norms", "router", "experts")
 NAMED = (*DEFAULT, *FINER)
 QKV = {"q": "q_proj|query|q", "k": "k_proj|key|k", "v": "v_proj|value|v"}
 FUSED = re.compile(r"c_attn|.*qkv.*|query_key_value", re.IGNORECASE)
+UNITS = "units"  # child of stacked experts that their hidden units pass, there while they are read
 
 
 class NoSuchSiteError(ModelError):
@@ -36,26 +38,21 @@ def find_sites(
     *,
     fused_qkv: str | None = None,
 ) -> tuple[Site, ...]:
-    """List the sites to record, from the embedding up.
+    """List the sites to record, from the embedding up; layers of stacks are numbered on and on.
 
-    Parameters
-    ----------
-    model, stacks
-        The model, and its stacks to record: their layers are numbered one after another.
-    spec : str, default="default"
-        ``default`` (embed, attn, cross, mixer, resid, mlp, norm: those that the model has), ``all``
-        (every leaf module's output but the logits, and what the projections to the stream read),
-        ``regex:PATTERN`` (leaf and block modules whose whole name matches), or names separated by
-        commas: those of the default, heads, mlp_hidden, q, k, v, norms, router, experts, and more.
-        A NoSuchSiteError of an unknown name, or one that the model lacks, lists what there is.
-    fused_qkv : {"contiguous", "interleaved"}, optional
-        Layout of a fused query-key-value projection; see `llm2nifti.models.fused`.
+    `spec` is ``default`` (embed, attn, cross, mixer, resid, mlp, norm: those that the model has),
+    ``all`` (every leaf module's output but the logits, and what the projections to the stream
+    read), ``regex:PATTERN`` (leaf and block modules whose whole name matches), or names separated
+    by commas: those of the default, heads, mlp_hidden, q, k, v, norms, router, experts, and more. A
+    NoSuchSiteError of an unknown name, or one that the model lacks, lists what there is.
+    `fused_qkv` is the layout of a fused query-key-value projection; see `llm2nifti.models.weights`.
     """
-    select = _selector(spec.strip(), fused_qkv)
+    select = _selector(spec.strip())
     sites: list[Site] = []
     base = 0
     for stack in stacks:
-        sites += [replace(site, layer=site.layer + base) for site in select(model, stack)]
+        of_stack = sorted(select(_Finder(model, stack, fused_qkv)), key=lambda site: site.layer)
+        sites += [replace(site, layer=site.layer + base) for site in of_stack]
         base += len(stack.blocks) + 2
     if not sites:
         leaves = ", ".join(leaf.name for leaf in stacks[0].leaves[:6])
@@ -63,198 +60,151 @@ def find_sites(
     return tuple(sites)
 
 
-def _selector(spec: str, fused_qkv: str | None) -> Callable[[nn.Module, Stack], list[Site]]:
+def _selector(spec: str) -> Callable[[_Finder], list[Site]]:
     """Function that lists the sites of one stack."""
     if spec == "all":
-        return _all
+        return _Finder.all
     if spec.startswith("regex:"):
         try:
             pattern = re.compile(spec.removeprefix("regex:"))
         except re.error as error:
             raise NoSuchSiteError(f"{spec!r} is not a regular expression: {error}") from None
-        return lambda _model, stack: _matching(stack, pattern)
-    wanted = DEFAULT if spec == "default" else tuple(n.strip() for n in spec.split(","))
-    for name in wanted:
+        return lambda finder: finder.matching(pattern)
+    names = DEFAULT if spec == "default" else tuple(n.strip() for n in spec.split(","))
+    for name in names:
         if name not in NAMED:
             choices = f"default, all, regex:PATTERN or any of {', '.join(NAMED)}"
             raise NoSuchSiteError(f"unknown site {name!r}; use {choices}")
-    is_strict = spec != "default"
-    return lambda model, stack: _Named(model, stack, fused_qkv).find(wanted, strict=is_strict)
+    return lambda finder: finder.named(names, strict=spec != "default")
 
 
 @dataclass(frozen=True, eq=False)
-class _Named:
-    """Sites of one stack by role."""
+class _Finder:
+    """Sites of one stack."""
 
     model: nn.Module
     stack: Stack
     fused_qkv: str | None
 
-    def find(self, names: Sequence[str], *, strict: bool) -> list[Site]:
+    def all(self) -> list[Site]:
+        """Every leaf that can be recorded but the logits, and the inputs of the projections."""
+        head = head_name(self.model)
+        leaves = self._leaves(lambda name: name != head)
+        fed = {leaf.name: leaf.fed_by for leaf in self.stack.leaves}
+        recorded = {site.module for site in leaves}  # what an activation puts out is there already
+        return [*leaves, *(s for s in self._inputs() if fed.get(s.module) not in recorded)]
+
+    def matching(self, pattern: re.Pattern[str]) -> list[Site]:
+        """Leaves and blocks whose whole name matches."""
+        once = {block.name for block in self.stack.blocks if block.n_calls == 1}
+        blocks = [s for s in self._of_name("resid") if s.module in once]
+        leaves = self._leaves(lambda name: bool(pattern.fullmatch(name)))
+        return [*leaves, *(site for site in blocks if pattern.fullmatch(site.module))]
+
+    def named(self, names: Sequence[str], *, strict: bool) -> list[Site]:
         """Sites of these names; with `strict`, a name that no block has raises."""
-        stack = self.stack
-        for block in stack.blocks:
+        for block in self.stack.blocks:
             whole = () if block.n_calls > 1 else ("resid", "norms", "experts")
             if block.problem and not {"embed", "norm", *whole}.issuperset(names):
                 raise UnknownArchitectureError(block.problem)
-        sites: list[Site] = []
-        if "embed" in names and stack.embedding:
-            units = stack.units.get(stack.embedding, stack.width)
-            sites.append(Site("embed", 0, stack.embedding, units))
-        for layer, block in enumerate(stack.blocks, start=1):
-            for name in names:
-                if name not in ("embed", "norm"):
-                    sites += [replace(s, layer=layer) for s in self._of_block(name, block)]
-        if "norm" in names and stack.final_norm:
-            sites.append(Site("norm", len(stack.blocks) + 1, stack.final_norm, stack.width))
-        # Norms carry their own names.
-        present = {"norms" if site.name not in NAMED else site.name for site in sites}
-        lacking = [name for name in names if name not in present]
-        if strict and lacking:
-            where = f"stack {stack.name!r} of this model" if stack.name else "this model"
-            first = stack.blocks[0]
+        by_name = [self._of_name(name) for name in names]
+        if strict and not all(by_name):
+            lacking = names[by_name.index([])]
+            stack, first = self.stack.name, self.stack.blocks[0]
+            where = f"stack {stack!r} of this model" if stack else "this model"
             there = ", ".join([*first.parts, *(HIDDEN[role] for role in first.projections)])
             raise NoSuchSiteError(
-                f"{where} has no {lacking[0]!r}; its blocks have resid, {there}. Others go by "
+                f"{where} has no {lacking!r}; its blocks have resid, {there}. Others go by "
                 "sites='regex:...'"
             )
+        return [site for sites in by_name for site in sites]
+
+    def _of_name(self, name: str) -> list[Site]:
+        """Sites of one name, from the bottom up."""
+        stack, layers = self.stack, list(enumerate(self.stack.blocks, start=1))
+        ends = {"embed": (0, stack.embedding), "norm": (len(layers) + 1, stack.final_norm)}
+        if name in ends:
+            layer, module = ends[name]
+            units = {leaf.name: leaf.n_units for leaf in stack.leaves if leaf.n_units}
+            return [Site(name, layer, module, units.get(module, stack.width))] if module else []
+        if name == "resid":
+            width = stack.width * stack.n_copies
+            return [Site(name, layer, block.name, width) for layer, block in layers]
+        if name in SIDES:
+            parts = [(layer, block.parts.get(name)) for layer, block in layers]
+            width, side = stack.width, SIDES[name]
+            return [Site(name, layer, part, width, side=side) for layer, part in parts if part]
+        if name in HIDDEN.values():
+            return [site for site in self._inputs() if site.name == name]
+        if name in QKV:
+            return [self._qkv(name, layer) for layer, _ in layers]
+        return [site for layer, _ in layers for site in self._inner(name, layer)]
+
+    def _inputs(self) -> list[Site]:
+        """What the projections read that write to the stream."""
+        sites = []
+        for layer, block in enumerate(self.stack.blocks, start=1):
+            for role, module in block.projections.items():
+                n_units, _ = weights.widths(self.model.get_submodule(module))
+                side = SIDES[role]
+                sites.append(Site(HIDDEN[role], layer, module, n_units, where="input", side=side))
         return sites
 
-    def _of_block(self, name: str, block: Block) -> list[Site]:
-        """Sites of one name in one block, without their layer."""
-        if name in QKV:
-            return [self._qkv(name, block)]
-        if name in ("norms", "router", "experts"):
-            return self._inner(name, block)
-        if name == "resid" or name in block.parts:
-            module, side = block.parts.get(name, block.name), SIDES.get(name, "middle")
-            n_copies = self.stack.n_copies if name == "resid" else 1
-            return [Site(name, 0, module, self.stack.width * n_copies, side=side)]
-        roles = [role for role in block.projections if HIDDEN[role] == name]
-        return [projection_input(self.model, block, role) for role in roles]
-
-    def _units(self, block: Block) -> dict[str, int]:
+    def _units(self, layer: int) -> dict[str, int]:
         """Units of the leaves of one block that put out one vector a token."""
-        within = f"{block.name}."
-        return {name: n for name, n in self.stack.units.items() if name.startswith(within)}
+        leaves = (leaf for leaf in self.stack.leaves if leaf.layer == layer)
+        return {leaf.name: leaf.n_units for leaf in leaves if leaf.n_units}
 
-    def _qkv(self, name: str, block: Block) -> Site:
+    def _qkv(self, name: str, layer: int) -> Site:
         """Query, key or value projection of the self-attention."""
-        units = self._units(block)
-        inside = [n for n in units if not ROLES["cross"].search(n.removeprefix(block.name))]
+        block, units = self.stack.blocks[layer - 1].name, self._units(layer)
+        inside = [n for n in units if not ROLES["cross"].search(n.removeprefix(block))]
         matching = [n for n in inside if re.fullmatch(QKV[name], n.rpartition(".")[2])]
         if len(matching) == 1:
-            return Site(name, 0, matching[0], units[matching[0]], side="left")
+            return Site(name, layer, matching[0], units[matching[0]], side="left")
         whole = [n for n in inside if FUSED.fullmatch(n.rpartition(".")[2])]
         if len(whole) != 1:
             there = ", ".join(n for n in inside if ROLES["attn"].search(n)) or "none"
             raise NoSuchSiteError(
-                f"block {block.name!r} has no separate {name!r} projection; its attention has "
+                f"block {block!r} has no separate {name!r} projection; its attention has "
                 f"{there}. Record by name with sites='regex:...'"
             )
         if self.fused_qkv is None:
             raise NoSuchSiteError(
                 f"{whole[0]!r} computes queries, keys and values together; declare how with "
-                f"fused_qkv={' or '.join(map(repr, fused.LAYOUTS))}, or record it whole: "
+                f"fused_qkv={' or '.join(map(repr, weights.LAYOUTS))}, or record it whole: "
                 "sites='regex:...'"
             )
-        n = len(fused.indices(self.model.config, self.fused_qkv, name, units[whole[0]]))
-        return Site(name, 0, whole[0], n, side="left", part=f"{name}:{self.fused_qkv}")
+        n = len(weights.fused(self.model.config, self.fused_qkv, name, units[whole[0]]))
+        return Site(name, layer, whole[0], n, side="left", part=f"{name}:{self.fused_qkv}")
 
-    def _inner(self, name: str, block: Block) -> list[Site]:
+    def _inner(self, name: str, layer: int) -> list[Site]:
         """Normalisation layers of a block, what its router puts out first, or all its experts."""
-        if name == "experts":
-            owners = experts.experts_in(self.model, f"{block.name}.")
-            units = {n: experts.n_units(self.model.get_submodule(n)) for n in owners}
-            return [Site(name, 0, f"{n}.{experts.CHILD}", units[n], side="right") for n in units]
-        units = self._units(block)
+        block, units = self.stack.blocks[layer - 1], self._units(layer)
         if name == "norms":
             norms = [n for n in units if is_norm(self.model.get_submodule(n))]
-            return [Site(_inner_name(block, n), 0, n, units[n]) for n in norms]
-        routers = [
-            n
-            for n in units
-            if "router" in type(self.model.get_submodule(n)).__name__.lower()
-            or n.rpartition(".")[2] in ("gate", "router")
-        ]
-        return [Site(name, 0, n, units[n], side="right") for n in routers]
+            return [Site(_inner_name(block, n), layer, n, units[n]) for n in norms]
+        if name == "router":
+            units = {n: units[n] for n in units if _is_router(n, self.model.get_submodule(n))}
+        else:
+            inside = self.model.get_submodule(block.name).named_modules(prefix=block.name)
+            held = {n: module.down_proj.shape for n, module in inside if _can_be_read(module)}
+            units = {f"{n}.{UNITS}": shape[0] * shape[2] for n, shape in held.items()}
+        return [Site(name, layer, n, units[n], side="right") for n in units]
 
-
-def projection_input(model: nn.Module, block: Block, role: str) -> Site:
-    """Site at the input of the projection that writes a role's tensor to the stream."""
-    module = block.projections[role]
-    n_units, _ = fused.widths(model.get_submodule(module))
-    return Site(HIDDEN[role], 0, module, n_units, where="input", side=SIDES[role])
-
-
-def _all(model: nn.Module, stack: Stack) -> list[Site]:
-    """Every leaf that can be recorded but the logits, and the inputs of the projections."""
-    head = head_name(model)
-    leaves = _leaf_sites(stack, lambda name: name != head)
-    fed = {leaf.name: leaf.fed_by for leaf in stack.leaves}
-    recorded = {site.module for site in leaves}
-    inputs = [
-        replace(projection_input(model, block, role), layer=layer)
-        for layer, block in enumerate(stack.blocks, start=1)
-        for role, module in block.projections.items()
-        if fed.get(module) not in recorded  # what an activation puts out is there already
-    ]
-    return sorted([*leaves, *inputs], key=lambda site: site.layer)
-
-
-def _matching(stack: Stack, pattern: re.Pattern[str]) -> list[Site]:
-    """Leaves and blocks whose whole name matches."""
-    leaves = _leaf_sites(stack, lambda name: bool(pattern.fullmatch(name)))
-    blocks = [
-        Site("resid", layer, block.name, stack.width * stack.n_copies)
-        for layer, block in enumerate(stack.blocks, start=1)
-        if pattern.fullmatch(block.name) and block.n_calls == 1
-    ]
-    return sorted([*leaves, *blocks], key=lambda site: site.layer)
-
-
-def skipped(model: nn.Module, stacks: Sequence[Stack], uncalled: Sequence[str]) -> dict[str, str]:
-    """Leaf modules that ``--sites all`` leaves out, each with its reason."""
-    reasons = dict.fromkeys(uncalled, "not called as a module in a forward pass")
-    for stack in stacks:
-        told = {leaf.name: _reason(stack, leaf) for leaf in stack.leaves}
-        reasons |= {name: reason for name, reason in told.items() if reason}
-    if head := head_name(model):
-        reasons[head] = "logits; ask for them by name"
-    return reasons
-
-
-def _reason(stack: Stack, leaf: Leaf) -> str:
-    """Why a leaf cannot be recorded, or ``""``."""
-    if leaf.is_copy:
-        return "copies its input"
-    if stack.n_units(leaf.shape) is None:
-        return f"output of shape {leaf.shape} is not (trials, tokens, units)"
-    return f"called {leaf.n_calls} times in one pass" if leaf.n_calls != 1 else ""
-
-
-def _leaf_sites(stack: Stack, wanted: Callable[[str], bool]) -> list[Site]:
-    """Sites at leaf modules, placed in the layer of their block."""
-    sites = []
-    units = stack.units
-    layer = 0
-    for leaf in stack.leaves:
-        layer, name = _place(stack, leaf.name, layer)
-        if wanted(leaf.name) and not _reason(stack, leaf):
-            sites.append(Site(name, layer, leaf.name, units[leaf.name], side=_side(name)))
-    n_alike = Counter((site.layer, site.name) for site in sites)  # wav2vec2 has two layer_norm
-    sites = [replace(s, name=s.module) if n_alike[s.layer, s.name] > 1 else s for s in sites]
-    return sorted(sites, key=lambda site: site.layer)
-
-
-def _place(stack: Stack, module: str, last_layer: int) -> tuple[int, str]:
-    """Layer and site name of a leaf module; outside the blocks by the order of calls."""
-    for layer, block in enumerate(stack.blocks, start=1):
-        if module.startswith(block.name + "."):
-            return layer, _inner_name(block, module)
-    layer = 0 if last_layer == 0 else len(stack.blocks) + 1
-    roles = {stack.embedding: "embed", stack.final_norm: "norm"}
-    return layer, roles.get(module) or module.rpartition(".")[2]
+    def _leaves(self, wanted: Callable[[str], bool]) -> list[Site]:
+        """Sites at leaf modules, named by their path in the block, or by what they do outside."""
+        stack = self.stack
+        roles = {stack.embedding: "embed", stack.final_norm: "norm"}
+        sites = []
+        for leaf in stack.leaves:
+            if wanted(leaf.name) and not leaf.problem:
+                name = roles.get(leaf.name) or leaf.name.rpartition(".")[2]
+                if 0 < leaf.layer <= len(stack.blocks):
+                    name = _inner_name(stack.blocks[leaf.layer - 1], leaf.name)
+                sites.append(Site(name, leaf.layer, leaf.name, leaf.n_units, side=_side(name)))
+        n_alike = Counter((site.layer, site.name) for site in sites)  # wav2vec2 has two layer_norm
+        return [replace(s, name=s.module) if n_alike[s.layer, s.name] > 1 else s for s in sites]
 
 
 def _inner_name(block: Block, module: str) -> str:
@@ -270,6 +220,27 @@ def _side(name: str) -> Side:
     if any(words.search(name) for words in ROLES.values()):
         return "left"
     return "right" if MLP.search(name) else "middle"
+
+
+def _is_router(name: str, module: nn.Module) -> bool:
+    """Whether a leaf chooses experts, by the name of its class or its own."""
+    return "router" in type(module).__name__.lower() or name.endswith((".gate", ".router"))
+
+
+def _can_be_read(module: Any) -> bool:
+    """Whether a module holds stacked experts of a kind whose hidden units can be read.
+
+    Before transformers 5.7 and 5.20, which name the last two, there were no others with a gate.
+    """
+    return (
+        hasattr(module, "_apply_gate")
+        and getattr(getattr(module, "down_proj", None), "ndim", 0) == 3
+        and getattr(module, "has_gate", False)
+        and not getattr(module, "is_transposed", True)
+        and not getattr(module, "has_bias", True)
+        and getattr(module, "is_concatenated", True)
+        and not getattr(module, "has_post_expert_norm", False)
+    )
 
 
 def head_name(model: nn.Module) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from transformers import StoppingCriteria
 
 from llm2nifti.interventions import InterventionError
-from llm2nifti.interventions.editing import Edit, Edited, edited
+from llm2nifti.interventions.acts import Edit, Edited, edited
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Controls, Network, Readout, Thresholds, read_out
 from llm2nifti.networks.readout import running_means
@@ -26,25 +27,12 @@ class MonitorError(ValueError):
 
 @dataclass(frozen=True)
 class Crossing:
-    """A network went above its threshold, for the first time in a sequence.
+    """A network went above its threshold, for the first time in a sequence."""
 
-    Attributes
-    ----------
-    network : str
-        Its name.
-    sequence : int
-        Row of the batch.
-    n_tokens : int
-        Tokens seen, this one included.
-    score : float
-        Mean of the network's scores over these tokens.
-    threshold : float
-        What it exceeds.
-    """
-
-    network: str
+    network: str  #: network, sequence: its name, and row of the batch
     sequence: int
-    n_tokens: int
+    n_tokens: int  #: tokens seen, this one included
+    #: score, threshold: mean of the network's scores over these tokens, and what it exceeds
     score: float
     threshold: float
 
@@ -58,10 +46,8 @@ class NetworkMonitor:
 
     Parameters
     ----------
-    model : LoadedModel
-        The model, of the networks' space.
-    networks : Network or sequence of Network
-        What to score; only places where they have units are looked at.
+    model, networks : LoadedModel, Network or sequence of Network
+        The model, and what to score; only places where networks have units are looked at.
     controls : Controls
         Mean and SD of every unit in control trials.
     thresholds : Thresholds, optional
@@ -106,6 +92,7 @@ class NetworkMonitor:
         on_crossing: Callable[[Crossing], None] | None = None,
     ) -> None:
         self.readout: Readout = read_out(networks, controls)
+        self.names = self.readout.names  # in the order of the last axis of scores
         self.thresholds = thresholds
         self._model = model
         self._on_crossing = on_crossing
@@ -114,7 +101,8 @@ class NetworkMonitor:
         self._offsets = torch.tensor(self.readout.offsets, dtype=torch.float32)
         self._stack = ExitStack()
         self._is_entered = False
-        self._ends = _end_tokens(model.module)
+        ends = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+        self._ends = set() if ends is None else set(np.atleast_1d(ends).tolist())
         if thresholds is not None and thresholds.names != self.names:
             raise MonitorError(
                 f"the thresholds are of {', '.join(thresholds.names)}, the networks are "
@@ -123,11 +111,6 @@ class NetworkMonitor:
         if on_crossing is not None:
             self._need_thresholds("on_crossing")
         self.reset()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the networks, in the order of the last axis of `scores`."""
-        return self.readout.names
 
     def reset(self) -> None:
         """Forget all sequences; the next pass begins new ones."""
@@ -189,11 +172,8 @@ class NetworkMonitor:
     def table(self) -> pd.DataFrame:
         """One row a sequence, token and network.
 
-        Returns
-        -------
-        DataFrame
-            ``sequence, token`` (from 0 and 1), ``network, score, mean`` (over the tokens so far),
-            and ``threshold`` where there are any. Tokens after the end of a sequence are left out.
+        Columns ``sequence, token`` (from 0 and 1), ``network, score, mean`` (over the tokens so
+        far), and ``threshold`` where there are any. Nothing follows the end of a sequence.
         """
         scores = self.scores
         sequence, token, network = (axis.ravel() for axis in np.indices(scores.shape))
@@ -205,26 +185,12 @@ class NetworkMonitor:
             table["threshold"] = self.thresholds.values[rows, network]
         return table.dropna(subset="score", ignore_index=True)
 
-    def stop_when(self, network: str) -> Any:
-        """Make a ``StoppingCriteria`` that ends a sequence when a network is above threshold.
+    def stop_when(self, network: str) -> StoppingCriteria:
+        """Make a criterion that ends a sequence when the network of this name is above threshold.
 
-        Parameters
-        ----------
-        network : str
-            Its name.
-
-        Returns
-        -------
-        transformers.StoppingCriteria
-            For ``generate(stopping_criteria=[...])``; each sequence of a batch ends alone.
-
-        Raises
-        ------
-        MonitorError
-            If there is no such network, or there are no thresholds.
+        It is for ``generate(stopping_criteria=[...])``; each sequence of a batch ends alone.
+        MonitorError if there is no such network, or there are no thresholds.
         """
-        from llm2nifti.monitor.stopping import AboveThreshold
-
         self._need_thresholds("stop_when")
         if network not in self.names:
             raise MonitorError(f"no network {network!r}; there are: {', '.join(self.names)}")
@@ -295,23 +261,16 @@ class NetworkMonitor:
                 last = last.detach()
             device = last.device
             if device not in matrices:
-                matrices[device] = self._projection(where, last.shape[-1]).to(device)
+                # Dense, because one small product costs less than picking units out.
+                matrix = np.zeros((last.shape[-1], len(self.names)), np.float32)
+                # A tensor may stand under two sites, each with its baseline.
+                np.add.at(matrix, where.positions, self.readout.weights[where.units])
+                matrices[device] = torch.from_numpy(matrix).to(device)
             if device not in self._totals:
-                shape = (n, len(self.names))
-                self._totals[device] = torch.zeros(shape, dtype=torch.float32, device=device)
+                self._totals[device] = matrices[device].new_zeros(n, len(self.names))
             self._totals[device].addmm_(last.float(), matrices[device])
 
         return look
-
-    def _projection(self, where: Edited, width: int) -> torch.Tensor:
-        """(n_module_units, n_networks) float32 matrix from one point's units to the scores.
-
-        Dense, because one small product costs less than picking units out.
-        """
-        matrix = np.zeros((width, len(self.names)), np.float32)
-        # A tensor may stand under two sites, each with its baseline.
-        np.add.at(matrix, where.positions, self.readout.weights[where.units])
-        return torch.from_numpy(matrix)
 
     def _after(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         """End a pass: a row of scores is complete."""
@@ -323,29 +282,22 @@ class NetworkMonitor:
             self._cache = _reference(made)
         if not self._totals:
             return
-        first, *others = self._totals.values()
-        row = self._offsets.to(first.device) + first
-        for total in others:
-            row += total.to(row.device)
+        device = next(iter(self._totals))
+        row = sum((total.to(device) for total in self._totals.values()), self._offsets.to(device))
         if any(self._ended):
             row[torch.tensor(self._ended, device=row.device)] = torch.nan
         self._rows.append(row)
         self._sums = row.clone() if self._sums is None else self._sums.to(row.device) + row
-        if self._on_crossing is not None:
-            self._report(self._on_crossing)
-
-    def _report(self, on_crossing: Callable[[Crossing], None]) -> None:
-        """Call back for networks that are above threshold for the first time."""
-        thresholds = self._need_thresholds("on_crossing")
-        assert self._sums is not None
+        if self._on_crossing is None:
+            return
         n_seen = len(self._rows)
+        limits = self._need_thresholds("on_crossing").at(n_seen).tolist()
         for sequence, network in np.argwhere(self.above()).tolist():
-            if (sequence, network) in self._crossed:
-                continue
-            self._crossed.add((sequence, network))
-            score = float(self._sums[sequence, network]) / n_seen
-            limit = float(thresholds.at(n_seen)[network])
-            on_crossing(Crossing(self.names[network], sequence, n_seen, score, limit))
+            if (sequence, network) not in self._crossed:  # for the first time
+                self._crossed.add((sequence, network))
+                score = float(self._sums[sequence, network]) / n_seen
+                name, limit = self.names[network], limits[network]
+                self._on_crossing(Crossing(name, sequence, n_seen, score, limit))
 
 
 def _tokens(kind: str, args: Any, kwargs: Any) -> torch.Tensor | None:
@@ -374,7 +326,22 @@ def _reference(value: Any) -> Callable[[], Any]:
         return lambda: None
 
 
-def _end_tokens(module: Any) -> set[int]:
-    """Tokens that end a sequence."""
-    ends = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-    return set() if ends is None else set(np.atleast_1d(ends).tolist())
+class AboveThreshold(StoppingCriteria):
+    """Ends each sequence whose mean score of one network, by its position, is above threshold."""
+
+    def __init__(self, monitor: NetworkMonitor, network: int) -> None:
+        self._monitor = monitor
+        self._network = network
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        """(n_sequences,) bool tensor: whether each one is done."""
+        above = self._monitor.above()[:, self._network]
+        if len(above) != len(input_ids):  # the monitor is not entered, or sees other sequences
+            raise RuntimeError(
+                f"the monitor has seen {len(above)} sequences and {len(input_ids)} are generated; "
+                "generate inside `with monitor`"
+            )
+        self._monitor.end(above)
+        return torch.from_numpy(above).to(input_ids.device)

@@ -8,7 +8,15 @@ from llm2nifti.networks.identification import (
     name_runs,
     name_trials,
 )
-from llm2nifti.networks.network import Network, ThresholdError, from_mask, matched
+from llm2nifti.networks.network import (
+    Network,
+    Rule,
+    ThresholdError,
+    from_mask,
+    matched,
+    ranked,
+    select,
+)
 from llm2nifti.networks.readout import (
     RATE,
     SHARE,
@@ -19,7 +27,6 @@ from llm2nifti.networks.readout import (
     calibrate,
     read_out,
 )
-from llm2nifti.networks.select import Rule, ranked, select
 from llm2nifti.networks.similarity import (
     SimilarityError,
     correlation,

@@ -23,43 +23,26 @@ class DissociationError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """What the lesions of one network, and of its controls, do to the texts of each task.
+    """What lesions of a network, and of its controls, do to each task's texts, in nats a token."""
 
-    In nats a token, by task.
-    """
-
-    network: str  # whose network it is
-    lesion: Mapping[str, NDArray[np.float64]]  # (n_texts,)
-    random: Mapping[str, NDArray[np.float64]]  # (n_random, n_texts) of matched random units
-    # (n_texts,) of the units that respond least; empty where they were not lesioned
+    network: str  #: whose network it is
+    lesion: Mapping[str, NDArray[np.float64]]  #: (n_texts,)
+    random: Mapping[str, NDArray[np.float64]]  #: (n_random, n_texts) of matched random units
+    #: (n_texts,) of the units that respond least; empty where they were not lesioned
     bottom: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one network's lesion does to one task's text, in nats a token.
+    """What one network's lesion does to one task's text, in nats a token."""
 
-    Attributes
-    ----------
-    delta, interval : float, list of float
-        Mean change of log probability, with its bootstrap interval over texts.
-    random : list of float
-        The same of each set of matched random units.
-    excess, excess_interval : float, list of float
-        Beyond the mean of the random sets.
-    n_texts : int
-        Texts that were read.
-    bottom : float or None
-        Change by as many units that respond least.
-    """
-
-    delta: float
-    interval: list[float]
-    random: list[float]
-    excess: float
+    delta: float  #: mean change of log probability
+    interval: list[float]  #: bootstrap over texts
+    random: list[float]  #: the same of each set of matched random units
+    excess: float  #: beyond the mean of the random sets
     excess_interval: list[float]
     n_texts: int
-    bottom: float | None = None
+    bottom: float | None = None  #: change by as many units that respond least
 
     @property
     def is_clear(self) -> bool:
@@ -70,60 +53,32 @@ class Effect:
 
 @dataclass(frozen=True)
 class Selectivity:
-    """How much more lesions change the tasks whose networks they take than the other tasks.
-
-    Attributes
-    ----------
-    tasks : list of str
-        Tasks that were compared.
-    value, interval : float, list of float
-        Own task minus others, in nats a token; below 0, the own task is hurt more.
-    random : list of float
-        The same figure of each set of matched random units: its null.
-    """
+    """How much more lesions change the tasks whose networks they take than the other tasks."""
 
     tasks: list[str]
-    value: float
+    value: float  #: own task minus others, in nats a token; below 0, the own task is hurt more
     interval: list[float]
-    random: list[float]
+    random: list[float]  #: the same figure of each set of matched random units: its null
 
 
 @dataclass(frozen=True)
 class Side:
-    """One task's text of a pair: by its own network's lesion minus by the other's.
+    """One task's text of a pair: by its own network's lesion minus by the other's."""
 
-    Attributes
-    ----------
-    value, interval : float, list of float
-        In nats a token; below 0, the own network's lesion hurts it more.
-    """
-
-    value: float
+    value: float  #: in nats a token; below 0, the own network's lesion hurts it more
     interval: list[float]
 
 
 @dataclass(frozen=True)
 class DoubleDissociation:
-    """Two tasks, each of which may be hurt more by its own network's lesion.
-
-    Attributes
-    ----------
-    pair : list of str
-        Their labels.
-    first, second : Side
-        Text of each.
-    crosses, holds : bool
-        Whether both values, and both intervals, lie below 0.
-    random_crosses : float
-        Share of the sets of matched random units that cross, too.
-    """
+    """Two tasks, each of which may be hurt more by its own network's lesion."""
 
     pair: list[str]
     first: Side
     second: Side
-    crosses: bool
-    holds: bool
-    random_crosses: float
+    crosses: bool  #: whether both values lie below 0
+    holds: bool  #: whether both intervals do
+    random_crosses: float  #: share of the sets of matched random units that cross, too
 
 
 def effect(changes: Changes, task: str, *, seed: int = 0) -> Effect:
@@ -147,12 +102,7 @@ def effect(changes: Changes, task: str, *, seed: int = 0) -> Effect:
     )
 
 
-def draws_beyond(
-    values: NDArray[np.float64],
-    others: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    sets: NDArray[np.int64],
-) -> NDArray[np.float64]:
+def draws_beyond(values: NDArray, others: NDArray, rows: NDArray, sets: NDArray) -> NDArray:
     """(n_draws,) bootstrap of how far the mean of (n_texts,) values lies beyond random sets.
 
     `others` has a row of texts for each set of random units; `rows`, (n_draws, n_texts), and

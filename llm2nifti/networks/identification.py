@@ -9,7 +9,8 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2nifti.networks.similarity import corrected, correlation
+from llm2nifti.networks.similarity import corrected, correlation, tasks_of
+from llm2nifti.plans import Json
 
 _TOGETHER = 4096  # units
 SHRINKAGE = 0.5  # on the development split .2, .5 and .9 name trials equally well
@@ -21,39 +22,27 @@ class IdentificationError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class TrialSet:
-    """Trials of one run of one task.
+    """Trials of one run of one task."""
 
-    Attributes
-    ----------
-    task, run : str, int
-        Name of the task, and number of the run: the fold.
-    values, is_task : (n_trials, n_units) array, (n_trials,) bool array
-        Prompt-level activations, and which are those of task trials; the others are control.
-    frames, prompts : (n_trials,) str array, list of str
-        Question frame of each trial, empty where it has none, and what was shown.
-    """
-
-    task: str
+    task: str  #: task, run: name of the task, and number of the run: the fold
     run: int
+    #: values, is_task: (n_trials, n_units) array, (n_trials,) bool array; prompt-level activations,
+    #: and which are those of task trials; the others are control
     values: NDArray[np.floating]
     is_task: NDArray[np.bool_]
+    #: frames, prompts: (n_trials,) str array, list of str; question frame of each trial, empty
+    #: where it has none, and what was shown
     frames: NDArray[np.str_]
     prompts: list[str]
 
 
 @dataclass(frozen=True, eq=False)
 class Identification:
-    """Names given to held-out items.
+    """Names given to held-out items."""
 
-    Attributes
-    ----------
-    tasks : list of str
-        What could be said.
-    truth, named, fold : (n_items,) int arrays
-        True and given task, as indices, and the run that each item was held out with.
-    """
-
-    tasks: list[str]
+    tasks: list[str]  #: what could be said
+    #: truth, named, fold: (n_items,) int arrays; true and given task, as indices, and the run that
+    #: each item was held out with
     truth: NDArray[np.int64]
     named: NDArray[np.int64]
     fold: NDArray[np.int64]
@@ -90,7 +79,7 @@ class Identification:
             draws += of_fold[rows, labels].sum(axis=1)
         return float((1 + (draws >= observed - 1e-9).sum()) / (n_perm + 1))
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> Json:
         """As a dictionary for JSON."""
         return {
             "accuracy": self.accuracy,
@@ -109,10 +98,9 @@ def name_trials(
 
     Parameters
     ----------
-    trials : sequence of TrialSet
-        All runs. Each run number is held out in turn.
-    templates : mapping of run to mapping of task to (n_units,) array
-        For each held-out run, the effects (task minus control) of the other runs alone.
+    trials, templates
+        All runs, each number of which is held out in turn; and for each held-out run, the
+        (n_units,) effects (task minus control) of every task in the other runs alone.
 
     Notes
     -----
@@ -123,17 +111,16 @@ def name_trials(
     On the development split this named 80 % of single trials right, without whitening 70 %.
     """
     tasks = list(dict.fromkeys(t.task for t in trials))
-
-    def scores_of(run: int) -> tuple[list[str], NDArray]:
+    scores = {}
+    for run in sorted(templates):
         training = [t for t in trials if t.run != run]
         if not training:
             raise IdentificationError("identification needs at least 2 runs of each task")
         held_out = [t for t in trials if t.run == run]
         patterns = np.stack([templates[run][task] for task in tasks])
         truth = [t.task for t in held_out for _ in range(t.is_task.sum())]
-        return truth, match(training, held_out, patterns)
-
-    return _name(tasks, {run: scores_of(run) for run in sorted(templates)})
+        scores[run] = truth, match(training, held_out, patterns)
+    return _name(tasks, scores)
 
 
 def name_runs(
@@ -143,20 +130,17 @@ def name_runs(
 
     Parameters
     ----------
-    maps : mapping of (task, run) to (n_units,) array
-        Map of each run.
-    templates : mapping of run to mapping of task to (n_units,) array
-        For each held-out run, the maps made from the other runs alone.
+    maps, templates
+        (n_units,) map of each (task, run); and for each held-out run, the maps of every task made
+        from the other runs alone.
     """
-    tasks = list(dict.fromkeys(task for task, _ in maps))
-
-    def scores_of(run: int) -> tuple[list[str], NDArray]:
+    tasks, scores = tasks_of(maps), {}
+    for run in sorted(templates):
         shown = [task for task in tasks if (task, run) in maps]
         patterns = np.stack([templates[run][task] for task in tasks])
         r = correlation(np.stack([maps[task, run] for task in shown]), patterns)
-        return shown, np.nan_to_num(r)  # that of a constant map
-
-    return _name(tasks, {run: scores_of(run) for run in sorted(templates)})
+        scores[run] = shown, np.nan_to_num(r)  # that of a constant map
+    return _name(tasks, scores)
 
 
 def name_prompts(trials: Sequence[TrialSet]) -> Identification:
@@ -171,15 +155,15 @@ def name_prompts(trials: Sequence[TrialSet]) -> Identification:
     shown = [(prompt, t.task, t.run) for t in trials for prompt in compress(t.prompts, t.is_task)]
     prompts, truth, runs = (np.array(column, object) for column in zip(*shown, strict=True))
 
-    def scores_of(run: int) -> tuple[list[str], NDArray]:
+    scores = {}
+    for run in sorted({t.run for t in trials}):
         known = runs != run
         vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
         rows = vectorizer.fit_transform(prompts[known])
         centroids = np.concatenate([rows[truth[known] == task].mean(axis=0) for task in tasks])
         centroids = np.asarray(centroids) / np.linalg.norm(centroids, axis=1, keepdims=True)
-        return truth[~known].tolist(), vectorizer.transform(prompts[~known]) @ centroids.T
-
-    return _name(tasks, {run: scores_of(run) for run in sorted({t.run for t in trials})})
+        scores[run] = truth[~known].tolist(), vectorizer.transform(prompts[~known]) @ centroids.T
+    return _name(tasks, scores)
 
 
 def _name(tasks: list[str], scores: Mapping[int, tuple[list[str], NDArray]]) -> Identification:

@@ -21,19 +21,13 @@ class ReadoutError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """What units do in control trials.
+    """What units do in control trials."""
 
-    Attributes
-    ----------
-    brain, mean, sd : ModelBrain, (n_units,) arrays
-        Geometry, and what units do over trials.
-    trials : (n_trials, n_units) float32 array, optional
-        Mean of each trial over its frames, where trials were kept.
-    """
-
-    brain: ModelBrain
+    brain: ModelBrain  #: brain, mean, sd: geometry, and what units do over trials
     mean: NDArray[np.floating]
     sd: NDArray[np.floating]
+    #: (n_trials, n_units) float32 array, optional; mean of each trial over its frames, where trials
+    #: were kept
     trials: NDArray[np.float32] | None = None
 
     @classmethod
@@ -52,18 +46,12 @@ class Controls:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """Scores of some networks as linear functionals of the activations.
+    """Scores of some networks as linear functionals of the activations."""
 
-    Attributes
-    ----------
-    brain, names : ModelBrain, tuple of str
-        Geometry, and names of the networks.
-    weights, offsets : (n_units, n_networks) and (n_networks,) array
-        What a unit adds to each score, and the scores of activations that are all 0.
-    """
-
-    brain: ModelBrain
+    brain: ModelBrain  #: brain, names: geometry, and names of the networks
     names: tuple[str, ...]
+    #: weights, offsets: (n_units, n_networks) and (n_networks,) array; what a unit adds to each
+    #: score, and the scores of activations that are all 0
     weights: NDArray[np.float64]
     offsets: NDArray[np.float64]
 
@@ -98,43 +86,34 @@ def read_out(networks: Network | Sequence[Network], controls: Controls) -> Reado
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise ReadoutError(f"two networks are called {twice[0]!r}; give each its own name")
-    weights = np.stack([_column(network, controls) for network in chosen], axis=1)
+    sd = np.nan_to_num(np.asarray(controls.sd, float))
+    weights = np.empty((len(sd), len(chosen)))
+    for column, network in zip(weights.T, chosen, strict=True):
+        if network.brain.space != controls.brain.space:
+            raise ReadoutError(
+                f"network {network.name!r} is in space {network.brain.space}, the control trials "
+                f"are in {controls.brain.space}; use a dataset of the same model and sites"
+            )
+        used = network.units & (sd > 0)
+        if not used.any():
+            raise ReadoutError(
+                f"network {network.name!r} has no unit that varies in control trials "
+                f"({network.n_units} units); use another network, or at least 2 control trials"
+            )
+        column[:] = network.signs * network.strengths / np.where(sd > 0, sd, np.inf) / used.sum()
     offsets = -np.asarray(controls.mean, float) @ weights
     return Readout(controls.brain, names, weights, offsets)
 
 
-def _column(network: Network, controls: Controls) -> NDArray[np.float64]:
-    """(n_units,) weights of one network's score."""
-    if network.brain.space != controls.brain.space:
-        raise ReadoutError(
-            f"network {network.name!r} is in space {network.brain.space}, the control trials "
-            f"are in {controls.brain.space}; use a dataset of the same model and sites"
-        )
-    sd = np.nan_to_num(np.asarray(controls.sd, float))
-    used = network.units & (sd > 0)
-    if not used.any():
-        raise ReadoutError(
-            f"network {network.name!r} has no unit that varies in control trials "
-            f"({network.n_units} units); use another network, or at least 2 control trials"
-        )
-    return network.signs * network.strengths / np.where(sd > 0, sd, np.inf) / used.sum()
-
-
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """Where the score of a network is no longer that of a control trial.
+    """Where the score of a network is no longer that of a control trial."""
 
-    Attributes
-    ----------
-    names, rate : tuple of str, float
-        Of the networks, and the share of control trials above each one's threshold.
-    values, spread : (n_tokens, n_networks) array
-        Threshold of the mean over the first 1, 2, ... tokens, and SD of these means over control
-        trials: in its units networks are compared.
-    """
-
+    #: names, rate: of the networks, and the share of control trials above each one's threshold
     names: tuple[str, ...]
     rate: float
+    #: values, spread: (n_tokens, n_networks) array; threshold of the mean over the first 1, 2, ...
+    #: tokens, and SD of these means over control trials: in its units networks are compared.
     values: NDArray[np.float64]
     spread: NDArray[np.float64]
 
@@ -172,12 +151,8 @@ def calibrate(names: Sequence[str], scores: NDArray, *, rate: float = RATE) -> T
     names, scores : names of the networks, (n_trials, n_tokens, n_networks) array
         Scores of control trials, best of ones that did not make the networks.
     rate : float, default=0.05
-        False-positive rate of each network at each number of tokens.
-
-    Raises
-    ------
-    ReadoutError
-        If the rate is not between 0 and 1, or there are too few trials for it.
+        False-positive rate of each network at each number of tokens. ReadoutError if it is not
+        between 0 and 1, or there are too few trials for it.
     """
     return thresholds_of(names, running_means(scores), rate=rate)
 

@@ -7,7 +7,7 @@ so that same-task and cross-task figures are comparable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -104,9 +104,9 @@ def _sums(maps: Maps, pairs: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
     if len(runs) < 2:
         raise SimilarityError("repeatability needs at least 2 runs of each task; scan more runs")
     place = {key: i for i, key in enumerate(maps)}
-    of_run = {run: np.array([place.get((task, run), -1) for task in tasks]) for run in runs}
+    of_run = [np.array([place.get((task, run), -1) for task in tasks]) for run in runs]
     total, n_pairs = np.zeros((len(tasks),) * 2), np.zeros((len(tasks),) * 2, int)
-    for a, b in permutations(of_run.values(), 2):
+    for a, b in permutations(of_run, 2):
         there = np.logical_and.outer(a >= 0, b >= 0)
         total += np.where(there, pairs[np.ix_(a, b)], 0)
         n_pairs += there
@@ -141,10 +141,6 @@ class Estimate:
     value: float
     low: float
     high: float
-
-    def summary(self) -> dict[str, float]:
-        """As a dictionary for JSON."""
-        return asdict(self)
 
 
 def jackknife(

@@ -6,15 +6,17 @@ else into a new figure, ``ax.figure``, that needs no display and that pyplot doe
 
 from llm2nifti.plotting.brain import plot_atlas, plot_floor_plan, plot_map, view
 from llm2nifti.plotting.charts import (
+    plot_auc,
     plot_bars,
     plot_design,
+    plot_doses,
     plot_layer_profile,
     plot_lesions,
     plot_matrix,
+    plot_roc,
     plot_shares,
+    save,
 )
-from llm2nifti.plotting.curves import plot_auc, plot_doses, plot_roc
-from llm2nifti.plotting.style import save
 
 __all__ = [
     "plot_atlas",

@@ -11,24 +11,25 @@ from collections.abc import Sequence
 from html import escape
 
 import matplotlib as mpl
-import nibabel as nib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from nilearn import plotting as nilearn_plotting
+from nibabel import Nifti1Image
+from nilearn.plotting import plot_anat, view_img
 from nilearn.plotting.displays import BaseSlicer
 
 from llm2nifti.geometry import MARGIN, ModelBrain, dseg_img
-from llm2nifti.plotting.style import new_axes, site_colors, styled
+from llm2nifti.plotting.charts import new_axes, site_colors, styled
 
+_COLORS = {"cmap": "RdBu_r", "resampling_interpolation": "nearest"}
 _ENDS = {"embed": ("embedding", "center"), "norm": ("final norm", "bottom")}
 
 
 @styled
 def plot_map(
-    stat_img: nib.Nifti1Image,
+    stat_img: Nifti1Image,
     *,
-    bg_img: nib.Nifti1Image,
+    bg_img: Nifti1Image,
     threshold: float | None = None,
     cut_coords: Sequence[float] | None = None,
     title: str = "",
@@ -41,10 +42,9 @@ def plot_map(
     ----------
     stat_img, bg_img : Nifti1Image
         Map and anatomical background, 3D and in the same space.
-    threshold : float, optional
-        Hide units whose absolute value is below.
-    cut_coords : sequence of float, optional
-        y of the slices in mm; by default the four with the largest values above `threshold`.
+    threshold, cut_coords : float, sequence of float
+        Absolute value below which units are hidden, and y of the slices in mm; by default those of
+        the four with the largest values above `threshold`.
     title, label : str
         Title, and name of the statistic above the colour bar.
 
@@ -56,7 +56,7 @@ def plot_map(
     vmax, (size, origin) = float(data.max()) or 1.0, stat_img.affine[1, [1, 3]]
     strength = np.where(data < low, 0, data).sum(axis=(0, 2))
     best = origin + size * np.sort(np.argsort(-strength, kind="stable")[:4])
-    cuts = [float(y) for y in (best if cut_coords is None else cut_coords)]
+    cuts = np.asarray(best if cut_coords is None else cut_coords, float).tolist()
     n_rows, n_columns = -(-len(cuts) // 2), min(2, len(cuts))
     width, height = 0.86 / n_columns, 0.97 / n_rows
     inches = 6.2, 0.3 + n_rows * (1.6 if n_columns > 1 else 2.5)
@@ -66,14 +66,8 @@ def plot_map(
         display = _draw_anatomy(bg_img, "y", cut, _inside(ax, x, y, 0.93 * width, 0.74 * height))
         if strength.any():
             with warnings.catch_warnings(action="ignore"):  # that a slice is empty is no fault
-                display.add_overlay(
-                    stat_img,
-                    threshold=low or 1e-6,
-                    cmap="RdBu_r",
-                    vmin=-vmax,
-                    vmax=vmax,
-                    resampling_interpolation="nearest",
-                )
+                limits = {"threshold": low or 1e-6, "vmin": -vmax, "vmax": vmax}
+                display.add_overlay(stat_img, **limits, **_COLORS)
     ax.text(0.01, 0.5, "layer: input → output", rotation=90, va="center", transform=ax.transAxes)
     scale = plt.cm.ScalarMappable(plt.Normalize(-vmax, vmax), "RdBu_r")
     bar = ax.figure.colorbar(scale, cax=_inside(ax, 0.905, 0.12, 0.022, 0.73))
@@ -91,22 +85,12 @@ def _inside(ax: Axes, *place: float) -> Axes:
     return ax.figure.add_axes((*(box.p0 + corner), *size))
 
 
-def _draw_anatomy(bg_img: nib.Nifti1Image, axis: str, cut: float, ax: Axes) -> BaseSlicer:
+def _draw_anatomy(bg_img: Nifti1Image, axis: str, cut: float, ax: Axes) -> BaseSlicer:
     """Draw a slice of the anatomy, off white; name its parts above and write its place below."""
     data = np.nan_to_num(bg_img.get_fdata())
-    display = nilearn_plotting.plot_anat(
-        bg_img,
-        [cut],
-        display_mode=axis,
-        axes=ax,
-        figure=ax.figure,
-        annotate=False,
-        colorbar=False,
-        threshold=1e-6,
-        vmin=-0.5 * data.max(),
-        vmax=1.25 * data.max(),
-        black_bg=False,
-    )
+    look = {"threshold": 1e-6, "vmin": -0.5 * data.max(), "vmax": 1.25 * data.max()}
+    look |= {"annotate": False, "colorbar": False, "black_bg": False}
+    display = plot_anat(bg_img, [cut], display_mode=axis, axes=ax, figure=ax.figure, **look)
     inner = display.axes[cut].ax
     used = (data > 0).any(axis=(1, 2))
     x = bg_img.affine[0, 0] * np.arange(len(used)) + bg_img.affine[0, 3]
@@ -146,7 +130,7 @@ def plot_floor_plan(brain: ModelBrain, *, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def plot_atlas(brain: ModelBrain, *, bg_img: nib.Nifti1Image, ax: Axes | None = None) -> Axes:
+def plot_atlas(brain: ModelBrain, *, bg_img: Nifti1Image, ax: Axes | None = None) -> Axes:
     """Draw the atlas on the anatomy: hue is the site, lighter is a later layer.
 
     Examples
@@ -164,29 +148,22 @@ def plot_atlas(brain: ModelBrain, *, bg_img: nib.Nifti1Image, ax: Axes | None = 
         display.add_overlay(
             dseg_img(brain), threshold=0.5, cmap=cmap, vmin=0.5, vmax=cmap.N + 0.5, transparency=0.8
         )
-    _mark_layers(display.axes[float(cut)].ax, brain)  # the coronal slice, which came last
+    inner = display.axes[float(cut)].ax  # the coronal slice, which came last
+    left = {"transform": inner.get_yaxis_transform(), "ha": "right", "size": 8}
+    ends = {site.layer: _ENDS[site.name] for site in brain.sites if site.name in _ENDS}
+    recorded = np.unique(layers).tolist()
+    for layer in recorded:
+        if len(recorded) <= 12 or layer % 5 == 0 or layer in ends:  # for more there is no room
+            mm = brain.affine[2, 3] + brain.voxel_size * (MARGIN + layer - recorded[0])
+            name, va = ends.get(layer, (f"{layer}", "center"))
+            inner.text(-0.01, mm, name, va=va, **left)
     ax.set_title("Atlas: layers bottom-up, and one layer from above")
     return ax
 
 
-def _mark_layers(ax: Axes, brain: ModelBrain) -> None:
-    """Name all of few layers, or every fifth and the two ends, left of a coronal slice."""
-    ends = {site.layer: _ENDS[site.name] for site in brain.sites if site.name in _ENDS}
-    layers = sorted({site.layer for site in brain.sites})
-    for layer in layers:
-        if len(layers) <= 12 or layer % 5 == 0 or layer in ends:
-            mm = brain.affine[2, 3] + brain.voxel_size * (MARGIN + layer - layers[0])
-            name, va = ends.get(layer, (f"{layer}", "center"))
-            ax.text(-0.01, mm, name, transform=ax.get_yaxis_transform(), ha="right", va=va, size=8)
-
-
 @styled
 def view(
-    stat_img: nib.Nifti1Image,
-    *,
-    bg_img: nib.Nifti1Image,
-    threshold: float | None = None,
-    title: str = "",
+    stat_img: Nifti1Image, *, bg_img: Nifti1Image, threshold: float | None = None, title: str = ""
 ) -> str:
     """Make an interactive viewer: an HTML ``<iframe>`` for a page or a file, with no network.
 
@@ -200,15 +177,9 @@ def view(
     air = np.pad(bg_img.get_fdata(), [(0, 0), (0, 0), (0, 2 + bg_img.shape[2] // 4)])
     air[0, 0, -1] = 1.25 * air.max()  # white is this voxel, so that no part of the brain is
     with warnings.catch_warnings(action="ignore"):  # that nothing passes is a result, too
-        document = nilearn_plotting.view_img(
-            stat_img,
-            nib.Nifti1Image(air, bg_img.affine),
-            threshold=threshold or 0.0,
-            cmap="RdBu_r",
-            resampling_interpolation="nearest",
-            black_bg=False,
-            width_view=800,
-        )
+        anatomy = Nifti1Image(air, bg_img.affine)
+        look = {"threshold": threshold or 0.0, "black_bg": False, "width_view": 800}
+        document = view_img(stat_img, anatomy, **look, **_COLORS)
     # Nilearn loads an icon from the network, draws random ids and hides units with the cross.
     page = re.sub(r'<link rel="icon".*?>', "", document.html, flags=re.DOTALL)
     page = re.sub(r"-[0-9a-f]{32}\b", "-map", page)

@@ -1,22 +1,71 @@
-"""What do the numbers look like? Matrices, profiles, designs, shares and bars.
+"""What do the numbers look like? Matrices, profiles, designs, shares, bars and curves.
 
 `ax` is where to draw, by default in a new figure; `title` stands above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
-from llm2nifti.plotting.style import PALETTE, new_axes, site_colors, styled
-
+# 9 points on 6 inches stay readable at 400 pixels; without a salt the ids of an SVG are random.
+styled = mpl.rc_context(
+    {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "svg.hashsalt": "llm2nifti",
+    }
+)
+# Okabe and Ito's colours: distinct with every common colour blindness.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_SITES = dict(zip(("attn", "mlp", "resid", "norm", "embed"), PALETTE, strict=False))
+_OTHERS = ("#56B4E9", "#882255", "#999933", "#332288")
 _MOST_NUMBERED = 24  # rows of a matrix whose cells have room for a number
+_MARKERS = "osD^vP"
+
+
+def site_colors(names: Sequence[str]) -> list[str]:
+    """Colour of each name; the default sites have the same one in every figure."""
+    others = sorted(set(names) - set(_SITES))
+    return [_SITES.get(n) or _OTHERS[others.index(n) % 4] for n in names]
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes of a new figure that pyplot does not hold; width and height in inches."""
+    return plt.Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+@styled
+def save(figure: plt.Figure, path_stem: Path | str) -> list[Path]:
+    """Write a figure as PNG and SVG, the same bytes each time, and close it.
+
+    The suffixes ``.png`` and ``.svg`` follow `path_stem`; returns the two paths.
+
+    Examples
+    --------
+    >>> save(plot_design(run.events).figure, "figures/design")  # doctest: +SKIP
+    """
+    paths = [Path(f"{path_stem}.png"), Path(f"{path_stem}.svg")]
+    # Dates and versions of software would make equal figures differ.
+    figure.savefig(paths[0], dpi=150, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it is laid out now
+    figure.savefig(paths[1], dpi=150, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return paths
 
 
 @styled
@@ -92,10 +141,8 @@ def plot_lesions(
     ----------
     effects, networks, tasks : (n_networks, n_tasks) array, names of its rows and columns
         Change in nats a token beyond that of matched random units; below 0 the lesion hurts more.
-    clear : (n_networks, n_tasks) bool array, optional
-        Cells to mark with a star: their interval excludes 0.
-    row_label : str
-        What the rows are.
+    clear, row_label : (n_networks, n_tasks) bool array, str
+        Cells to mark with a star, because their interval excludes 0; and what the rows are.
 
     Examples
     --------
@@ -104,13 +151,11 @@ def plot_lesions(
     '−0.200'
     """
     values = np.asarray(effects, float)
-    if values.shape != (len(networks), len(tasks)):
-        raise ValueError(
-            f"{len(networks)} networks and {len(tasks)} tasks do not fit effects of shape "
-            f"{values.shape}"
-        )
-    stars = np.zeros(values.shape, bool) if clear is None else np.asarray(clear, bool)
-    ax = ax or new_axes(2.8 + 0.62 * len(tasks), 2.4 + 0.45 * len(networks))
+    n, m = len(networks), len(tasks)
+    if values.shape != (n, m):
+        raise ValueError(f"{n} networks and {m} tasks do not fit effects of shape {values.shape}")
+    stars = np.zeros((n, m), bool) if clear is None else np.asarray(clear, bool)
+    ax = ax or new_axes(2.8 + 0.62 * m, 2.4 + 0.45 * n)
     top = float(np.abs(values).max()) or 1.0
     image = ax.imshow(values, cmap=mpl.colormaps["RdBu"], vmin=-top, vmax=top, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
@@ -118,10 +163,9 @@ def plot_lesions(
         color = "white" if abs(value) > 0.6 * top else "black"
         weight = "bold" if networks[i] == tasks[j] else "normal"
         ax.text(j, i, text, ha="center", va="center", color=color, fontsize=7.5, weight=weight)
-    label = "Beyond matched random units (nats/token)"
-    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
-    ax.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set(yticks=range(len(networks)), yticklabels=networks, title=title)
+    ax.figure.colorbar(image, ax=ax, label="Beyond matched random units (nats/token)", shrink=0.9)
+    ax.set_xticks(range(m), tasks, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set(yticks=range(n), yticklabels=networks, title=title)
     ax.set_xlabel("Text of", fontsize=9)
     ax.set_ylabel(row_label, fontsize=9)
     ax.spines[:].set_visible(False)
@@ -132,10 +176,7 @@ def plot_lesions(
 def plot_layer_profile(profile: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the share of each layer's units that a network takes, one line a site.
 
-    Parameters
-    ----------
-    profile : DataFrame
-        Columns ``layer``, ``site`` and ``share`` (0..1).
+    The columns of `profile` are ``layer``, ``site`` and ``share`` (0..1).
 
     Examples
     --------
@@ -143,7 +184,7 @@ def plot_layer_profile(profile: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     """
     ax = ax or new_axes(6.2, 3.0)
     names = list(profile["site"].unique())
-    for name, color, marker in zip(names, site_colors(names), "osD^vP" * len(names), strict=False):
+    for name, color, marker in zip(names, site_colors(names), cycle(_MARKERS)):
         rows = profile[profile["site"] == name].sort_values("layer")
         ax.plot(rows["layer"], 100 * rows["share"], color=color, marker=marker, ms=4, label=name)
     ax.set(xlabel="Layer (0 is the embedding)", ylabel="Units in the network (%)", ylim=(0, None))
@@ -155,10 +196,7 @@ def plot_layer_profile(profile: pd.DataFrame, *, ax: Axes | None = None) -> Axes
 def plot_design(events: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw the block design of a run: trials over time, one row a condition.
 
-    Parameters
-    ----------
-    events : DataFrame
-        Columns ``onset`` and ``duration`` (s), ``trial_type`` and ``block``.
+    The columns of `events` are ``onset`` and ``duration`` (s), ``trial_type`` and ``block``.
 
     Examples
     --------
@@ -186,10 +224,7 @@ def plot_shares(
 ) -> Axes:
     """Draw the share of units at p < .05 of each task beside that of pseudo-tasks.
 
-    Parameters
-    ----------
-    shares, null : mapping of str to float, (n_pseudo_tasks,) array
-        Share (0..1) of each task, and of each relabelling of controls.
+    `shares` (0..1) is by task, `null` (n_pseudo_tasks,) has one of each relabelling of controls.
 
     Examples
     --------
@@ -243,4 +278,109 @@ def plot_bars(
     ax.axhline(0, color="black", lw=0.8)
     ax.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
     ax.set_ylabel(ylabel)
+    return ax
+
+
+@styled
+def plot_auc(
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    *,
+    null: Mapping[str, Sequence[float]] | None = None,
+    at_end: Collection[str] = (),
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw the AUC of some methods by the number of tokens seen.
+
+    Parameters
+    ----------
+    curves : mapping of str to sequence of mappings
+        For each method, ``value, low, high`` after 1, 2, ... tokens; a single one is drawn as a
+        level line, because it does not depend on tokens.
+    null : mapping, optional
+        ``low, high`` of shuffled labels after 1, 2, ... tokens, drawn as a grey band.
+    at_end : collection of str
+        Methods whose single value is that after all tokens: drawn there, as a point.
+
+    Examples
+    --------
+    >>> ax = plot_auc({"network": [{"value": 0.8, "low": 0.7, "high": 0.9}] * 2})
+    >>> ax.get_ylabel()
+    'AUC'
+    """
+    ax = ax or new_axes(6.2, 3.2)
+    n_tokens = max(len(points) for points in curves.values())
+    if null is not None:
+        steps = range(1, len(null["low"]) + 1)
+        ax.fill_between(steps, null["low"], null["high"], color="#DDDDDD", label="shuffled labels")
+    for (name, points), color, marker in zip(curves.items(), cycle(PALETTE), cycle(_MARKERS)):
+        values, low, high = ([p[key] for p in points] for key in ("value", "low", "high"))
+        if name in at_end:
+            limits = [[values[-1] - low[-1]], [high[-1] - values[-1]]]
+            ax.errorbar([n_tokens], values[-1:], limits, color=color, marker=marker, label=name)
+        elif len(points) == 1 < n_tokens:
+            ax.axhline(values[0], color=color, ls=":", label=name)
+            ax.axhspan(low[0], high[0], color=color, alpha=0.08, lw=0)
+        else:
+            steps = range(1, len(points) + 1)
+            ax.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+            ax.plot(steps, values, color=color, marker=marker, ms=4, label=name)
+    ax.axhline(0.5, color="black", ls="--", lw=1)
+    ax.set(xlabel="Tokens seen", ylabel="AUC", title=title, xticks=range(1, n_tokens + 1))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax
+
+
+@styled
+def plot_roc(
+    false_positive_rate: ArrayLike,
+    hits: Mapping[str, ArrayLike],
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw ROC curves, one a name.
+
+    Both are (n,) shares above the same thresholds: of negatives, and of positives.
+
+    Examples
+    --------
+    >>> ax = plot_roc([0, 1], {"pathology": [0, 1]})
+    """
+    ax = ax or new_axes(5.4, 3.4)
+    for (name, values), color in zip(hits.items(), cycle(PALETTE)):
+        ax.plot(false_positive_rate, values, color=color, label=name)
+    ax.plot([0, 1], [0, 1], color="black", ls="--", lw=1)
+    ax.set(xlabel="False positives", ylabel="Hits", title=title, aspect="equal")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax
+
+
+@styled
+def plot_doses(
+    doses: Mapping[str, Mapping[float, Sequence[float]]], *, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Draw how the effect of a lesion grows with the share of units that it takes.
+
+    `doses` has for each curve, by share of the units (0..1), the change in nats a token with its
+    interval: value, low, high.
+
+    Examples
+    --------
+    >>> ax = plot_doses({"own network": {0.01: (-0.1, -0.2, 0.0), 0.05: (-0.4, -0.5, -0.3)}})
+    """
+    ax = ax or new_axes(5.2, 3.4)
+    apart = 1 + 0.03 * (np.arange(len(doses)) - (len(doses) - 1) / 2)  # so that all are seen
+    for (name, curve), factor, color in zip(doses.items(), apart, cycle(PALETTE)):
+        shares = sorted(curve)
+        values = np.array([curve[share] for share in shares])
+        x, spread = 100 * np.array(shares) * factor, np.abs(values[:, 1:] - values[:, :1]).T
+        ax.errorbar(x, values[:, 0], yerr=spread, fmt="-o", ms=4, color=color, label=name)
+    ticks = sorted({100 * share for curve in doses.values() for share in curve})
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set(xlabel="Units lesioned (%)", ylabel="Change (nats/token)", title=title)
+    ax.legend(fontsize=8)
     return ax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
@@ -14,34 +14,31 @@ from numpy.typing import NDArray
 from llm2nifti import bids, geometry, networks
 from llm2nifti.bids import Session
 from llm2nifti.bids.paths import REPORT
-from llm2nifti.bids.summary import Who
+from llm2nifti.bids.reading import Who
 from llm2nifti.experiments.results import Result
-from llm2nifti.plans import Json
 from llm2nifti.report.summary import ReportError, SessionSummary, complete
 from llm2nifti.tell import Section, Table, as_html
-from llm2nifti.tell.html import render
+from llm2nifti.tell.section import render
 from llm2nifti.tell.wording import height_control, number, percent
 
-Maps = dict[tuple[str, int], NDArray]
+Maps = dict[tuple[str, int], NDArray]  # (n_units,) by task and run
 WHOLE = 0  # number that stands for all runs of a task together
+_SETTINGS = {  # columns of a table; the first five hold words
+    "Session": "name",
+    "Model": "model",
+    "Architecture": "architecture",
+    "Revision": "revision",
+    "Data type": "dtype",
+    "Seed": "seed",
+    "Temperature": "temperature",
+}
 
 
 @dataclass(frozen=True)
 class SessionRow:
-    """Numbers of one session.
+    """Numbers of one session, whose results are in `folder`; see its own summary.
 
-    Attributes
-    ----------
-    subject, session, folder : str
-        Its labels, and where its results are.
-    model, architecture, revision, dtype, seed, temperature
-        What was scanned, and how.
-    active : dict of str to float
-        Share of active units by task.
-    rules : list of str
-        By which rules they are active.
-    same_task_r, cross_task_r, trials_right, chance, null_below_05, pseudo_below_05 : float or None
-        See the session's own summary.
+    `active` is the share of active units by task, by `rules`.
     """
 
     subject: str
@@ -70,18 +67,10 @@ class SessionRow:
 
 @dataclass(frozen=True)
 class SessionPair:
-    """Maps of two sessions of one geometry.
+    """Maps of two sessions of one geometry, the `space`.
 
-    Attributes
-    ----------
-    sessions : list of str
-        Their names.
-    space : str
-        The geometry.
-    same_prompts_r : float or None
-        Correlation of maps of one task, all runs together.
-    same_task_r, cross_task_r : float or None
-        The same and different tasks in different runs, which share no prompt.
+    ``same_prompts_r`` is the correlation of maps of one task, all runs together; ``same_task_r``
+    and ``cross_task_r`` are of the same and different tasks in different runs: no shared prompt.
     """
 
     sessions: list[str]
@@ -93,21 +82,11 @@ class SessionPair:
 
 @dataclass(frozen=True, repr=False)
 class Overview(Result):
-    """All sessions of a dataset, and each pair with the same geometry.
-
-    Attributes
-    ----------
-    sessions : list of SessionRow
-        One each.
-    between_sessions : list of SessionPair
-        One a pair.
-    versions : dict of str to str
-        Of what the numbers depend on.
-    """
+    """All sessions of a dataset, and each pair with the same geometry."""
 
     sessions: list[SessionRow]
     between_sessions: list[SessionPair] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)  #: of what the numbers depend on
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """``sessions`` and ``pairs``: one row each."""
@@ -124,9 +103,9 @@ class Overview(Result):
         told = ["; ".join(height_control(rule) for rule in row.rules) for row in self.sessions]
         rows = []
         for row, rule in zip(self.sessions, told, strict=True):
-            cells = {"Session": row.name}
-            cells |= {task: percent(row.active.get(task)) for task in tasks}
-            cells |= {
+            cells = {
+                "Session": row.name,
+                **{task: percent(row.active.get(task)) for task in tasks},
                 "Same task r": number(row.same_task_r),
                 "Different tasks r": number(row.cross_task_r),
                 "Prompts named right": percent(row.trials_right),
@@ -150,19 +129,11 @@ class Overview(Result):
     def _settings(self) -> Section:
         """What the sessions are."""
         rows = [
-            {
-                "Session": row.name,
-                "Model": row.model,
-                "Architecture": row.architecture,
-                "Revision": row.revision,
-                "Data type": row.dtype,
-                "Seed": str(row.seed),
-                "Temperature": str(row.temperature),
-            }
+            {heading: str(getattr(row, name)) for heading, name in _SETTINGS.items()}
             for row in self.sessions
         ]
-        words = ("Session", "Model", "Architecture", "Revision", "Data type")
-        return Section("what", "What they are", tables=[Table.of("Settings", rows, words)])
+        table = Table.of("Settings", rows, list(_SETTINGS)[:5])
+        return Section("what", "What they are", tables=[table])
 
     def _between(self) -> Section:
         """Maps of pairs of sessions."""
@@ -214,22 +185,23 @@ def compare_sessions(root: Path) -> Overview:
     ReportError
         If a session has not been analysed.
     """
-    summaries = {}
+    summaries: list[SessionSummary] = []
+    rows, pairs = [], []
+    spaces: dict[str, list[Session]] = {}
     for who in bids.analysed(root):
         content = bids.read_summary(root, who)
         if "null" not in content:
             name = "_".join(bids.folder_of(*who).parts)
             raise ReportError(f"{name} has not been analysed; run: llm2nifti run {root}")
-        summaries[who] = SessionSummary.of(content)
-    spaces: dict[str, dict[Who, Session]] = {}
-    for subject, label in summaries:
-        session = bids.session(root, subject=subject, session=label)
-        spaces.setdefault(session.brain.space, {})[subject, label] = session
-    overview = Overview(
-        sessions=[_row(who, summary) for who, summary in summaries.items()],
-        between_sessions=[pair for space in spaces for pair in _pairs(space, spaces[space])],
-        versions=next(iter(summaries.values())).versions,
-    )
+        summaries.append(SessionSummary.of(content))
+        rows.append(_row(who, summaries[-1]))
+        session = bids.session(root, subject=who[0], session=who[1])
+        spaces.setdefault(session.brain.space, []).append(session)
+    for space, sessions in spaces.items():
+        maps = {session.name: _maps(session) for session in sessions if len(sessions) > 1}
+        for a, b in combinations(maps, 2):
+            pairs.append(SessionPair([a, b], space, **between(maps[a], maps[b])))
+    overview = Overview(rows, pairs, summaries[0].versions)
     parts = overview.content()
     old = {key: None for key in bids.read_summary(root) if key not in parts}
     bids.update_summary(root, **old, **parts)
@@ -239,37 +211,26 @@ def compare_sessions(root: Path) -> Overview:
 def _row(who: Who, summary: SessionSummary) -> SessionRow:
     """Numbers of one session, taken from its own summary."""
     settings, similarity = summary.design["settings"], summary.similarity
-    trials = summary.identification.trials if summary.identification else None
+    model, trials = summary.model, getattr(summary.identification, "trials", None)
     return SessionRow(
         subject=who[0],
         session=who[1],
         folder=bids.folder_of(*who).as_posix(),
-        model=summary.model.get("Name", who[0]),
-        architecture=summary.model.get("Architecture", "n/a"),
-        revision=summary.model.get("Revision", "n/a"),
-        dtype=summary.model.get("DType", "n/a"),
+        model=model.get("Name", who[0]),
+        architecture=model.get("Architecture", "n/a"),
+        revision=model.get("Revision", "n/a"),
+        dtype=model.get("DType", "n/a"),
         seed=settings.get("seed", "n/a"),
         temperature=settings.get("temperature", "n/a"),
         active={task: maps.share_active for task, maps in summary.tasks.items()},
         rules=list(dict.fromkeys(maps.threshold for maps in summary.tasks.values())),
-        same_task_r=similarity.same_task_r if similarity else None,
-        cross_task_r=similarity.cross_task_r if similarity else None,
-        trials_right=trials.accuracy if trials else None,
-        chance=trials.chance if trials else None,
+        same_task_r=getattr(similarity, "same_task_r", None),
+        cross_task_r=getattr(similarity, "cross_task_r", None),
+        trials_right=getattr(trials, "accuracy", None),
+        chance=getattr(trials, "chance", None),
         null_below_05=summary.null.relabelled.below_05,
         pseudo_below_05=summary.null.pseudo_tasks.below_05,
     )
-
-
-def _pairs(space: str, sessions: Mapping[Who, Session]) -> list[SessionPair]:
-    """Compare every two sessions that share a geometry."""
-    if len(sessions) < 2:
-        return []
-    maps = {session.name: _maps(session) for session in sessions.values()}
-    return [
-        SessionPair(list(pair), space, **between(*(maps[name] for name in pair)))
-        for pair in combinations(maps, 2)
-    ]
 
 
 def _maps(session: Session) -> Maps:
@@ -283,13 +244,7 @@ def _maps(session: Session) -> Maps:
 
 
 def between(a: Maps, b: Maps) -> dict[str, float | None]:
-    """Correlation of the maps of two sessions, averaged over tasks; see `SessionPair`.
-
-    Parameters
-    ----------
-    a, b : mapping of (task, run) to (n_units,) array
-        T maps of each session; run 0 stands for all runs together.
-    """
+    """Correlation of the t maps of two sessions, averaged over tasks; see `SessionPair`."""
     tasks = [task for task in networks.tasks_of(a) if task in networks.tasks_of(b)]
     same_prompts = same = cross = float("nan")
     if tasks:
@@ -338,7 +293,7 @@ def write_overview(root: Path | str) -> Path:
     """
     root = Path(root)
     folder = root / bids.DERIVATIVES
-    content: Json = complete(folder, root, needed=("sessions", "versions"))
+    content = complete(folder, root, needed=("sessions", "versions"))
     overview = Overview.of(content, folder / bids.SUMMARY.name)
     text = render(
         Path(__file__).parent,
@@ -348,6 +303,5 @@ def write_overview(root: Path | str) -> Path:
         told=as_html(*overview.sections()),
         versions=overview.versions,
     )
-    path = folder / REPORT
-    bids.write_text(path, root, text)
-    return path
+    bids.write_text(folder / REPORT, root, text)
+    return folder / REPORT

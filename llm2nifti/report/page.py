@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import html
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from llm2nifti import bids, experiments, glm, plotting
 from llm2nifti.bids import Session
+from llm2nifti.bids.files import write_bytes
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.plans import Json
-from llm2nifti.progress import stage
-from llm2nifti.report.figures import Figures
+from llm2nifti.progress import stage, track
 from llm2nifti.report.summary import ReportError, SessionSummary, read_session_summary
-from llm2nifti.tell import Plot, Section, Table, as_html, wording
-from llm2nifti.tell.html import render
+from llm2nifti.tell import Plot, Section, Table, Viewer, as_html, wording
+from llm2nifti.tell.section import img, render
 from llm2nifti.tell.wording import number, plural
 
 _N_EXAMPLES = 2  # prompts of each condition
@@ -28,13 +34,24 @@ _SITES = {
     "mlp_hidden": "the input of the MLP's down projection",
 }
 
+_LARGEST_SVG = 400_000  # bytes; a larger drawing is embedded as PNG if that is smaller
+_PIXELS_PER_INCH = 118  # of the page: a figure of 6.2 inches is 732 pixels wide
+_PAGE_BYTES = 14_000_000  # of figures and viewers, so that the page stays below 15 MB
+_VIEWER_BYTES = 8_000_000  # of all viewers together
+_DETAILS = Markup(
+    "<details>\n<summary>Interactive viewer: {title}</summary>\n"
+    '<div class="scroll">\n<iframe title="Interactive viewer of the t map of {title}" '
+    'loading="lazy"\nwidth="{width}" height="{height}"\nsrcdoc="{document}"></iframe>\n'
+    "</div>\n</details>\n"
+)
+_NO_VIEWER = (
+    "<p>An interactive viewer of this map would make the page too large; any NIfTI viewer opens "
+    "it.</p>\n"
+)
+
 
 def write(
-    root: Path | str,
-    *,
-    subject: str | None = None,
-    session: str | None = None,
-    verbose: int = 1,
+    root: Path | str, *, subject: str | None = None, session: str | None = None, verbose: int = 1
 ) -> Path:
     """Write the figures and the report of one analysed session.
 
@@ -76,8 +93,8 @@ def write(
     for kind in experiments.kept_results():
         result = kind.read(recording)
         told += result.sections() if result else []
-    fixed = {"design": design_plot(recording), **brain_plots(recording)}
-    plots = [*fixed.values(), *(plot for section in told for plot in section.all_plots())]
+    fixed = _fixed_plots(recording)
+    plots = [*fixed, *(plot for section in told for plot in section.all_plots())]
     figures = Figures(plots, recording.folder / "figures", recording.root, verbose=verbose)
     path = recording.folder / REPORT
     with stage("page", verbose=verbose):
@@ -87,16 +104,14 @@ def write(
             **_context(recording, summary),
             short=as_html(told[0]),
             told=as_html(*told[1:], embed=figures.embed),
-            figures={name: figures.embed(plot) for name, plot in fixed.items()},
-            links=[(section.anchor, _link(section)) for section in told[1:]],
+            figures={plot.stem: figures.embed(plot) for plot in fixed},
+            links=[
+                (s.anchor, s.title if s.anchor == "null" else s.anchor.capitalize())
+                for s in told[1:]
+            ],
         )
         bids.write_text(path, recording.root, text)
     return path
-
-
-def _link(section: Section) -> str:
-    """What leads to a section."""
-    return "Is it real?" if section.anchor == "null" else section.anchor.capitalize()
 
 
 def _context(session: Session, summary: SessionSummary) -> Json:
@@ -138,10 +153,9 @@ def _examples(session: Session, summary: SessionSummary) -> Section:
     return Section("", "Example prompts", tables=[table])
 
 
-def design_plot(session: Session) -> Plot:
-    """Block design of the first run."""
-    run = session.first
-    events = run.events
+def _fixed_plots(session: Session) -> list[Plot]:
+    """Block design of the first run, floor plan and atlas."""
+    run, brain, events = session.first, session.brain, session.first.events
     is_control = events["trial_type"] == glm.CONTROL
     seconds = float((events["onset"] + events["duration"]).max())
     n_on, n_off = (events.loc[rows, "block"].nunique() for rows in (~is_control, is_control))
@@ -154,12 +168,8 @@ def design_plot(session: Session) -> Plot:
         f"The first run of {run.task}: blocks of its prompts (upper row) between blocks of control "
         f"prompts (lower row); each small box is one prompt of {plural(run.n_frames, 'frame')}."
     )
-    return Plot("design", lambda: plotting.plot_design(events), alt, caption)
-
-
-def brain_plots(session: Session) -> dict[str, Plot]:
-    """Floor plan and atlas."""
-    brain, bg_img = session.brain, bids.anatomy(session.root, session.subject, session.session)
+    design = Plot("design", lambda: plotting.plot_design(events), alt, caption)
+    bg_img = bids.anatomy(session.root, session.subject, session.session)
     tiles = dict.fromkeys(f"{site.slot} ({site.side})" for site in brain.sites)
     layers = [site.layer for site in brain.sites]
     floor_plan = Plot(
@@ -177,4 +187,42 @@ def brain_plots(session: Session) -> dict[str, Plot]:
         "A slice from the front (top) shows the layers from the bottom up, a slice from above "
         "(bottom) shows one layer; the colour is the site and gets lighter with depth.",
     )
-    return {"floor_plan": floor_plan, "atlas": atlas}
+    return [design, floor_plan, atlas]
+
+
+class Figures:
+    """Figures of a page, drawn into a folder of the dataset as PNG and SVG."""
+
+    def __init__(self, plots: Sequence[Plot], folder: Path, root: Path, *, verbose: int) -> None:
+        self._tags = {
+            plot.stem: _save(plot, folder, root)
+            for plot in track(plots, "figures", unit="figure", verbose=verbose)
+        }
+        self._left = min(_VIEWER_BYTES, _PAGE_BYTES - sum(map(len, self._tags.values())))
+
+    def embed(self, plot: Plot | Viewer) -> str:
+        """HTML of a figure; of a viewer as long as the page stays small."""
+        if isinstance(plot, Plot):
+            return self._tags[plot.stem]
+        if self._left <= 0:  # nor is it drawn
+            return _NO_VIEWER
+        # Taken out of plotting's tag: the page needs its own, with a title and lazy loading.
+        parts = dict(re.findall(r'(srcdoc|width|height)="([^"]*)"', plot.draw()))
+        document = html.unescape(parts.pop("srcdoc"))
+        self._left -= len(document)
+        if self._left < 0:
+            return _NO_VIEWER
+        return _DETAILS.format(title=plot.title, document=document, **parts)
+
+
+def _save(plot: Plot, folder: Path, root: Path) -> str:
+    """Draw, write and embed one figure."""
+    figure: Any = plot.draw().figure
+    with TemporaryDirectory() as scratch:
+        paths = plotting.save(figure, Path(scratch) / plot.stem)
+        png, svg = (path.read_bytes() for path in paths)
+    for path, content in zip(paths, (png, svg), strict=True):
+        write_bytes(folder / path.name, root, content)
+    is_drawing = len(svg) <= max(_LARGEST_SVG, len(png))
+    kind, content = ("svg+xml", svg) if is_drawing else ("png", png)
+    return img(plot, figure, content, kind=kind, dpi=_PIXELS_PER_INCH)

@@ -34,16 +34,7 @@ class ReportError(ValueError):
 class UntrainedSummary:
     """The same figures for the untrained copy: a baseline of input similarity, not a null.
 
-    Attributes
-    ----------
-    subject : str
-        Its label.
-    tasks : dict of str to dict
-        ``share_below_05`` of each task.
-    model : dict
-        What the sidecars say of it.
-    similarity, identification
-        As of the model.
+    Its `tasks` have ``share_below_05``; `model` is what the sidecars say.
     """
 
     subject: str
@@ -55,34 +46,19 @@ class UntrainedSummary:
 
 @dataclass(frozen=True, repr=False)
 class SessionSummary(Result):
-    """Numbers of one session's analysis.
+    """Numbers of one session's analysis."""
 
-    Attributes
-    ----------
-    model, design : dict
-        What the sidecars say of the model, and sizes and settings of the experiment.
-    versions : dict of str to str
-        Of what the numbers depend on.
-    tasks : dict of str to TaskMaps
-        Maps and networks.
-    null : NullResult
-        Rates where nothing is there.
-    similarity, identification
-        Comparisons between runs, where there are enough.
-    untrained : UntrainedSummary or None
-        The untrained copy.
-    options, made_from, reported
-        What tells whether something changed.
-    """
-
+    #: model, design: what the sidecars say of the model, and sizes and settings of the experiment
     model: Json
     design: Json
-    versions: dict[str, str]
-    tasks: dict[str, TaskMaps]
-    null: NullResult
+    versions: dict[str, str]  #: of what the numbers depend on
+    tasks: dict[str, TaskMaps]  #: maps and networks
+    null: NullResult  #: rates where nothing is there
+    #: similarity, identification: comparisons between runs, where there are enough
     similarity: RepeatabilityResult | None = None
     identification: IdentificationResult | None = None
-    untrained: UntrainedSummary | None = None
+    untrained: UntrainedSummary | None = None  #: the untrained copy
+    #: options, made_from, reported: what tells whether something changed
     options: Json | None = None
     made_from: str | None = None
     reported: str | None = None
@@ -92,26 +68,12 @@ class SessionSummary(Result):
         """Maps and networks."""
         return MapsResult(self.tasks)
 
-    @property
-    def repeatability(self) -> RepeatabilityResult | None:
-        """Comparison of maps, beside that of the untrained copy."""
-        copy = self.untrained.similarity if self.untrained else None
-        return replace(self.similarity, untrained=copy) if self.similarity else None
-
-    @property
-    def naming(self) -> IdentificationResult | None:
-        """Identification, beside that of the untrained copy."""
-        copy = self.untrained.identification if self.untrained else None
-        return replace(self.identification, untrained=copy) if self.identification else None
-
     def tables(self) -> dict[str, pd.DataFrame]:
         """Tables of all parts, by part and name."""
-        parts = {"maps": self.maps, "null": self.null}
-        parts |= {"repeatability": self.similarity} if self.similarity else {}
-        parts |= {"identification": self.identification} if self.identification else {}
-        return {
-            f"{name}.{key}": t for name, part in parts.items() for key, t in part.tables().items()
-        }
+        parts: dict[str, Result | None] = {"maps": self.maps, "null": self.null}
+        parts |= {"repeatability": self.similarity, "identification": self.identification}
+        told = {name: part.tables() for name, part in parts.items() if part}
+        return {f"{name}.{key}": table for name in told for key, table in told[name].items()}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Repeatability where there is one, else the profile of the first task."""
@@ -119,15 +81,15 @@ class SessionSummary(Result):
 
     def sections(self, session: Session | None = None) -> list[Section]:
         """The result in short; with the `session` also everything else that a page shows."""
-        short = [self.short()]
         if session is None:
-            return short
+            return [self.short()]
+        null = [*self.null.sections(), self._pseudo_section(), self._checks()]
         return [
-            *short,
+            self.short(),
             *self.maps.sections(session),
             self._repeatability_section(),
             self._identification_section(),
-            self._null_section(),
+            Section("null", "Is it real?", parts=null),
         ]
 
     def short(self) -> Section:
@@ -158,18 +120,16 @@ class SessionSummary(Result):
         if similarity:
             text = similarity.distinctness()
             text += f" Maps of shuffled labels: {number(similarity.shuffled_same_task_r.mean)}"
-            copy = self.untrained.similarity if self.untrained else None
+            copy = self.untrained and self.untrained.similarity
             if copy and copy.same_minus_cross is not None:
                 text += f"; the difference in the untrained copy: {number(copy.same_minus_cross)}"
             out.append(text + ".")
         if named:
-            trials, characters = named.trials, ""
-            if named.prompts:
-                share = percent(named.prompts.accuracy)
-                characters = f" and {share} from their characters alone"
+            trials, prompts = named.trials, named.prompts
+            alone = prompts and f" and {percent(prompts.accuracy)} from their characters alone"
             out.append(
                 f"Of {count(trials.n_items)} held-out task prompts, {percent(trials.accuracy)} are "
-                f"named right from their activations{characters}; guessing gives "
+                f"named right from their activations{alone or ''}; guessing gives "
                 f"{percent(trials.chance)}. Of whole runs, {percent(named.runs.accuracy)}."
             )
         null, pseudo = self.null.relabelled, self.null.pseudo_tasks
@@ -194,10 +154,11 @@ class SessionSummary(Result):
 
     def _repeatability_section(self) -> Section:
         """Comparison of maps, or why there is none."""
-        if self.repeatability:
+        if self.similarity:
+            copy = self.untrained.similarity if self.untrained else None
+            beside = replace(self.similarity, untrained=copy)
             reads = self.design.get("mode") == "read"
-            (section,) = self.repeatability.sections(reads=reads, shown=self.maps.shown)
-            return section
+            return beside.sections(reads=reads, shown=self.maps.shown)[0]
         why = (
             "Repeatability needs at least 2 runs of each task with at least 2 on-blocks each; this "
             f"dataset has {self._sizes()}."
@@ -206,9 +167,9 @@ class SessionSummary(Result):
 
     def _identification_section(self) -> Section:
         """Identification, or why there is none."""
-        if self.naming:
-            (section,) = self.naming.sections()
-            return section
+        if self.identification:
+            copy = self.untrained.identification if self.untrained else None
+            return replace(self.identification, untrained=copy).sections()[0]
         why = (
             "Identification needs at least 2 tasks with at least 2 runs of at least 2 on-blocks "
             f"each; this dataset has {plural(len(self.tasks), 'task')} "
@@ -216,32 +177,19 @@ class SessionSummary(Result):
         )
         return Section("identification", "Which task is this?", [why])
 
-    def _null_section(self) -> Section:
-        """Is it real? Rates, tasks beside pseudo-tasks, and checks of the model."""
-        parts = [*self.null.sections(), self._pseudo_section(), self._checks()]
-        return Section("null", "Is it real?", parts=parts)
-
-    def _run_shares(self) -> dict[str, float]:
-        """Mean over single runs of the share of units with p < .05: a pseudo-task is a run."""
-        return {t: float(np.mean(m.share_below_05_per_run)) for t, m in self.tasks.items()}
-
     def _pseudo_section(self) -> Section:
-        """Tasks beside pseudo-tasks."""
-        pseudo, shares = self.null.pseudo_tasks, self._run_shares()
+        """Tasks beside pseudo-tasks, by the mean over single runs: a pseudo-task is a run."""
+        pseudo, shares, rows = self.null.pseudo_tasks, {}, []
         null = np.array(pseudo.rates_below_05 or [])
-        rows = []
-        for task, share in shares.items():
-            single = self.tasks[task].share_below_05_per_run
-            rows.append(
-                {
-                    "Units with p < .05": task,
-                    **{f"Run {i}": percent(value) for i, value in enumerate(single, start=1)},
-                    "Mean": percent(share),
-                    "Pseudo-tasks below the mean": percent(float((null < share).mean()), 0)
-                    if len(null)
-                    else NONE,
-                }
-            )
+        for task, maps in self.tasks.items():
+            single = maps.share_below_05_per_run
+            share = shares[task] = float(np.mean(single))
+            row = {"Units with p < .05": task}
+            row |= {f"Run {i}": percent(value) for i, value in enumerate(single, start=1)}
+            row["Mean"] = percent(share)
+            below = float((null < share).mean()) if len(null) else None
+            row["Pseudo-tasks below the mean"] = percent(below, 0)
+            rows.append(row)
         table = Table.of("Share of units with p below .05 in each run", rows)
         if not len(null):
             reason = pseudo.not_possible or "no rates in the summary"

@@ -19,22 +19,18 @@ import transformers
 from tqdm import tqdm
 
 from llm2nifti import __version__
-from llm2nifti.geometry import Site, layout
+from llm2nifti.geometry import layout
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import Json, Settings
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, TrialRow, volume_counts
-from llm2nifti.scanner.decoding import answer
-from llm2nifti.scanner.generating import Generator
+from llm2nifti.scanner.generating import Generator, answer
 from llm2nifti.scanner.kernels import fast_linear, name_for
 from llm2nifti.scanner.likelihood import dialogues, log_likelihoods
 from llm2nifti.scanner.reading import Reader
-from llm2nifti.scanner.settings import ScanError, mode_for, resolved
-from llm2nifti.scanner.stimulus import Stimuli, prepare
+from llm2nifti.scanner.stimulus import ScanError, prepare, resolved
 
 __all__ = ["ScanError", "Settings", "answer", "check", "dialogues", "log_likelihoods", "scan"]
-
-Operator = Generator | Reader
 
 
 def scan(
@@ -82,16 +78,26 @@ def scan(
     """
     settings = resolved(settings or Settings(), model)
     stimuli = prepare(model, paradigm, settings)
-    brain = layout(_sites(model, settings, stimuli))
-    paradigm = _timed(paradigm, settings, stimuli)
-    _check_replay(paradigm, replay)
+    brain = layout(stimuli.sites)
+    if settings.mode == "read":  # as many frames as there are to read
+        counts = tuple(map(len, stimuli.frames))
+        differing = counts if len(set(counts)) > 1 else None
+        paradigm = replace(paradigm, n_frames=max(counts), frame_counts=differing)
+    if replay is not None:
+        replay = [list(map(int, tokens)) for tokens in replay]
+        lengths = {len(tokens) for tokens in replay}
+        if (len(replay), lengths) != (paradigm.n_trials, {paradigm.n_frames}):
+            raise ScanError(
+                f"replay has {len(replay)} trials of {sorted(lengths)} tokens, the paradigm has "
+                f"{paradigm.n_trials} of {paradigm.n_frames}"
+            )
     info = _provenance(model, settings, is_chat=stimuli.is_chat, replayed=replay is not None)
     plan = {
         "info": info,
         "space": brain.space,
         "rendered": stimuli.rendered,
         "images": [path.name for path in stimuli.files],
-        "replay": None if replay is None else [list(map(int, tokens)) for tokens in replay],
+        "replay": replay,
     }
     temporary = None
     if folder is None:
@@ -99,11 +105,11 @@ def scan(
         folder = temporary.name
     # The operator first: what it refuses must not leave a journal that other settings clash with.
     if settings.mode == "generate":
-        operator: Operator = Generator(model, brain, settings, stimuli, replay)
+        operator: Generator | Reader = Generator(model, brain, settings, stimuli, replay)
     else:
         operator = Reader(model, brain, settings, stimuli)
-    counts = volume_counts(paradigm, settings.frames)
-    journal = Journal(Path(folder), counts.tolist(), brain.n_units, plan)
+    n_volumes = volume_counts(paradigm, settings.frames).tolist()
+    journal = Journal(Path(folder), n_volumes, brain.n_units, plan)
     with fast_linear(model.module):
         _record(operator, journal, paradigm, settings.batch_size, on_trials)
     rows = journal.rows()
@@ -123,29 +129,11 @@ def scan(
 
 def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
     """Raise an error if this paradigm can't be shown to the model, or it lacks the sites."""
-    settings = resolved(settings, model)
-    _sites(model, settings, prepare(model, paradigm, settings))
-
-
-def _sites(model: LoadedModel, settings: Settings, stimuli: Stimuli) -> tuple[Site, ...]:
-    """Sites of the stacks that see these stimuli."""
-    mode = mode_for(settings, model)
-    shown = {"has_image": bool(stimuli.files), "has_text": any(stimuli.prompts)}
-    return model.sites(settings.sites, mode=mode, fused_qkv=settings.fused_qkv, **shown)
-
-
-def _timed(paradigm: Paradigm, settings: Settings, stimuli: Stimuli) -> Paradigm:
-    """Paradigm with as many frames a trial as there are to read."""
-    if settings.mode == "generate":
-        return paradigm
-    counts = [len(frames) for frames in stimuli.frames]
-    if len(set(counts)) == 1:
-        return replace(paradigm, n_frames=counts[0])
-    return replace(paradigm, n_frames=max(counts), frame_counts=tuple(counts))
+    prepare(model, paradigm, resolved(settings, model))
 
 
 def _record(
-    operator: Operator,
+    operator: Generator | Reader,
     journal: Journal,
     paradigm: Paradigm,
     batch_size: int,
@@ -163,18 +151,6 @@ def _record(
                 rows = operator.record(slice(start, stop), values)
                 journal.commit(start, stop, values, rows)
             (on_trials or bar.update)(stop - start)
-
-
-def _check_replay(paradigm: Paradigm, replay: Sequence[Sequence[int]] | None) -> None:
-    """Raise unless the replay has n_frames tokens for every trial."""
-    if replay is None:
-        return
-    lengths = {len(tokens) for tokens in replay}
-    if len(replay) != paradigm.n_trials or lengths != {paradigm.n_frames}:
-        raise ScanError(
-            f"replay has {len(replay)} trials of {sorted(lengths)} tokens, the paradigm has "
-            f"{paradigm.n_trials} of {paradigm.n_frames}"
-        )
 
 
 def _provenance(model: LoadedModel, settings: Settings, *, is_chat: bool, replayed: bool) -> Json:

@@ -1,4 +1,4 @@
-"""How does one batch generate while its sites are recorded?
+"""How does a model generate? Recorded in batches, or answering until it ends by itself.
 
 Frame ``t`` of a trial holds the outputs of the forward pass that produced token ``t``: the first
 frame is the last position of the prompt.
@@ -6,7 +6,8 @@ frame is the last position of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -14,19 +15,61 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.hooks import Point, first_tensor
+from llm2nifti.hooks import Callback, Point, first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.loading import quiet
+from llm2nifti.models.points import parts, tapped
 from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
-from llm2nifti.scanner.decoding import OwnGenerators, greedy
 from llm2nifti.scanner.prefill import Inputs
-from llm2nifti.scanner.settings import ScanError
-from llm2nifti.scanner.sink import Sink
-from llm2nifti.scanner.stimulus import Stimuli, fill_token
+from llm2nifti.scanner.stimulus import ScanError, Stimuli, check_length
+
+
+class Sink:
+    """Values of one batch on their way from the hooks to the recording.
+
+    On the CPU, frames are written straight into `out`, (n_volumes, n_units) float32. Where
+    `n_summed` frames add up to one volume, their mean is kept, summed up on the device.
+    """
+
+    def __init__(
+        self, model: LoadedModel, brain: ModelBrain, out: np.ndarray, n_summed: int = 1
+    ) -> None:
+        self._model, self._out, self._n_summed = model, out, n_summed
+        self.values = torch.from_numpy(out)
+        if model.device.type != "cpu" or n_summed > 1:
+            self.values = torch.zeros(out.shape, dtype=torch.float32, device=model.device)
+        self._parts = parts(model, brain)
+        self._unseen = set(self._parts)
+
+    def listening(self, stream: Point, callback: Callback) -> AbstractContextManager[None]:
+        """Call back with the tensors of all sites, and with the stream's end."""
+        return tapped(self._model, list(dict.fromkeys([*self._parts, stream])), callback)
+
+    def put(self, point: Point, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
+        """Store (n_rows, n_module_units) values of a point in rows of the batch, or add them."""
+        self._unseen.discard(point)
+        for units, index in self._parts.get(point, ()):
+            part = values if index is None else values[:, index.to(values.device)]
+            if self._n_summed > 1:
+                self.values[rows, units] += part.to(self.values)
+            else:
+                self.values[rows, units] = part.to(self.values)
+
+    def finish(self) -> None:
+        """Bring what is on the device to the recording."""
+        if self._unseen:  # its values would be zeros that nothing gave
+            name = min(self._unseen).module
+            raise ScanError(f"module {name!r} was not called in this mode; do not record it")
+        if self._n_summed > 1:
+            self.values /= self._n_summed
+        values = self.values.numpy(force=True)
+        if not np.shares_memory(self._out, values):
+            self._out[:] = values
 
 
 @dataclass(eq=False)
@@ -41,7 +84,7 @@ class Generator:
     brain: ModelBrain
     settings: Settings
     stimuli: Stimuli
-    replay: Sequence[Sequence[int]] | None = None
+    replay: Sequence[Sequence[int]] | None
 
     def __post_init__(self) -> None:
         """Look at the model."""
@@ -68,23 +111,36 @@ class Generator:
         if self.replay is None:
             tokens, logits = self._generate(inputs, self.stimuli.stim_ids[trials], sink, norms)
         else:
-            tokens = torch.tensor([list(t) for t in self.replay[trials]], device=device)
-            logits = self._force(inputs, tokens, sink, norms)
+            tokens = torch.tensor(self.replay[trials], device=device)
+            with self._keeping(n_frames, sink, norms):
+                result = self.model.module(**self._forced_inputs(inputs, tokens))
+            logits = cast(torch.Tensor, first_tensor(result.logits)[0])[:, -n_frames:]
         sink.finish()
-        return self._describe(tokens, logits, norms)
+        log_probability, entropy = measure(logits, tokens)
+        decode, columns = self.model.tokenizer.decode, (tokens, log_probability, entropy, norms)
+        return [
+            TrialRow(
+                token_id=ids,
+                token=[decode([token]) for token in ids],
+                log_probability=of_trial[0],
+                entropy=of_trial[1],
+                residual_norm=of_trial[2],
+                response=decode(ids, skip_special_tokens=True),
+            )
+            for ids, *of_trial in zip(*(column.tolist() for column in columns), strict=True)
+        ]
 
     def _text_inputs(self, trials: slice) -> Inputs:
         """Inputs of a batch of prompts; what can be read ahead of generation is read here."""
         model, encoded = self.model, self.stimuli.encoded[trials]
-        fill, is_seq2seq = fill_token(model), model.kind == "seq2seq"
+        is_seq2seq = model.kind == "seq2seq"
         if self.reads_ahead:
-            prompts = prefill.read_ahead(model, encoded, fill, room=self.stimuli.n_frames)
+            ids, mask, cache = prefill.read_ahead(model, encoded, self.stimuli.n_frames)
         else:
-            prompts = prefill.pad(encoded, fill, at_end=is_seq2seq)
-        ids, mask = prompts.ids.to(model.device), prompts.mask.to(model.device)
+            ids, mask, cache = prefill.pad(model, encoded, "right" if is_seq2seq else "left")
         inputs: Inputs = {self.ids_name: ids, "attention_mask": mask}
-        if prompts.cache is not None:
-            inputs["past_key_values"] = prompts.cache
+        if cache is not None:
+            inputs["past_key_values"] = cache
         if is_seq2seq:  # ahead of the hooks: the encoder's pass is no frame
             read = model.module.get_encoder()(input_ids=ids, attention_mask=mask)
             start = torch.tensor([model.decoder_start()] * len(ids), device=model.device)
@@ -109,11 +165,30 @@ class Generator:
             "encoder_outputs": model.module.get_encoder()(**inputs),
         }
 
-    def _rows(self, step: int, n_trials: int) -> slice:
-        """Rows of the recording that one frame of all trials fills."""
-        if self.settings.frames == "trial":
-            return slice(0, n_trials)
-        return slice(step, None, self.stimuli.n_frames)
+    @contextmanager
+    def _keeping(self, n_kept: int, sink: Sink, norms: torch.Tensor) -> Iterator[None]:
+        """Keep the last `n_kept` positions of every pass, each of which is a frame."""
+        n_trials, n_frames = norms.shape
+        first = -n_kept
+
+        def next_pass(_module: torch.nn.Module, _args: Any) -> None:
+            nonlocal first
+            first += n_kept
+
+        def store(point: Point, tensor: torch.Tensor) -> None:
+            kept = tensor.reshape(n_trials, -1, tensor.shape[-1])[:, -n_kept:]
+            for t in range(n_kept):
+                is_reduced = self.settings.frames == "trial"
+                rows = slice(0, n_trials) if is_reduced else slice(first + t, None, n_frames)
+                sink.put(point, rows, kept[:, t])
+            if point == self.stream:
+                norms[:, first : first + n_kept] = kept.float().norm(dim=-1)
+
+        with (
+            self.model.module.register_forward_pre_hook(next_pass),
+            sink.listening(self.stream, store),
+        ):
+            yield
 
     def _generate(
         self, inputs: Inputs, stim_ids: Sequence[str], sink: Sink, norms: torch.Tensor
@@ -121,21 +196,7 @@ class Generator:
         """Generate tokens with hooks on; (n_trials, n_frames) ids and their logits."""
         from transformers import GenerationMixin  # imports much
 
-        n_trials, n_frames = norms.shape
-        step = -1
-
-        def next_step(_module: torch.nn.Module, _args: Any) -> None:
-            nonlocal step
-            step += 1
-
-        def store(point: Point, tensor: torch.Tensor) -> None:
-            # The pass of a prompt has many positions, the later ones have one: keep the last.
-            last = tensor.reshape(n_trials, -1, tensor.shape[-1])[:, -1]
-            sink.put(point, self._rows(step, n_trials), last)
-            if point == self.stream:
-                norms[:, step] = last.float().norm(dim=-1)
-
-        module, how = self.model.module, self.settings
+        module, how, n_frames = self.model.module, self.settings, norms.shape[1]
         generate = module.generate
         if self.model.kind == "speech":  # Whisper's own makes passes in between, and cuts up sounds
             generate = partial(GenerationMixin.generate, module)
@@ -143,33 +204,14 @@ class Generator:
         options = {"return_dict_in_generate": True, "output_logits": True}
         with (
             quiet(),  # of masks, which the encoder has read already
-            module.register_forward_pre_hook(next_step),
-            sink.listening(self.stream, store),
+            self._keeping(1, sink, norms),
             greedy(self.model, n_frames, min_new_tokens=n_frames, **options) as config,
         ):
             result = generate(**inputs, generation_config=config, logits_processor=samplers)
         return result.sequences[:, -n_frames:], torch.stack(result.logits, dim=1)
 
-    def _force(
-        self, inputs: Inputs, tokens: torch.Tensor, sink: Sink, norms: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits (n_trials, n_frames, vocabulary) of one pass over the prompt and given tokens."""
-        n_trials, n_frames = tokens.shape
-
-        def store(point: Point, tensor: torch.Tensor) -> None:
-            frames = tensor.reshape(n_trials, -1, tensor.shape[-1])[:, -n_frames:]
-            for t in range(n_frames):
-                sink.put(point, self._rows(t, n_trials), frames[:, t])
-            if point == self.stream:
-                norms[:] = frames.float().norm(dim=-1)
-
-        with sink.listening(self.stream, store):
-            result = self.model.module(**self._forced_inputs(inputs, tokens))
-        logits, _ = first_tensor(result.logits)
-        return cast(torch.Tensor, logits)[:, -n_frames:]
-
     def _forced_inputs(self, inputs: Inputs, tokens: torch.Tensor) -> Inputs:
-        """Inputs of the one pass; the last token is produced, never read."""
+        """Inputs of one pass over the prompt and given tokens; the last is produced, never read."""
         given, module = tokens[:, :-1], self.model.module
         ids = torch.cat([inputs[self.ids_name], given], dim=1)
         if self.model.has_decoder:
@@ -188,24 +230,6 @@ class Generator:
             forced["logits_to_keep"] = tokens.shape[1]
         return forced
 
-    def _describe(
-        self, tokens: torch.Tensor, logits: torch.Tensor, norms: torch.Tensor
-    ) -> list[TrialRow]:
-        """Per-frame measures and the response of each trial, ready for JSON."""
-        log_probability, entropy = measure(logits, tokens)
-        decode = self.model.tokenizer.decode
-        return [
-            {
-                "token_id": ids,
-                "token": [decode([token]) for token in ids],
-                "log_probability": log_probability[i].tolist(),
-                "entropy": entropy[i].tolist(),
-                "residual_norm": norms[i].tolist(),
-                "response": decode(ids, skip_special_tokens=True),
-            }
-            for i, ids in enumerate(tokens.tolist())
-        ]
-
 
 def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each token and entropy of its distribution, both (n_trials, n_tokens).
@@ -223,3 +247,97 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, t
             of_token = torch.special.entr(p).sum(dim=-1)
         entropy[:, t] = of_token
     return log_probability, entropy
+
+
+class OwnGenerators:
+    """Logits processor that samples with one random generator a trial (the Gumbel-max trick).
+
+    Adding Gumbel noise to ``logits / temperature`` and taking the largest is a draw from the
+    softmax; with a generator a trial the draw does not depend on the other trials of the batch. The
+    prompt's identifier is part of the seed: trials of different runs draw independently.
+    """
+
+    def __init__(self, temperature: float, seed: int, stim_ids: Sequence[str]) -> None:
+        self.temperature = temperature
+        self.generators = [np.random.default_rng([seed, *name.encode()]) for name in stim_ids]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return noisy scores (n_trials, vocabulary)."""
+        noise = np.stack([g.gumbel(size=scores.shape[-1]) for g in self.generators])
+        return scores.float() / self.temperature + torch.from_numpy(noise).to(scores)
+
+
+@contextmanager
+def greedy(model: LoadedModel, n_tokens: int, **options: Any) -> Iterator[GenerationConfig]:
+    """Greedy decoding of at most `n_tokens`; the model's own penalties, beams, ... are put aside.
+
+    transformers fills every option that a call leaves open from them.
+    """
+    module = model.module
+    put_aside = module.generation_config
+    config = GenerationConfig(
+        max_new_tokens=n_tokens,
+        do_sample=False,
+        eos_token_id=put_aside.eos_token_id,
+        pad_token_id=prefill.fill_token(model),
+        decoder_start_token_id=model.decoder_start()[0] if model.has_decoder else None,
+        **options,
+    )
+    module.generation_config = GenerationConfig(bos_token_id=put_aside.bos_token_id)
+    try:
+        yield config
+    finally:
+        module.generation_config = put_aside
+
+
+def answer(
+    model: LoadedModel,
+    prompt: str,
+    *,
+    n_tokens: int,
+    template: str = "auto",
+    stopping: Sequence[Any] = (),
+) -> str:
+    """Let the model answer a prompt, as in a scan but for the end, which is the model's own.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        A model that generates; interventions and monitors that are in force work.
+    prompt : str
+        What to ask.
+    n_tokens : int
+        Most tokens of the answer.
+    template : {"auto", "chat", "none"}
+        See `llm2nifti.models.LoadedModel.render`.
+    stopping : sequence of transformers.StoppingCriteria
+        What else ends the answer.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ScanError
+        If the model does not generate, or the prompt has no token or does not fit.
+    """
+    if "generate" not in model.modes():
+        raise ScanError(f"{model.name} does not generate, so it answers nothing")
+    (text,) = model.render([prompt], template)
+    (ids,) = model.encode([text], rendered=text != prompt)
+    if n_tokens < 1:
+        raise ScanError(f"n-tokens is {n_tokens}; it must be at least 1")
+    room = 0 if model.has_decoder else n_tokens
+    shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
+    check_length(model, shown, ids, room, f" and {room} follow")
+    inputs = torch.tensor([ids], device=model.device)
+    with torch.no_grad(), greedy(model, n_tokens) as config:
+        out = model.module.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=config,
+            stopping_criteria=list(stopping),
+        )
+    written = out[0, 1 if model.has_decoder else len(ids) :]
+    return str(model.tokenizer.decode(written, skip_special_tokens=True))

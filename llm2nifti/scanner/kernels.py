@@ -1,8 +1,8 @@
-"""Which library multiplies a model's matrices while it is scanned? oneDNN, on a CPU in float32.
+"""How does torch compute while a model is scanned? With so many threads, products by oneDNN.
 
-torch gives float32 products to MKL, which leaves half of the vector unit of other makers' CPUs
-unused; oneDNN comes with torch and uses it. Both round to float32: values differ in the last
-digits, as they do between batch sizes.
+On a CPU in float32, torch gives products to MKL, which leaves half of the vector unit of other
+makers' CPUs unused; oneDNN comes with torch and uses it. Both round to float32: values differ in
+the last digits, as they do between batch sizes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import cache, partial
 
 import torch
 from torch import nn
+
+from llm2nifti.scanner.stimulus import ScanError
 
 TOLERANCE = 1e-5  # relative; both are within about 4e-7 of the exact product
 
@@ -33,7 +35,7 @@ def has_onednn() -> bool:
 
 def name_for(module: nn.Module) -> str:
     """Library that computes the linear layers of a model in a scan, for the sidecar."""
-    return "oneDNN" if has_onednn() and _layers(module) else "torch's default"
+    return "oneDNN" if _layers(module) else "torch's default"
 
 
 @contextmanager
@@ -43,17 +45,17 @@ def fast_linear(module: nn.Module) -> Iterator[None]:
     Layers in another data type, on another device or with a forward of their own are left alone.
     """
     with ExitStack() as stack:
-        for layer in _layers(module) if has_onednn() else []:
+        for layer in _layers(module):
             stack.callback(vars(layer).pop, "forward")
             layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
         yield
 
 
 def _layers(module: nn.Module) -> list[nn.Linear]:
-    """Plain linear layers in float32 on the CPU."""
+    """Plain linear layers in float32 on the CPU, where torch has the kernel."""
     return [
         layer
-        for layer in module.modules()
+        for layer in (module.modules() if has_onednn() else ())
         if type(layer) is nn.Linear
         and "forward" not in vars(layer)  # accelerate brings one that fetches the weights
         and layer.weight.device.type == "cpu"
@@ -71,3 +73,23 @@ def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """``x @ weight.T + bias`` by the kernel that torch's compiler uses on CPUs."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def check_threads(number: int | None) -> None:
+    """Raise ScanError if a number of threads is below 1."""
+    if number is not None and number < 1:
+        raise ScanError(f"threads is {number}; it must be at least 1")
+
+
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Set the number of threads that torch computes with, and put it back; None changes nothing."""
+    check_threads(number)
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)

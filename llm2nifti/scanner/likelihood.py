@@ -13,19 +13,16 @@ from numpy.typing import NDArray
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.kernels import fast_linear
-from llm2nifti.scanner.settings import ScanError
-from llm2nifti.scanner.stimulus import fill_token, read_frames
-
-BATCH_SIZE = 32  # texts; each has a row of the vocabulary a token
+from llm2nifti.scanner.stimulus import ScanError, read_frames
 
 
 @dataclass(frozen=True)
 class Text:
     """A text, and which of its tokens are judged."""
 
-    ids: tuple[int, ...]  # what the model reads, or what the decoder beside an encoder writes
-    scored: tuple[int, ...]  # positions in `ids` whose probability counts; the first has none
-    source: tuple[int, ...] = ()  # what that encoder reads
+    ids: tuple[int, ...]  #: what the model reads, or what the decoder beside an encoder writes
+    scored: tuple[int, ...]  #: positions in `ids` whose probability counts; the first has none
+    source: tuple[int, ...] = ()  #: what that encoder reads
 
 
 def dialogues(
@@ -77,7 +74,7 @@ def log_likelihoods(
     texts: Sequence[Text],
     *,
     beginning: Any = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = 32,
 ) -> NDArray[np.float64]:
     """Mean log probability of the tokens of each text that count.
 
@@ -90,7 +87,8 @@ def log_likelihoods(
     beginning : cache, optional
         What all texts begin with, from `read_beginning`; by default it is read here.
     batch_size : int, default=32
-        Texts that are read together; those of about the same length are.
+        Texts that are read together, of about the same length. Each has a row of the vocabulary a
+        token.
 
     Returns
     -------
@@ -122,7 +120,6 @@ def _check_kind(model: LoadedModel) -> None:
         raise ScanError(f"{model.name} predicts no next token, so texts have no likelihood in it")
 
 
-@torch.no_grad()
 def read_beginning(model: LoadedModel, texts: Sequence[Text]) -> Any:
     """Cache of what all texts begin with, such as a chat template, read ahead of them.
 
@@ -140,23 +137,18 @@ def read_beginning(model: LoadedModel, texts: Sequence[Text]) -> Any:
 def _batch(model: LoadedModel, texts: Sequence[Text], shared: Any) -> NDArray[np.float64]:
     """Mean log probabilities of one batch."""
     n_before = 0 if shared is None else shared.get_seq_length()
-    fill, device = fill_token(model), model.device
-    padded = prefill.pad([text.ids[n_before:] for text in texts], fill, at_end=True)
-    ids = padded.ids.to(device)
+    ids, mask, _ = prefill.pad(model, [text.ids[n_before:] for text in texts], "right")
     if model.kind == "seq2seq":
-        read = prefill.pad([text.source for text in texts], fill, at_end=True)
-        inputs = {"input_ids": read.ids.to(device), "attention_mask": read.mask.to(device)}
-        inputs["decoder_input_ids"] = ids
+        read, seen, _ = prefill.pad(model, [text.source for text in texts], "right")
+        inputs = {"input_ids": read, "attention_mask": seen, "decoder_input_ids": ids}
     else:
-        mask = prefill.after(shared, padded.mask)
-        inputs = prefill.inputs_for(model, model.module, ids, mask)
+        inputs = prefill.inputs_for(model, model.module, ids, prefill.after(shared, mask))
         if shared is not None:
             inputs["past_key_values"] = prefill.select(shared, [0] * len(texts))
     logits = model.module(**inputs).logits
-    rows = np.repeat(np.arange(len(texts)), [len(text.scored) for text in texts])
-    columns = np.concatenate([text.scored for text in texts]) - n_before
-    predicted = logits[torch.from_numpy(rows), torch.from_numpy(columns - 1)].float()
-    right = ids[torch.from_numpy(rows), torch.from_numpy(columns)]
+    counts = torch.tensor([len(text.scored) for text in texts])
+    rows = torch.repeat_interleave(counts)
+    columns = torch.tensor([i - n_before for text in texts for i in text.scored])
+    predicted, right = logits[rows, columns - 1].float(), ids[rows, columns]
     chosen = predicted.gather(1, right[:, None])[:, 0] - predicted.logsumexp(dim=-1)
-    sums = np.bincount(rows, weights=chosen.double().cpu().numpy(), minlength=len(texts))
-    return np.asarray(sums / np.bincount(rows), float)
+    return np.bincount(rows, weights=chosen.double().cpu().numpy()) / counts.numpy()

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from llm2nifti.models import LoadedModel
@@ -30,8 +30,7 @@ N_CHUNKS = 4  # batches of about the same length; more have too few rows for fas
 Inputs = dict[str, Any]  # what a model's forward takes, by name
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
+class Prompts(NamedTuple):
     """Tokens and attention mask of a batch, (n_trials, longest) int64 each.
 
     The cache holds keys and values of all but the last token, if they were read ahead.
@@ -70,27 +69,35 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def pad(encoded: Sequence[Sequence[int]], fill: int, *, at_end: bool = False) -> Prompts:
-    """Pad token ids to one length; padding comes before the tokens, or behind them."""
-    longest = max(map(len, encoded))
-    ids = torch.full((len(encoded), longest), fill)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(encoded):
-        start = 0 if at_end else longest - len(tokens)
-        ids[row, start : start + len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
-        mask[row, start : start + len(tokens)] = 1
-    return Prompts(ids, mask)
+def fill_token(model: LoadedModel) -> int:
+    """Padding token; its embedding is never attended to."""
+    if model.tokenizer is None:
+        return 0
+    config = model.module.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = ("pad_token_id", "eos_token_id")
+    pads = [getattr(owner, name, None) for owner in (model.tokenizer, config) for name in names]
+    fill = next((pad for pad in pads if pad is not None), 0)
+    return int(fill[0] if isinstance(fill, list) else fill)
 
 
-def read_ahead(
-    model: LoadedModel, encoded: Sequence[list[int]], fill: int, *, room: int = 0
-) -> Prompts:
+def pad(model: LoadedModel, encoded: Sequence[Sequence[int]], side: str = "left") -> Prompts:
+    """Pad token ids to one length; padding comes before the tokens, or behind them (``right``)."""
+    rows = [torch.tensor(tokens, dtype=torch.int64) for tokens in encoded]
+    ids, mask = (
+        pad_sequence(parts, batch_first=True, padding_value=value, padding_side=side)
+        for parts, value in ((rows, fill_token(model)), ([torch.ones_like(r) for r in rows], 0))
+    )
+    return Prompts(ids.to(model.device), mask.to(model.device))
+
+
+def read_ahead(model: LoadedModel, encoded: Sequence[list[int]], room: int) -> Prompts:
     """Read all but the last token of every prompt, by a model that `can_continue`.
 
     The cache keeps room for the tokens that follow; prompts of a single token leave it None.
     """
     heads = [tokens[:-1] for tokens in encoded]
-    prompts = pad(encoded, fill)
+    prompts = pad(model, encoded)
     if not any(heads):
         return prompts
     n_common = common_length(heads)
@@ -101,11 +108,11 @@ def read_ahead(
     cache = extend(model, select(cache, [0] * len(starts)), torch.tensor(starts))
     read = []
     for rows in of_like_length(heads):
-        rest = pad([heads[row][n_shared:] for row in rows], fill, at_end=True)
+        rest = pad(model, [heads[row][n_shared:] for row in rows], "right")
         chunk = extend(model, select(cache, group[rows]), rest.ids, rest.mask)
         if chunk is not None:  # prompts that have one token and share none have read nothing
             read.append((chunk, rows))
-    return replace(prompts, cache=_merge(read, [len(tokens) for tokens in heads], room))
+    return prompts._replace(cache=_merge(read, [len(tokens) for tokens in heads], room))
 
 
 def of_like_length(encoded: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -197,15 +204,15 @@ def _merge(
     """One cache from those of some rows each, all ending together; zeros where nothing is."""
     merged = DynamicCache()
     longest = max(lengths)
-    for i, layer in enumerate(chunks[0][0].layers):
-        buffers = [
-            states.new_zeros(len(lengths), states.shape[1], longest + room, states.shape[3])
-            for states in (layer.keys, layer.values)
-        ]
-        for cache, rows in chunks:
-            read = (cache.layers[i].keys, cache.layers[i].values)
-            for buffer, states in zip(buffers, read, strict=True):
+    for i in range(len(chunks[0][0].layers)):
+        buffers = []
+        for name in ("keys", "values"):
+            parts = [(getattr(cache.layers[i], name), rows) for cache, rows in chunks]
+            n_heads, _, width = parts[0][0].shape[1:]
+            buffer = parts[0][0].new_zeros(len(lengths), n_heads, longest + room, width)
+            for states, rows in parts:
                 for k, row in enumerate(rows):
                     buffer[row, :, longest - lengths[row] : longest] = states[k, :, : lengths[row]]
+            buffers.append(buffer)
         merged.layers.append(RoomyLayer(buffers[0], buffers[1], longest))
     return merged

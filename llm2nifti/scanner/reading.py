@@ -6,9 +6,9 @@ only this, and it takes one forward pass where generation takes one a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from math import isnan
 from typing import Any
@@ -23,20 +23,13 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
-from llm2nifti.scanner.generating import measure
+from llm2nifti.scanner.generating import Sink, measure
 from llm2nifti.scanner.prefill import Inputs
-from llm2nifti.scanner.settings import ScanError
-from llm2nifti.scanner.sink import Sink
-from llm2nifti.scanner.stimulus import Positions, Stimuli, fill_token
+from llm2nifti.scanner.stimulus import Positions, ScanError, Stimuli
 
-NO_TOKENS: TrialRow = {
-    "token_id": [],
-    "token": [],
-    "log_probability": [],
-    "entropy": [],
-    "residual_norm": [],
-    "response": "",
-}
+NO_TOKENS = TrialRow(
+    token_id=[], token=[], log_probability=[], entropy=[], residual_norm=[], response=""
+)
 
 
 @dataclass(eq=False)
@@ -59,64 +52,20 @@ class Reader:
     @torch.no_grad()
     def record(self, trials: slice, out: np.ndarray) -> list[TrialRow]:
         """Record some trials into `out` (n_volumes, n_units); return their metadata."""
-        sink = Sink(self.model, self.brain, out)
-        rows = (self._read_files if self.stimuli.files else self._read_texts)(trials, sink)
-        sink.finish()
-        return rows
-
-    def _read_files(self, trials: slice, sink: Sink) -> list[TrialRow]:
-        """Read images or sounds, with their text where the model reads text."""
-        frames = self.stimuli.frames[trials]
-        for group, inputs in self.stimuli.batches(self.model, trials):
-            self._read_alike([frames[i] for i in group], inputs, _volumes(frames, group), sink)
-        return [NO_TOKENS] * len(frames)
-
-    def _read_alike(
-        self, frames: list[list[Positions]], inputs: Inputs, into: torch.Tensor, sink: Sink
-    ) -> None:
-        """Read files that give inputs of one shape into rows of the batch."""
-        mask = inputs.get("attention_mask")
-
-        @cache
-        def pool(length: int) -> Pool:
-            longest = max(positions[-1] for of_trial in frames for positions in of_trial) + 1
-            if longest > length:
-                raise ScanError(f"a sound has {length} tokens where {longest} were expected")
-            return Pool(frames, length, self.model.device)
-
-        def store(point: Point, tensor: torch.Tensor) -> None:
-            values = tensor.reshape(len(frames), -1, tensor.shape[-1])
-            if self.model.medium == "image":
-                padded = None if point.module.startswith(self.sees) else mask
-                values = _of_images(values, padded, frames)
-            else:
-                values = pool(values.shape[1])(values.flatten(0, 1))
-            sink.put(point, into.to(values.device), values)
-
-        module = self.model.module
-        run = module.get_encoder() if self.model.has_decoder else module
-        if self.model.kind == "dual" and "input_ids" not in inputs:
-            run = module.get_image_features
-        with sink.listening(self.stream, store):
-            run(**inputs)
-
-    def _read_texts(self, trials: slice, sink: Sink) -> list[TrialRow]:
-        """Read prompts, in batches of about the same length."""
-        encoded, frames = self.stimuli.encoded[trials], self.stimuli.frames[trials]
+        sink, frames = Sink(self.model, self.brain, out), self.stimuli.frames[trials]
         counts = [len(shown) for shown in frames]
-        measures = torch.empty(3, sum(counts))
-        for chunk in prefill.of_like_length(encoded):
-            prompts = prefill.pad([encoded[i] for i in chunk], fill_token(self.model), at_end=True)
-            pool = Pool([frames[i] for i in chunk], prompts.ids.shape[1], self.model.device)
-            into = _volumes(frames, chunk)
-            measures[:, into] = self._read(prompts, pool, into, sink)
-        decode = self.model.tokenizer.decode
+        volumes, measures = torch.arange(sum(counts)).split(counts), torch.empty(3, sum(counts))
+        for group, inputs in self._batches(trials):
+            into = torch.cat([volumes[i] for i in group])
+            measures[:, into] = self._read([frames[i] for i in group], inputs, into, sink)
+        sink.finish()
+        if self.stimuli.files:
+            return [NO_TOKENS] * len(frames)
+        decode, encoded = self.model.tokenizer.decode, self.stimuli.encoded[trials]
         rows: list[TrialRow] = []
-        of_trials = measures.split(counts, dim=1)
-        for ids, shown, of_trial in zip(encoded, frames, of_trials, strict=True):
+        for ids, shown, part in zip(encoded, frames, measures.split(counts, dim=1), strict=True):
             log_p, entropy, norms = (
-                [None if isnan(value) else value for value in values]
-                for values in of_trial.tolist()
+                [None if isnan(value) else value for value in values] for values in part.tolist()
             )
             rows.append(
                 {
@@ -130,43 +79,61 @@ class Reader:
             )
         return rows
 
+    def _batches(self, trials: slice) -> Iterator[tuple[Sequence[int] | np.ndarray, Inputs]]:
+        """Inputs of files of one shape, or of prompts of about one length, and their numbers."""
+        if self.stimuli.files:
+            yield from self.stimuli.batches(self.model, trials)
+            return
+        encoded = self.stimuli.encoded[trials]
+        for group in prefill.of_like_length(encoded):
+            ids, mask, _ = prefill.pad(self.model, [encoded[i] for i in group], "right")
+            yield group, {"input_ids": ids, "attention_mask": mask}
+
     def _read(
-        self, prompts: prefill.Prompts, pool: Pool, into: torch.Tensor, sink: Sink
+        self, frames: list[list[Positions]], inputs: Inputs, into: torch.Tensor, sink: Sink
     ) -> torch.Tensor:
         """One forward pass; (3, n_frames) log-probability, entropy, norm of the stream's end.
 
         A word has its tokens' log-probabilities added up. NaN stands for what is not there.
         """
-        measures = torch.full((3, len(into)), torch.nan)
+        measures, mask = torch.full((3, len(into)), torch.nan), inputs.get("attention_mask")
+        pool = cache(partial(Pool, frames, self.model.device))
 
         def store(point: Point, tensor: torch.Tensor) -> None:
-            values = pool(tensor.reshape(-1, tensor.shape[-1]))
+            values = tensor.reshape(len(frames), -1, tensor.shape[-1])
+            if self.stimuli.files and self.model.medium == "image":
+                padded = None if point.module.startswith(self.sees) else mask
+                values = _of_images(values, padded, frames)
+            else:
+                values = pool(values.shape[1])(values.flatten(0, 1))
             sink.put(point, into.to(values.device), values)
-            if point == self.stream:
+            if point == self.stream and not self.stimuli.files:
                 measures[2] = values.norm(dim=-1)
 
-        device, run = self.model.device, self._trunk()
-        inputs = {"input_ids": prompts.ids.to(device), "attention_mask": prompts.mask.to(device)}
-        more = {"use_cache": False} if "use_cache" in signature(run.forward).parameters else {}
+        run = self._runner(inputs)
+        if not self.stimuli.files and "use_cache" in signature(run.forward).parameters:
+            inputs["use_cache"] = False
         with sink.listening(self.stream, store):
-            result = run(**inputs, **more)
+            result = run(**inputs)
         logits = first_tensor(result.logits)[0] if self.has_logits else None
         if logits is not None:
-            log_p, entropy = measure(logits[:, :-1], prompts.ids[:, 1:].to(logits.device))
-            for row, values in enumerate((log_p, entropy)):
-                # Nothing predicts the first token.
+            ids = inputs["input_ids"]
+            both = measure(logits[:, :-1], ids[:, 1:].to(logits.device))
+            for row, values in enumerate(both):  # nothing predicts the first token
                 flat = nn.functional.pad(values, (1, 0), value=torch.nan).reshape(-1, 1)
-                measures[row] = pool(flat, total=row == 0)[:, 0]
+                measures[row] = pool(ids.shape[1])(flat, total=row == 0)[:, 0]
         return measures
 
-    def _trunk(self) -> Any:
+    def _runner(self, inputs: Inputs) -> Any:
         """What is run: without the head, where neither its logits nor its units are needed."""
-        module = self.model.module
+        module, kind = self.model.module, self.model.kind
         if self.model.has_decoder:
             return module.get_encoder()
-        if self.model.kind == "dual":
+        if kind == "dual" and not self.stimuli.files:
             return module.get_submodule(self.model.stacks("read")[-1].path)
-        if self.model.kind == "encoder" or self.has_logits:
+        if kind == "dual" and "input_ids" not in inputs:
+            return module.get_image_features
+        if self.stimuli.files or kind == "encoder" or self.has_logits:
             return module
         trunk = module.get_decoder()
         inside = next((f"{name}." for name, part in module.named_modules() if part is trunk), "")
@@ -177,9 +144,12 @@ class Pool:
     """Means of the tokens of each frame, of trials that are padded to one length."""
 
     def __init__(
-        self, frames: list[list[Positions]], length: int, device: torch.device | str
+        self, frames: list[list[Positions]], device: torch.device | str, length: int
     ) -> None:
         flat = [(trial, positions) for trial, shown in enumerate(frames) for positions in shown]
+        longest = max(positions[-1] for _, positions in flat) + 1
+        if longest > length:
+            raise ScanError(f"a sound has {length} tokens where {longest} were expected")
         rows = [trial * length + position for trial, positions in flat for position in positions]
         sizes = torch.tensor([len(positions) for _, positions in flat], device=device)
         self.rows = torch.tensor(rows, device=device)
@@ -194,12 +164,6 @@ class Pool:
             return picked
         out = picked.new_zeros(len(self.sizes), values.shape[1]).index_add_(0, frame, picked)
         return out if total else out / self.sizes.to(values.device)
-
-
-def _volumes(frames: list[list[Positions]], trials: Sequence[int] | np.ndarray) -> torch.Tensor:
-    """Rows of the batch in which the frames of these trials are recorded."""
-    first = np.cumsum([0, *map(len, frames)])
-    return torch.cat([torch.arange(first[i], first[i + 1]) for i in trials])
 
 
 def _of_images(

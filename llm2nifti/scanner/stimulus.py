@@ -1,39 +1,58 @@
-"""What is the model shown? Prompts as tokens, images as pixels, sounds; and what is a frame?"""
+"""What is the model shown, and how? Tokens, pixels or sounds; what is a frame?
+
+Here, `prompts` are bare, and `rendered` are the texts that a `model` reads: with its chat
+`template`, where it is used. `frames` says what a frame is: ``trial``, ``token``, ``word`` or
+``last``.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llm2nifti.geometry import Site
 from llm2nifti.media import MEDIA, listed, medium_of, problems, read_image, read_sound, resampled
-from llm2nifti.models import LoadedModel
+from llm2nifti.models import LoadedModel, Mode
 from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
-from llm2nifti.plans import Settings
+from llm2nifti.plans import FRAMES, Settings
 from llm2nifti.scanner.prefill import Inputs
-from llm2nifti.scanner.settings import ScanError
 
 Positions = list[int]
+
+
+class ScanError(ValueError):
+    """A paradigm cannot be run through this model."""
+
+
+def resolved(settings: Settings, model: LoadedModel) -> Settings:
+    """Settings with ``auto`` replaced by what it means for a model; ScanError if it can't do it."""
+    mode = next((mode for mode in model.modes() if settings.mode in ("auto", mode)), None)
+    if mode is None:
+        raise ScanError(f"{model.name} generates nothing; use mode='read'")
+    auto = {"frames": FRAMES[mode][0]} if settings.frames == "auto" else {}
+    return replace(settings, mode=mode, **auto)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
 class Stimuli:
     """All trials of a run, as the model reads them."""
 
-    n_frames: int  # tokens that are generated for each trial
+    n_frames: int  #: tokens that are generated for each trial
+    sites: tuple[Site, ...]  #: of the stacks that see these stimuli
     stim_ids: list[str]
-    prompts: list[str]
-    rendered: list[str]  # with the chat template applied
-    encoded: list[list[int]]  # of sounds, what the decoder begins with; empty of images alone
+    rendered: list[str]  #: with the chat template applied
+    encoded: list[list[int]]  #: of sounds, what the decoder begins with; empty of images alone
     is_chat: bool
-    files: list[Path]  # images or sounds, one a trial, or none
-    frames: list[list[Positions]]  # in mode read: what makes up each frame of each trial
+    files: list[Path]  #: images or sounds, one a trial, or none
+    frames: list[list[Positions]]  #: in mode read: what makes up each frame of each trial
 
     def batches(self, model: LoadedModel, trials: slice) -> Iterator[tuple[list[int], Inputs]]:
         """Inputs of files, together where they have one shape; with the numbers of their trials.
@@ -41,19 +60,18 @@ class Stimuli:
         Numbers count from the first trial of the slice. Nothing is padded: what a model makes of a
         file must not depend on the others of its batch.
         """
-        files = self.files[trials]
+        files, texts = self.files[trials], self.rendered[trials]
         if model.medium == "audio":
             sounds = [model.sound_inputs(_samples(model, file)) for file in files]
             for group in _alike(tuple(value.shape for value in one.values()) for one in sounds):
                 names = sounds[group[0]]
                 yield group, {name: torch.cat([sounds[i][name] for i in group]) for name in names}
             return
-        images, texts = [read_image(file) for file in files], self.rendered[trials]
+        images = [read_image(file) for file in files]
         # Some models of images and text cut large images into tiles, others see one size.
         is_cut = model.kind == "imagetext"
         for group in _alike(image.size if is_cut else None for image in images):
-            shown = [images[i] for i in group]
-            yield group, model.image_inputs(shown, [texts[i] for i in group])
+            yield group, model.image_inputs([images[i] for i in group], [texts[i] for i in group])
 
 
 def _alike(keys: Iterable[Hashable]) -> list[list[int]]:
@@ -71,7 +89,10 @@ def _samples(model: LoadedModel, file: Path) -> NDArray[np.float32]:
 
 
 def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimuli:
-    """Turn a paradigm's trials into what the model reads, or raise ScanError if it can't."""
+    """Turn a paradigm's trials into what the model reads, or raise an error if it can't.
+
+    Settings are `resolved`.
+    """
     trials = paradigm.trials
     stim_ids, prompts = list(trials["stim_id"]), list(trials["prompt"])
     medium = medium_of(trials)
@@ -86,7 +107,7 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         n_more = paradigm.n_frames if is_longer else 0
         more = f" and {n_more} frames follow" if n_more else ""
         for stim_id, ids in zip(stim_ids, encoded, strict=True):
-            check_length(model, stim_id, ids, n_more, more=more)
+            check_length(model, stim_id, ids, n_more, more)
     lengths = _sound_lengths(model, stim_ids, files) if medium == "audio" else []
     frames: list[list[Positions]] = []
     if settings.mode == "read" and files:
@@ -95,11 +116,14 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         frames = [_frames_of(list(range(n)), settings.frames) for n in n_tokens]
     elif settings.mode == "read":
         frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
-    for row, of_trial in enumerate(frames):
+    for stim_id, of_trial in zip(stim_ids, frames, strict=False):
         if not of_trial or not all(of_trial):
-            raise ScanError(f"prompt {stim_ids[row]!r} has no {settings.frames} to read")
+            raise ScanError(f"prompt {stim_id!r} has no {settings.frames} to read")
     is_chat = rendered != prompts and model.kind != "speech"
-    return Stimuli(paradigm.n_frames, stim_ids, prompts, rendered, encoded, is_chat, files, frames)
+    shown = {"has_image": bool(files), "has_text": any(prompts)}
+    mode, fused_qkv = cast(Mode, settings.mode), settings.fused_qkv
+    sites = model.sites(settings.sites, mode=mode, fused_qkv=fused_qkv, **shown)
+    return Stimuli(paradigm.n_frames, sites, stim_ids, rendered, encoded, is_chat, files, frames)
 
 
 def _encode(
@@ -117,20 +141,8 @@ def _encode(
     return rendered, [[] for _ in prompts]
 
 
-def fill_token(model: LoadedModel) -> int:
-    """Padding token; its embedding is never attended to."""
-    if model.tokenizer is None:
-        return 0
-    config = model.module.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    names = ("pad_token_id", "eos_token_id")
-    pads = [getattr(owner, name, None) for owner in (model.tokenizer, config) for name in names]
-    fill = next((pad for pad in pads if pad is not None), 0)
-    return int(fill[0] if isinstance(fill, list) else fill)
-
-
 def check_length(
-    model: LoadedModel, prompt: str, ids: Sequence[int], n_more: int, *, more: str
+    model: LoadedModel, prompt: str, ids: Sequence[int], n_more: int, more: str
 ) -> None:
     """Raise if a prompt has no token, or exceeds the context with those that follow.
 
@@ -205,28 +217,17 @@ def read_frames(
     template: str,
     frames: str = "trial",
 ) -> list[list[Positions]]:
-    """Positions of the tokens that make up each frame of each prompt, without the template's.
-
-    Parameters
-    ----------
-    model, prompts, rendered
-        The model and its prompts, bare and with the chat template applied.
-    template : {"auto", "chat", "none"}
-        Which template that was; see `llm2nifti.models.LoadedModel.render`.
-    frames : {"trial", "token", "word", "last"}, default="trial"
-        What a frame is; of ``trial`` and ``last`` every prompt has one.
-    """
+    """Positions of the tokens that make up each frame of each prompt, without the template's."""
     if not getattr(model.tokenizer, "is_fast", False):
         raise ScanError(
             f"the tokenizer of {model.name} gives no character offsets, which mode read needs; "
             "use a model with a fast tokenizer"
         )
     is_bare = list(rendered) == list(prompts)
-    n_after = 0 if is_bare else n_after_prompt(model, template)
     special = set(getattr(model.tokenizer, "all_special_ids", []))
     by_text = []
-    for text, prompt in zip(rendered, prompts, strict=True):
-        start, shown = find_prompt(text, prompt, n_after)
+    places = find_prompts(model, prompts, rendered, template)
+    for text, (start, shown) in zip(rendered, places, strict=True):
         encoded = model.tokenizer(text, add_special_tokens=is_bare, return_offsets_mapping=True)
         spans = encoded["offset_mapping"]
         inside = [
@@ -241,24 +242,27 @@ def read_frames(
     return by_text
 
 
-def n_after_prompt(model: LoadedModel, template: str) -> int:
-    """Characters that the chat template puts after a prompt."""
-    return len(model.render([MARK], template)[0].rpartition(MARK)[2])
-
-
-def find_prompt(text: str, prompt: str, n_after: int) -> tuple[int, str]:
-    """Where in the rendered text a prompt starts, and how it is shown there.
+def find_prompts(
+    model: LoadedModel, prompts: Sequence[str], rendered: Sequence[str], template: str
+) -> Iterator[tuple[int, str]]:
+    """Where in each rendered text its prompt starts, and how it is shown there.
 
     It is the last thing before what the template adds: "ant" also stands in "assistant".
     """
-    for shown in (prompt, prompt.strip()):  # some templates trim
-        start = text.rfind(shown, 0, len(text) - n_after)
-        if start >= 0:
-            return start, shown
-    raise ScanError(
-        f"the chat template changes the prompt {prompt!r}, so its tokens cannot be found; "
-        "use template='none'"
-    )
+    n_after = 0
+    if list(rendered) != list(prompts):
+        n_after = len(model.render([MARK], template)[0].rpartition(MARK)[2])
+    for text, prompt in zip(rendered, prompts, strict=True):
+        for shown in (prompt, prompt.strip()):  # some templates trim
+            start = text.rfind(shown, 0, len(text) - n_after)
+            if start >= 0:
+                break
+        else:
+            raise ScanError(
+                f"the chat template changes the prompt {prompt!r}, so its tokens cannot be found; "
+                "use template='none'"
+            )
+        yield start, shown
 
 
 def _words(

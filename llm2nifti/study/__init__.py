@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llm2nifti import bids
-from llm2nifti.study.errors import StudyError
-from llm2nifti.study.sessions import analyse, analyse_all, forget
-from llm2nifti.study.tree import tree
-
-if TYPE_CHECKING:  # scanning needs torch, which the analysis commands do not load
-    from llm2nifti.plans import Plan, ScanPlan
+from llm2nifti.plans import Plan, ScanPlan
+from llm2nifti.study.sessions import StudyError, analyse, analyse_all, forget, tree
 
 __all__ = ["StudyError", "analyse", "analyse_all", "forget", "run", "scan", "tree"]
 
@@ -44,10 +39,10 @@ def scan(
         Address of a Dask scheduler whose workers do the work, or ``local:N`` for N new processes;
         see `llm2nifti.cluster.connected`. By default this process does it.
     """
-    from llm2nifti.study import crews, scanning
+    from llm2nifti.study import scanning  # needs torch, which an analysis does not load
 
     scanning.check(root, plans)
-    with bids.locked(root), crews.crew_of(dask, threads) as crew:
+    with bids.locked(root), scanning.crew_of(dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         bids.writing.clear_work(root, recordings=True)
 
@@ -77,10 +72,10 @@ def run(
     Path
         The report; with several models or sessions, the page that compares them.
     """
-    from llm2nifti.study import crews, repairing, scanning
+    from llm2nifti.study import repairing, scanning
 
     scanning.check(root, plans)
-    with bids.locked(root), crews.crew_of(dask, threads) as crew:
+    with bids.locked(root), scanning.crew_of(dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         path = analyse_all(root, measured=measured, verbose=verbose, mapper=crew.map)
         repairing.finish(root)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llm2nifti import bids, models, paradigm, stimuli
 from llm2nifti.bids import checking
@@ -16,7 +15,7 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.models.cache import sha256
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import Design, Json, ModelChoice, ScanPlan, Settings
-from llm2nifti.study.errors import StudyError
+from llm2nifti.study.sessions import StudyError
 
 PLAN_FILE = Path("code") / "llm2nifti_plan.json"
 _THEIRS = ("subject", "session")  # of a model's settings: the key of a scan in the file
@@ -34,9 +33,8 @@ def label(choice: ModelChoice, *, untrained: bool = False) -> str:
 
 def who(plan: ScanPlan, *, untrained: bool = False) -> str:
     """Model and session as in file names."""
-    return "_".join(
-        bids.folder_of(label(plan.model, untrained=untrained), plan.model.session).parts
-    )
+    folder = bids.folder_of(label(plan.model, untrained=untrained), plan.model.session)
+    return "_".join(folder.parts)
 
 
 def weights_of(choice: ModelChoice) -> ModelChoice:
@@ -46,14 +44,9 @@ def weights_of(choice: ModelChoice) -> ModelChoice:
 
 def load(choice: ModelChoice, *, untrained: bool = False) -> LoadedModel:
     """Load a model or its untrained copy."""
-    model = models.load(
-        choice.name,
-        untrained=untrained,
-        device=choice.device,
-        dtype=choice.dtype,
-        revision=choice.revision,
-        trust_remote_code=choice.trust_remote_code,
-    )
+    names = ("device", "dtype", "revision", "trust_remote_code")
+    how = {name: getattr(choice, name) for name in names}
+    model = models.load(choice.name, untrained=untrained, **how)
     return replace(model, name=title(choice) + ("-untrained" if untrained else ""))
 
 
@@ -63,15 +56,9 @@ def paradigms(design: Design) -> list[Paradigm]:
     known = [task for task in table["task"].unique() if task != stimuli.CONTROL]
     if medium_of(table):
         bids.writing.stimulus_names(table)  # for its checks
-    return paradigm.experiment(
-        design.tasks or known,
-        n_runs=design.n_runs,
-        n_blocks=design.n_blocks,
-        trials_per_block=design.trials_per_block,
-        n_frames=design.n_frames,
-        seed=design.seed,
-        table=table,
-    )
+    names = ("n_runs", "n_blocks", "trials_per_block", "n_frames", "seed")
+    sizes = {name: getattr(design, name) for name in names}
+    return paradigm.experiment(design.tasks or known, **sizes, table=table)
 
 
 def row_of(design: Design, message: str) -> str:
@@ -102,9 +89,7 @@ def check_together(plans: Sequence[ScanPlan]) -> None:
     for plan in plans:
         other = seen.setdefault(who(plan).casefold(), plan)
         if other is not plan:
-            both = [
-                " ".join(filter(None, [repr(p.model.name), p.model.session])) for p in (other, plan)
-            ]
+            both = [f"{p.model.name!r} {p.model.session}".rstrip() for p in (other, plan)]
             raise StudyError(
                 f"{' and '.join(both)} have the same BIDS label {who(plan)}; give one another "
                 "subject"
@@ -125,12 +110,9 @@ def check_together(plans: Sequence[ScanPlan]) -> None:
 
 
 def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
-    """Write the plans into the dataset, or compare them with those that are there.
+    """Write the plans into the dataset; StudyError if it was begun with other settings.
 
-    Raises
-    ------
-    StudyError
-        If the dataset was begun with other settings. Further models and sessions are welcome.
+    Further models and sessions are welcome.
     """
     path = root / PLAN_FILE
     content = json.loads(json.dumps(_content(plans)))
@@ -141,8 +123,11 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
             "could appear again; choose another folder, or overwrite=True to start anew"
         )
     if is_begun:
-        kept = _read(root)
-        changed = _changes(kept, content)
+        kept, asked = _read(root), dict(content)
+        old, new = kept["scans"], asked.pop("scans")
+        gone = [f"{name} was scanned, now it is not asked for" for name in old if name not in new]
+        common = {name: new[name] for name in old if name in new}
+        changed = gone + _differences(old, common) + _differences(kept, asked)
         if changed:
             raise StudyError(
                 f"{root} was made with other settings ({'; '.join(changed)}). Use the same "
@@ -184,30 +169,18 @@ def _read(root: Path) -> Json:
     """Content of the file; what was no setting then had the value now the default."""
     content = bids.read_json(root / PLAN_FILE, {"design": dict, "scans": dict})
     model = {k: v for k, v in ModelChoice().asked.items() if k not in _THEIRS}
-    scans = {
-        name: {
-            "model": {**model, **kept["model"]},
-            "settings": {**Settings().asked, **kept["settings"]},
-        }
-        for name, kept in content["scans"].items()
-    }
+    scans = {}
+    for name, kept in content["scans"].items():
+        settings = {**Settings().asked, **kept["settings"]}
+        scans[name] = {"model": {**model, **kept["model"]}, "settings": settings}
     return {**content, "design": {**_design(Design()), **content["design"]}, "scans": scans}
 
 
 def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None) -> list[ScanPlan]:
-    """Plans that a dataset keeps.
+    """Plans that a dataset keeps, with the names of local files alone.
 
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset.
-    model, stimuli : str, optional
-        Where the only model and the stimuli are; a plan keeps the names of local files alone.
-
-    Raises
-    ------
-    StudyError
-        If one of them is needed and not given.
+    `model` and `stimuli` say where the only model and the stimuli are; StudyError without stimuli
+    that are needed.
     """
     path, content = root / PLAN_FILE, _read(root)
     shown = dict(content["design"])
@@ -224,9 +197,8 @@ def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None
     plans = []
     for key, kept in content["scans"].items():
         subject, _, session = key.removeprefix("sub-").partition("_ses-")
-        choice = ModelChoice.of(
-            {**kept["model"], "name": model or kept["model"]["name"], "session": session}
-        )
+        name = model or kept["model"]["name"]
+        choice = ModelChoice.of({**kept["model"], "name": name, "session": session})
         if label(choice) != subject:
             choice = replace(choice, subject=subject)
         settings = Settings.of(kept["settings"])
@@ -234,19 +206,7 @@ def plans_of(root: Path, *, model: str | None = None, stimuli: str | None = None
     return plans
 
 
-def _changes(old: Json, new: Json) -> list[str]:
-    """What differs, as text; scans that are new do not count."""
-    gone = [name for name in old["scans"] if name not in new["scans"]]
-    common = {name: new["scans"][name] for name in old["scans"] if name not in gone}
-    rest = {key: value for key, value in new.items() if key != "scans"}
-    return [
-        *(f"{name} was scanned, now it is not asked for" for name in gone),
-        *_differences(old["scans"], common, ""),
-        *_differences(old, rest, ""),
-    ]
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+def _differences(old: Json, new: Json, prefix: str = "") -> list[str]:
     """Settings that differ, as text."""
     out = []
     for key, value in new.items():

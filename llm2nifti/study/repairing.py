@@ -5,39 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm2nifti import bids
 from llm2nifti.bids import checking, manifest
 from llm2nifti.bids.checking import Problem
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.experiments.nulls.plan import NullPlan
-from llm2nifti.plans import Json
-from llm2nifti.study.errors import StudyError
-from llm2nifti.study.sessions import analyse_all, forget
-
-if TYPE_CHECKING:  # scanning needs torch, which a mere check does not load
-    from llm2nifti.plans import ScanPlan
+from llm2nifti.plans import Json, ScanPlan
+from llm2nifti.study.sessions import StudyError, analyse_all, forget
 
 _SCANNED = {"run", "anatomy", "stimuli", "dataset"}
+_TRIALS = "_desc-trial_bold.json"  # has the number of threads, which decides a run's last digits
 _INTENT = Path("code") / "llm2nifti_repair.json"  # of a repair that has begun
-_OF_RESULTS = "measure it again with the command that wrote it, and overwrite=True"
-_ADVICE = {
+_ADVICE = {  # by part; others are scanned again
     "analysis": "llm2nifti check {root} --repair analyses again",
-    "results": _OF_RESULTS,
+    "results": "measure it again with the command that wrote it, and overwrite=True",
 }
 
 
 class DamageError(ValueError):
-    """Files of a dataset are not as they were written.
-
-    Parameters
-    ----------
-    message : str
-        How many, and what to do.
-    printed : tuple, optional
-        The files themselves, as JSON and as text.
-    """
+    """Files of a dataset are not as they were written; `printed` are they, as JSON and as text."""
 
     exit_code = 1
 
@@ -47,25 +35,9 @@ class DamageError(ValueError):
 
 
 def check(root: Path) -> list[Problem]:
-    """Compare every file that llm2nifti wrote to a dataset with what was written.
-
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset.
-
-    Returns
-    -------
-    list of Problem
-        Empty if all is well.
-
-    Raises
-    ------
-    llm2nifti.bids.NoSuchRunError
-        If there is no dataset with runs.
-    """
+    """Compare every file that llm2nifti wrote to a dataset with what was written."""
     if not manifest.has_manifest(root):
-        bids.runs(root)  # for its error
+        bids.runs(root)  # for its error: there is no dataset with runs
     return checking.problems(root)
 
 
@@ -74,10 +46,10 @@ def advice(root: Path, problems: Sequence[Problem]) -> str:
     scan = f"llm2nifti check {root} --repair scans again"
     parts = dict.fromkeys(problem.part for problem in problems)
     texts = [_ADVICE.get(part, scan).format(root=root) for part in parts]
-    accept = (
+    texts.append(
         f"llm2nifti check {root} --accept takes them as they are, if they were changed on purpose"
     )
-    return "; ".join([*dict.fromkeys(texts), accept])
+    return "; ".join(dict.fromkeys(texts))
 
 
 def accept(root: Path) -> list[Problem]:
@@ -98,37 +70,24 @@ def repair(
 ) -> list[Problem]:
     """Mend a dataset: scan damaged runs again, and analyse again if it was analysed.
 
-    Files that are not as they were written are kept in the dataset's work folder.
-
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset.
-    model : str, optional
-        Where the model is, if it is a folder or file: the dataset knows only its name.
-    stimuli : str, optional
-        Where the stimuli are, if they are not the bundled ones.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    list of Problem
-        What is still wrong: results of interventions, which only their command makes again.
-
-    Raises
-    ------
-    StudyError
-        If the dataset has no plan, or the plan asks for a model or stimuli that are not given.
-    llm2nifti.models.ModelError
-        If the model can't be loaded. Nothing is changed then.
+    Files that are not as they were written are kept in the dataset's work folder. What is still
+    wrong is returned: results of interventions, which only their command makes again. A model or
+    stimuli of one's own have to be said: the dataset knows only their names. Nothing is changed by
+    a StudyError for want of these or of a plan, nor if the model can't be loaded.
     """
     problems = check(root)
     todo = _intent(root, problems)
-    scans = todo["scans"]
-    if scans:
-        plans = _plans(root, model=model, stimuli=stimuli)
-        _scan_again(root, plans, problems, todo, is_told=model is not None, verbose=verbose)
+    if todo["scans"]:
+        from llm2nifti.study.plans import PLAN_FILE, plans_of  # torch, which no mere check loads
+
+        if not (root / PLAN_FILE).exists():
+            raise StudyError(
+                f"{root} has no {PLAN_FILE}, which llm2nifti scan and run write, so it cannot be "
+                "scanned again from here; repeat the command or script that made it"
+            )
+        plans = plans_of(root, model=model, stimuli=stimuli)
+        hint = "; say where it is with model=..." if model is None else ""
+        _scan_again(root, plans, problems, todo, hint, verbose=verbose)
     else:
         with bids.locked(root):
             _set_aside(root, problems, todo)
@@ -157,17 +116,15 @@ def _intent(root: Path, problems: Sequence[Problem]) -> Json:
 
     A scan deletes what was made from its run before: nobody could tell any more.
     """
-    parts = {problem.part for problem in problems}
-    names = manifest.written(root)
-    was_analysed = any(Path(name).name == bids.SUMMARY.name for name in names)
-    todo: Json = {
-        "scans": bool(parts & _SCANNED),
-        "forgets": "analysis" in parts,
-        "n_null": _n_null(root) if was_analysed else None,
-    }
+    parts, n_null = {problem.part for problem in problems}, None
+    if any(Path(name).name == bids.SUMMARY.name for name in manifest.written(root)):
+        options = _intact(root, f"/{bids.SUMMARY.name}").get("options") or {}
+        n_null = int(options.get("n_null", N_RELABELLINGS))
+    scans, forgets = bool(parts & _SCANNED), "analysis" in parts
+    todo: Json = {"scans": scans, "forgets": forgets, "n_null": n_null}
     if is_unfinished(root):
         before = bids.read_json(root / _INTENT, {"scans": bool, "forgets": bool})
-        todo = {**before, "scans": before["scans"] or todo["scans"]}
+        todo = {**before, "scans": before["scans"] or scans}
     return todo
 
 
@@ -176,29 +133,25 @@ def _scan_again(
     plans: list[ScanPlan],
     problems: list[Problem],
     todo: Json,
+    hint: str,
     *,
-    is_told: bool,
     verbose: int,
 ) -> None:
-    """Record damaged runs anew; `is_told` is whether somebody said where the model is."""
+    """Record damaged runs anew; the hint is about a model that is not there."""
     from llm2nifti import models
-    from llm2nifti.scanner.threads import torch_threads
+    from llm2nifti.scanner.kernels import torch_threads
     from llm2nifti.study import scanning
-    from llm2nifti.study.crews import ThisProcess
     from llm2nifti.study.plans import label
 
-    crew = ThisProcess()
+    crew, hit = scanning.ThisProcess(), []
     touched = {part for problem in problems for part in problem.path.parts}
-    hit = [
-        plan
-        for plan in plans
-        if touched & {f"sub-{label(plan.model, untrained=copy)}" for copy in (False, True)}
-    ]
-    with bids.locked(root), torch_threads(_threads(root)):
+    for plan in plans:
+        if touched & {f"sub-{label(plan.model, untrained=copy)}" for copy in (False, True)}:
+            hit.append(plan)
+    with bids.locked(root), torch_threads(_intact(root, _TRIALS).get("Threads")):
         try:  # before anything is moved: a model that is not there changes nothing
             crew.check(hit, scanning.check(root, plans))
         except models.ModelError as error:
-            hint = "" if is_told else "; say where it is with model=..."
             raise models.ModelError(f"{error}{hint}") from error
         _set_aside(root, problems, todo)
         scanning.scan(root, plans, verbose=verbose, crew=crew)
@@ -215,32 +168,9 @@ def _set_aside(root: Path, problems: list[Problem], todo: Json) -> None:
             manifest.set_aside(root, problem.path)
 
 
-def _threads(root: Path) -> int | None:
-    """Threads that the runs were recorded with, which decides their last digits."""
+def _intact(root: Path, ending: str) -> Json:
+    """Content of the first JSON file with a name like this that is as written; empty if none is."""
     for name in manifest.written(root):
-        path = root / name
-        if name.endswith("_desc-trial_bold.json") and manifest.is_as_written(root, path):
-            return json.loads(path.read_text("utf-8")).get("Threads")
-    return None
-
-
-def _n_null(root: Path) -> int:
-    """Relabellings of the analysis that is there; the default if there is none."""
-    for name in manifest.written(root):
-        path = root / name
-        if path.name == bids.SUMMARY.name and manifest.is_as_written(root, path):
-            options = json.loads(path.read_text("utf-8")).get("options") or {}
-            return int(options.get("n_null", N_RELABELLINGS))
-    return N_RELABELLINGS
-
-
-def _plans(root: Path, *, model: str | None, stimuli: str | None) -> list[ScanPlan]:
-    """Plans that a dataset was made by; see `repair`."""
-    from llm2nifti.study.plans import PLAN_FILE, plans_of
-
-    if not (root / PLAN_FILE).exists():
-        raise StudyError(
-            f"{root} has no {PLAN_FILE}, which llm2nifti scan and run write, so it cannot be "
-            "scanned again from here; repeat the command or script that made it"
-        )
-    return plans_of(root, model=model, stimuli=stimuli)
+        if name.endswith(ending) and manifest.is_as_written(root, root / name):
+            return json.loads((root / name).read_text("utf-8"))
+    return {}

@@ -2,55 +2,55 @@
 
 A job is one run of one model and session. Jobs are independent of each other, but for those of an
 untrained copy, which replay the tokens of the trained model's run.
+
+A `crew` does them: this process, or the workers of a Dask cluster, one job a task. A worker keeps
+one model loaded, records a run in the dataset's own work folder (which it must see under the same
+path) and writes it there. What is lost with a worker is done again by another one, which goes on
+from the last finished batch. `root`, `plans`, `overwrite` and `verbose` are as in
+`llm2nifti.study.scan`.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from filelock import FileLock
 
-from llm2nifti import bids, models
+from llm2nifti import bids, cluster, models, scanner
 from llm2nifti.bids import checking
-from llm2nifti.bids.writing import restore_shown
+from llm2nifti.bids.writing import copy_shown
+from llm2nifti.cluster import ClusterError, Workers
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
-from llm2nifti.plans import ScanPlan, Settings
+from llm2nifti.plans import ModelChoice, ScanPlan, Settings
+from llm2nifti.progress import stage
 from llm2nifti.scanner import ScanError
-from llm2nifti.scanner import check as check_prompts
-from llm2nifti.scanner import scan as scan_run
-from llm2nifti.scanner.settings import mode_for, resolved
-from llm2nifti.study.errors import StudyError
+from llm2nifti.scanner.kernels import check_threads, torch_threads
+from llm2nifti.scanner.stimulus import resolved
 from llm2nifti.study.plans import (
     check_together,
     keep_plans,
     label,
+    load,
     paradigms,
     row_of,
+    title,
     weights_of,
     who,
 )
+from llm2nifti.study.sessions import StudyError
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one model and session.
-
-    Attributes
-    ----------
-    plan : ScanPlan
-        What is scanned, and how.
-    design : Paradigm
-        What is shown.
-    untrained : bool
-        Whether the untrained copy is scanned, on the tokens of the trained model.
-    """
+    """One run of one model and session, or of its untrained copy on the tokens of the model."""
 
     plan: ScanPlan
     design: Paradigm
@@ -69,7 +69,7 @@ class Job:
         tokens: it is a baseline at the level of prompts, and its tokens are not its own.
         """
         settings = self.plan.settings
-        generates = mode_for(settings, model) == "generate"
+        generates = resolved(settings, model).mode == "generate"
         if self.untrained and generates and settings.frames == "auto":
             settings = replace(settings, frames="trial")
         return resolved(settings, model)
@@ -78,20 +78,6 @@ class Job:
         """Whether the dataset has this run, complete and undamaged."""
         paths = checking.find_run(root, self.name)
         return paths is not None and checking.is_intact(paths)
-
-
-class Crew(Protocol):
-    """Who does the work: this process, or the workers of a cluster."""
-
-    def check(self, plans: Sequence[ScanPlan], designs: Sequence[Paradigm]) -> None:
-        """Raise unless every model has the sites and every prompt fits it."""
-
-    def record(self, root: Path, jobs: Sequence[Job], *, verbose: int) -> None:
-        """Do all jobs; those of untrained copies come after those they replay."""
-
-    @property
-    def map(self) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]:
-        """Do a function for each of some items, as the builtin does: parts of the analysis."""
 
 
 def scan(
@@ -104,28 +90,15 @@ def scan(
 ) -> None:
     """Record every run of the plans that the dataset does not have yet; call it inside `locked`.
 
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset; created if needed.
-    plans : ScanPlan or sequence of ScanPlan
-        What to do. It is kept in the dataset, and a dataset with other plans is refused; more
-        models and sessions can be added.
-    overwrite : bool, default=False
-        Delete what llm2nifti wrote to this folder before, and start anew.
-    verbose : int, default=1
-        0 shows no progress.
-    crew : Crew
-        Who does the work; see `llm2nifti.study.crews`.
-
-    Raises
-    ------
-    StudyError
-        If the folder holds a dataset with another plan, or is in use.
+    The plans are kept in the dataset. StudyError if it has others; more models and sessions can be
+    added.
     """
     root, plans = bids.paths.as_root(root), _as_list(plans)
     designs = check(root, plans)
-    jobs = [job for plan in plans for job in _jobs(plan, designs)]
+    jobs: list[Job] = []
+    for plan in plans:
+        for untrained in (False, True) if plan.model.untrained else (False,):
+            jobs += [Job(plan, design, untrained) for design in designs]
     # Before anything is written or deleted: a wrong name or prompt changes nothing.
     todo = [job.plan for job in jobs if overwrite or not job.is_done(root)]
     weights = {weights_of(plan.model): plan for plan in todo}
@@ -137,7 +110,7 @@ def scan(
         bids.dataset.write_dataset_files(root)
     keep_plans(root, plans)
     for design in designs:
-        restore_shown(root, design.trials)
+        copy_shown(root, design.trials, only_known=True)
     crew.record(root, jobs, verbose=verbose)
 
 
@@ -154,28 +127,12 @@ def check(root: Path, plans: ScanPlan | Sequence[ScanPlan]) -> list[Paradigm]:
     return paradigms(plans[0].design)
 
 
-def _jobs(plan: ScanPlan, designs: Sequence[Paradigm]) -> list[Job]:
-    """Runs of a model, then those of its untrained copy."""
-    copies = [False, True] if plan.model.untrained else [False]
-    return [Job(plan, design, untrained) for untrained in copies for design in designs]
-
-
-def check_model(plan: ScanPlan, designs: Sequence[Paradigm], model: LoadedModel) -> None:
-    """Raise unless the model has the sites and every prompt fits it: before hours of work."""
-    for design in designs:
-        try:
-            check_prompts(model, design, plan.settings)
-        except ScanError as error:
-            place = f"task {design.task}, run {design.run}"
-            raise ScanError(f"{error} ({place}{row_of(plan.design, str(error))})") from None
-
-
 def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
     """Raise StudyError if the other runs of the session were made with other weights."""
     choice = job.plan.model
     subject = label(choice, untrained=job.untrained)
     now = model.source["WeightsHash"]
-    before = bids.participants.weights_hash(root, subject, choice.session) or now
+    before = bids.dataset.weights_hash(root, subject, choice.session) or now
     if not models.has_weights(model, before):
         raise StudyError(
             f"the weights of {model.name} changed since this dataset was begun ({before[:12]}... "
@@ -184,44 +141,30 @@ def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
 
 
 def record(root: Path, job: Job, model: LoadedModel, *, on_trials: Callable[[int], object]) -> None:
-    """Record one run in the work folder, write it, and drop the working copy.
+    """Record one run in the work folder, unless it is done, write it, and drop the working copy.
 
-    Parameters
-    ----------
-    root : Path
-        Root of the dataset.
-    job : Job
-        What to record; nothing is done if the dataset has it.
-    model : LoadedModel
-        The job's model.
-    on_trials : callable
-        Called with the number of trials of every finished batch.
+    `on_trials` is called with the number of trials of every finished batch.
     """
-    with _alone(root, job):
+    locks = root / bids.WORK / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    # Another process may record the same run: a worker that a cluster gave up.
+    with FileLock(locks / f"{job.name}.lock"):
         if job.is_done(root):
             return
         _check_weights(root, job, model)
         folder, settings = root / bids.WORK / job.name, job.settings(model)
         _drop_outdated(folder, settings)
-        recording = scan_run(
+        replays = job.untrained and settings.mode == "generate"
+        recording = scanner.scan(
             model,
             job.design,
             settings=settings,
             folder=folder,
-            replay=_tokens(root, job) if job.untrained and settings.mode == "generate" else None,
+            replay=_tokens(root, job) if replays else None,
             on_trials=on_trials,
         )
         bids.write(recording, root, compress=job.plan.compress)
         shutil.rmtree(folder)
-
-
-@contextmanager
-def _alone(root: Path, job: Job) -> Iterator[None]:
-    """Wait for another process that records the same run: a worker that a cluster gave up."""
-    folder = root / bids.WORK / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{job.name}.lock"):
-        yield
 
 
 def _tokens(root: Path, job: Job) -> list[list[int]]:
@@ -245,3 +188,135 @@ def _drop_outdated(folder: Path, settings: Settings) -> None:
         frames = before.get("Settings", {}).get("frames")
         if (before.get("Threads"), frames) != (torch.get_num_threads(), settings.frames):
             shutil.rmtree(folder)
+
+
+# -- who scans -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def crew_of(dask: str | None, threads: int | None) -> Iterator[Crew]:
+    """Workers of a cluster, or this process."""
+    check_threads(threads)
+    if dask is None:
+        with torch_threads(threads):
+            yield ThisProcess()
+    else:
+        with cluster.connected(dask, threads=threads) as workers:
+            yield DaskCrew(workers)
+
+
+class ThisProcess:
+    """Does all jobs here, one after the other, and keeps one model loaded.
+
+    No variable holds a model while the next one is loaded: there may be memory for one.
+    """
+
+    map = map  # of the analysis
+
+    def __init__(self) -> None:
+        self._kept: tuple[tuple[ModelChoice, bool], LoadedModel] | None = None
+
+    def load(self, choice: ModelChoice, *, untrained: bool) -> LoadedModel:
+        """Model of a plan, loaded unless it is the last one that was."""
+        key = (weights_of(choice), untrained)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # room for the next one
+            self._kept = key, load(choice, untrained=untrained)
+        model = self._kept[1]
+        if model.source.get("Session", "") != choice.session:
+            model = replace(model, source={**model.source, "Session": choice.session})
+        return model
+
+    def check(self, plans: Sequence[ScanPlan], designs: Sequence[Paradigm]) -> None:
+        """Raise unless every model has the sites and every prompt fits it: before hours of work."""
+        for plan, design in product(plans, designs):
+            try:
+                scanner.check(self.load(plan.model, untrained=False), design, plan.settings)
+            except ScanError as error:
+                place = f"task {design.task}, run {design.run}"
+                raise ScanError(f"{error} ({place}{row_of(plan.design, str(error))})") from None
+
+    def record(self, root: Path, jobs: Sequence[Job], *, verbose: int) -> None:
+        """Do all jobs in order, unless they are done: one stage a model and session."""
+        for whose, same in groupby(jobs, key=lambda job: who(job.plan, untrained=job.untrained)):
+            todo = list(same)
+            n_trials = sum(job.design.n_trials for job in todo)
+            with stage(f"scan {whose}", total=n_trials, unit="trial", verbose=verbose) as bar:
+                for job in todo:
+                    bar.set_description(f"scan {job.name}")
+                    if job.is_done(root):
+                        bar.update(job.design.n_trials)
+                    else:
+                        choice, copy = job.plan.model, job.untrained
+                        record(root, job, self.load(choice, untrained=copy), on_trials=bar.update)
+        self._kept = None  # what follows needs no model
+
+
+class DaskCrew:
+    """Does jobs on the workers of a cluster."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self.map = workers.map
+
+    def check(self, plans: Sequence[ScanPlan], designs: Sequence[Paradigm]) -> None:
+        """Raise unless every model has the sites and every prompt fits it."""
+        for plan in plans:
+            args = (_anywhere(plan), list(designs), self._workers.token)
+            self._workers.submit(_check, *args, name=who(plan))
+        self._workers.finish("check", verbose=0)
+
+    def record(self, root: Path, jobs: Sequence[Job], *, verbose: int) -> None:
+        """Do all jobs; those of untrained copies come after those they replay."""
+        root, workers = root.resolve(), self._workers
+        begun: dict[str, Any] = {}
+        permit = root / bids.WORK / f"permit-{workers.token}"
+        permit.touch()  # once it is gone, workers stop after the batch they are at
+        try:
+            for job in jobs:
+                if not job.is_done(root):
+                    after = begun.get(replace(job, untrained=False).name) if job.untrained else None
+                    sent = replace(job, plan=_anywhere(job.plan))
+                    args = (root, sent, permit, workers.threads, after)
+                    begun[job.name] = workers.submit(_record, *args, name=job.name)
+            workers.finish("scan", verbose=verbose, n_done=len(jobs) - len(begun))
+        finally:
+            permit.unlink(missing_ok=True)
+
+
+Crew = ThisProcess | DaskCrew
+
+
+def _anywhere(plan: ScanPlan) -> ScanPlan:
+    """Plan whose files are found from any folder."""
+    model, design = plan.model, plan.design
+    path = Path(model.name)
+    if path.exists() and model.name not in models.BUNDLED:
+        model = replace(model, name=str(path.resolve()), subject=title(model))
+    if design.stimuli:
+        design = replace(design, stimuli=str(Path(design.stimuli).resolve()))
+    return replace(plan, model=model, design=design)
+
+
+# -- what workers do -------------------------------------------------------------------------------
+
+
+def _check(plan: ScanPlan, designs: list[Paradigm], token: str) -> None:
+    """Raise unless the model has the sites and every prompt fits it."""
+    cluster.kept(token, ThisProcess).check([plan], designs)
+
+
+def _record(root: Path, job: Job, permit: Path, threads: int, _after: object) -> str:
+    """Record one run, after the run that it replays."""
+
+    def stop_if_asked(_n_trials: int) -> None:
+        if not permit.exists():
+            raise ClusterError(f"recording {job.name} was stopped")
+
+    with torch_threads(threads):
+        stop_if_asked(0)
+        if not job.is_done(root):
+            here: ThisProcess = cluster.kept(permit.name.removeprefix("permit-"), ThisProcess)
+            model = here.load(job.plan.model, untrained=job.untrained)
+            record(root, job, model, on_trials=stop_if_asked)
+    return job.name

@@ -1,6 +1,7 @@
 """Analyse the sessions of a dataset, each on its own, and report them; no model is needed.
 
 `root` is the dataset; a session is named by the labels of its model and of itself (`who`).
+`n_null` relabellings are made; `measured`, `mapper` and `verbose` are those of `analyse_all`.
 """
 
 from __future__ import annotations
@@ -13,31 +14,55 @@ from typing import Any
 from llm2nifti import bids, experiments, glm, report
 from llm2nifti.bids import Session, checking
 from llm2nifti.bids.paths import REPORT
-from llm2nifti.bids.summary import Who
+from llm2nifti.bids.reading import Who
 from llm2nifti.cluster import Mapper
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.experiments.identification.measure import measure as identify
 from llm2nifti.experiments.identification.plan import IdentificationPlan
+from llm2nifti.experiments.identification.result import IdentificationResult
+from llm2nifti.experiments.journal import digest_of_runs, versions
 from llm2nifti.experiments.maps.measure import measure as fit_maps
 from llm2nifti.experiments.maps.plan import GlmPlan
 from llm2nifti.experiments.maps.result import TaskMaps
 from llm2nifti.experiments.nulls.measure import measure as measure_nulls
 from llm2nifti.experiments.nulls.plan import NullPlan
-from llm2nifti.experiments.provenance import digest_of_runs, versions
+from llm2nifti.experiments.repeatability.measure import Contrasts
 from llm2nifti.experiments.repeatability.measure import measure as compare
 from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
+from llm2nifti.experiments.repeatability.result import RepeatabilityResult
 from llm2nifti.experiments.results import Json
 from llm2nifti.plans import Plan
 from llm2nifti.progress import stage, track
 from llm2nifti.report.summary import SessionSummary, UntrainedSummary
 
+_MOST_FILES = 12  # files of one folder that the tree names; of more, the first _FIRST_FILES
+_FIRST_FILES = 4
+
+
+class StudyError(ValueError):
+    """A study or an experiment cannot be done with this dataset."""
+
+
+def tree(root: Path) -> str:
+    """The dataset as a tree; long folders are cut short, with the number of files."""
+    return "\n".join([f"{root}/", *_branches(Path(root), "")])
+
+
+def _branches(folder: Path, indent: str) -> list[str]:
+    """Lines of one folder of the tree."""
+    entries = sorted(p for p in folder.iterdir() if p.name != bids.WORK)
+    files = [p.name for p in entries if p.is_file()]
+    shown = files if len(files) <= _MOST_FILES else files[:_FIRST_FILES]
+    lines = [f"{indent}|-- {name}" for name in shown]
+    if len(shown) < len(files):
+        lines.append(f"{indent}|-- ... {len(files) - len(shown)} more files")
+    for child in filter(Path.is_dir, entries):
+        lines += [f"{indent}|-- {child.name}/", *_branches(child, indent + "|   ")]
+    return lines
+
 
 def analyse(
-    session: Session,
-    *,
-    n_null: int = N_RELABELLINGS,
-    verbose: int = 1,
-    mapper: Mapper = map,
+    session: Session, *, n_null: int = N_RELABELLINGS, verbose: int = 1, mapper: Mapper = map
 ) -> SessionSummary:
     """Do the whole analysis of one session and write its summary.
 
@@ -59,16 +84,7 @@ def analyse(
     """
     with stage("glm", verbose=verbose):
         tasks = _all_maps(session, mapper, verbose=verbose)
-    similarity = naming = contrasts = None
-    if _is_repeated(session):
-        contrasts = glm.contrasts_of(session)
-        with stage("similarity", verbose=verbose):
-            alone = RepeatabilityPlan(untrained=False)
-            similarity = compare(session, alone, contrasts=contrasts, verbose=verbose)
-        if len(session.tasks) > 1:
-            with stage("identification", verbose=verbose):
-                named = IdentificationPlan(untrained=False)
-                naming = identify(session, named, contrasts=contrasts, verbose=verbose)
+    similarity, naming = _compared(session, verbose=verbose)
     with stage("nulls", verbose=verbose):
         null = measure_nulls(session, NullPlan(n=n_null), verbose=verbose)
     summary = SessionSummary(
@@ -138,32 +154,43 @@ def _is_repeated(session: Session) -> bool:
     return len(n_runs) == 1 and min(n_runs) > 1 and n_blocks > 1
 
 
+def _compared(
+    session: Session, contrasts: Contrasts | None = None, *, verbose: int
+) -> tuple[RepeatabilityResult | None, IdentificationResult | None]:
+    """Comparisons between runs, as far as there are enough; given contrasts are of a copy.
+
+    Those of an untrained copy are a part of its own stage, and have no intervals.
+    """
+    similarity = naming = None
+    if _is_repeated(session):
+        is_copy, shown = contrasts is not None, 0 if contrasts else verbose
+        contrasts = contrasts or glm.contrasts_of(session)
+        how: dict[str, Any] = {"contrasts": contrasts, "verbose": verbose}
+        with stage("similarity", verbose=shown):
+            alone = RepeatabilityPlan(untrained=False)
+            similarity = compare(session, alone, intervals=not is_copy, **how)
+        if len(session.tasks) > 1:
+            with stage("identification", verbose=shown):
+                naming = identify(session, IdentificationPlan(untrained=False), **how)
+    return similarity, naming
+
+
 def _untrained(session: Session, *, verbose: int) -> UntrainedSummary | None:
     """The same figures for the untrained copy."""
     copy, shares = session.untrained, {}
     if copy is None:
         return None
-    similarity = naming = None
     with stage("untrained copy", verbose=verbose):
         contrasts = glm.contrasts_of(copy)
         for task in copy.tasks:
             runs = [c for (name, _), c in contrasts.items() if name == task]
             shares[task] = {"share_below_05": glm.pool(task, copy.brain, runs).share_below()}
-        if _is_repeated(copy):
-            alone = RepeatabilityPlan(untrained=False)
-            how: dict[str, Any] = {"contrasts": contrasts, "verbose": verbose}
-            similarity = compare(copy, alone, intervals=False, **how)
-            if len(copy.tasks) > 1:
-                naming = identify(copy, IdentificationPlan(untrained=False), **how)
+        similarity, naming = _compared(copy, contrasts, verbose=verbose)
     return UntrainedSummary(copy.subject, shares, copy.model, similarity, naming)
 
 
 def analyse_all(
-    root: Path,
-    *,
-    measured: Sequence[Plan] = (),
-    verbose: int = 1,
-    mapper: Mapper = map,
+    root: Path, *, measured: Sequence[Plan] = (), verbose: int = 1, mapper: Mapper = map
 ) -> Path:
     """Analyse and report every session; where there are several, compare them on one more page.
 
@@ -192,14 +219,10 @@ def analyse_all(
     sessions = bids.analysed(root)
     n_null = next((plan.n for plan in measured if isinstance(plan, NullPlan)), N_RELABELLINGS)
     measured = [plan for plan in measured if not isinstance(plan, NullPlan)]
+    each = partial(bring_up_to_date, n_null=n_null, measured=measured)
     if bids.analysis_folder(root, *sessions[0]) == Path(root) / bids.DERIVATIVES:
-        return bring_up_to_date(
-            sessions[0], root=root, n_null=n_null, measured=measured, verbose=verbose, mapper=mapper
-        )
-    # The mapper may work in another folder.
-    each = partial(
-        bring_up_to_date, root=Path(root).resolve(), n_null=n_null, measured=measured, verbose=0
-    )
+        return each(sessions[0], root=root, verbose=verbose, mapper=mapper)
+    each = partial(each, root=Path(root).resolve(), verbose=0)  # workers are in another folder
     todo = [who for who in sessions if measured or not is_reported(root, who, n_null=n_null)]
     for _ in track(mapper(each, todo), "analyse", total=len(todo), unit="session", verbose=verbose):
         pass
@@ -216,17 +239,7 @@ def bring_up_to_date(
     verbose: int = 1,
     mapper: Mapper = map,
 ) -> Path:
-    """Analyse, measure and report one session, as far as something changed.
-
-    Parameters
-    ----------
-    who : (str, str)
-        Labels of the model and of the session.
-    n_null : int
-        Relabellings of the null experiments.
-    root, measured, verbose, mapper
-        See `analyse_all`.
-    """
+    """Analyse, measure and report one session, as far as something changed."""
     labels = {"subject": who[0], "session": who[1]}
     if not is_analysed(root, who, n_null=n_null):
         session = bids.session(Path(root).resolve(), **labels)
@@ -269,12 +282,9 @@ def is_analysed(root: Path, who: Who, *, n_null: int) -> bool:
 
 def is_reported(root: Path, who: Who, *, n_null: int) -> bool:
     """Whether a session is analysed, and its report shows the results that there are."""
-    page = bids.analysis_folder(root, *who) / REPORT
-    is_there = checking.are_intact(root, [page])
-    summary = bids.read_summary(root, who)
     return (
-        is_there
-        and summary.get("reported") == _results(root, who)
+        checking.are_intact(root, [bids.analysis_folder(root, *who) / REPORT])
+        and bids.read_summary(root, who).get("reported") == _results(root, who)
         and is_analysed(root, who, n_null=n_null)
     )
 

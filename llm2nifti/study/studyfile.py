@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.plans import (
     Count,
     Design,
+    Json,
     ModelChoice,
     Plan,
     PlanError,
@@ -23,8 +24,8 @@ from llm2nifti.plans import (
     hints_of,
     unknown,
 )
-from llm2nifti.study.errors import StudyError
 from llm2nifti.study.plans import check_together, paradigms
+from llm2nifti.study.sessions import StudyError
 
 FACTORS = ("name", "revision", "dtype", "seed", "temperature")  # lists of these become sessions
 _SAMPLING = {name: hints_of(Settings)[name] for name in ("seed", "temperature")}
@@ -39,45 +40,20 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class StudyFile:
-    """What a study file asks for.
-
-    Attributes
-    ----------
-    root : Path
-        Root of the dataset.
-    plans : tuple of ScanPlan
-        One a model and session.
-    measured : tuple of Plan
-        Experiments that every session goes through after its analysis.
-    """
+    """What a study file asks for: a plan a model and session, and what each is measured by."""
 
     root: Path
     plans: tuple[ScanPlan, ...]
-    measured: tuple[Plan, ...] = field(default=())
+    measured: tuple[Plan, ...] = ()
 
 
 def read_study(path: Path | str) -> StudyFile:
-    """Read a study file.
+    """Read a TOML file with ``dataset``, one or more ``[[model]]``, and as wanted other tables.
 
-    Parameters
-    ----------
-    path : path-like
-        A TOML file with ``dataset``, one or more ``[[model]]``, and as wanted ``n_null``,
-        ``[design]``, ``[recording]``, and a table named by the command of each experiment that
-        every session is to go through, such as ``[lesion]``. Paths in it are relative to its
-        folder.
-
-    Returns
-    -------
-    StudyFile
-        Lists of a model's ``name``, ``revision``, ``dtype``, ``seed`` and ``temperature`` are
-        crossed: each combination is a session, named by what varies.
-
-    Raises
-    ------
-    StudyError
-        If the file is not there or not TOML, has an unknown key or a value of another kind, or
-        two sessions would get one label. The message names file and key.
+    These are ``n_null``, ``[design]``, ``[recording]``, and one named by the command of each
+    experiment of every session, such as ``[lesion]``. Paths are relative to the file's folder.
+    Lists of a model's `FACTORS` are crossed: each combination is a session, named by what varies.
+    A StudyError names file and key.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,19 +82,17 @@ def _read(path: Path) -> StudyFile:
     design, compress = Design(**shown), recording.pop("compress", False)
     plans = []
     for number, table in enumerate(content["model"], start=1):
-        place = f"[[model]] {number} "
-        factors = _factors(table, recording, place, path.parent)
-        for one in _sessions({**table, **factors}, list(factors), place):
+        for one in _sessions(table, recording, f"[[model]] {number} ", path.parent):
             sampling = {key: one.pop(key) for key in _SAMPLING if key in one}
             settings = Settings(**recording, **sampling)
             plans.append(ScanPlan(ModelChoice(**one), design, settings, compress))
     check_together(plans)
-    measured = tuple(
+    measured = [
         _plan(commands[name], content[name], f"[{name}] ") for name in commands if name in content
-    )
+    ]
     if "n_null" in content:
-        measured = (NullPlan(n=content["n_null"]), *measured)
-    return StudyFile(path.parent / content["dataset"], tuple(plans), measured)
+        measured.insert(0, NullPlan(n=content["n_null"]))
+    return StudyFile(path.parent / content["dataset"], tuple(plans), tuple(measured))
 
 
 def _check(table: Table, hints: Mapping[str, Any], place: str) -> None:
@@ -139,12 +113,12 @@ def _plan(kind: type[Plan], table: Table, place: str) -> Plan:
     return kind(**table)
 
 
-def _factors(table: Table, recording: Table, place: str, folder: Path) -> dict[str, list[Any]]:
-    """Values of a model's factors, checked; folders and files as they are found."""
+def _factors(table: Table, place: str, folder: Path) -> dict[str, list[Any]]:
+    """Values of a model's factors, checked; folders and files as they are from the study file."""
     factors = {}
     for key in FACTORS:
         if key in table:
-            values = table[key] if isinstance(table[key], list) else [table[key]]
+            values = list(table[key]) if isinstance(table[key], list) else [table[key]]
             for value in values:
                 _check({key: value}, _MODEL, place)
             twice = [value for i, value in enumerate(values) if value in values[:i]]
@@ -156,16 +130,16 @@ def _factors(table: Table, recording: Table, place: str, folder: Path) -> dict[s
     _check({key: value for key, value in table.items() if key not in FACTORS}, _MODEL, place)
     if "name" not in factors:
         raise StudyError(f"{place}name is missing; give a model's name, identifier or file")
-    factors["name"] = [_resolved(name, folder) for name in factors["name"]]
-    _check_factors(table, factors, recording, place)
+    for i, name in enumerate(factors["name"]):
+        if name not in models.BUNDLED and (folder / name).exists():
+            factors["name"][i] = str((folder / name).resolve())
     return factors
 
 
 def _check_factors(
-    table: Table, factors: Mapping[str, list[Any]], recording: Table, place: str
+    table: Table, factors: Mapping[str, list[Any]], many: list[str], recording: Table, place: str
 ) -> None:
     """Raise StudyError if sessions would differ in nothing but their name, or share none."""
-    many = [key for key, values in factors.items() if len(values) > 1]
     if "name" in many and "subject" not in table:
         raise StudyError(f"{place}subject is missing: several names need one label to share")
     sampled = [key for key in many if key in _SAMPLING]
@@ -187,11 +161,13 @@ def _check_factors(
         )
 
 
-def _sessions(table: Table, factors: list[str], place: str) -> list[dict[str, Any]]:
-    """Every combination of the factors, with its label under ``session``."""
-    varying = [key for key in factors if len(table[key]) > 1]
-    out: list[dict[str, Any]] = []
-    for combination in product(*(table[key] for key in factors)):
+def _sessions(table: Table, recording: Table, place: str, folder: Path) -> list[Json]:
+    """Every combination of a model's factors, with its label under ``session``."""
+    factors = _factors(table, place, folder)
+    varying = [key for key, values in factors.items() if len(values) > 1]
+    _check_factors(table, factors, varying, recording, place)
+    out: list[Json] = []
+    for combination in product(*factors.values()):
         one = {**table, **dict(zip(factors, combination, strict=True))}
         one["session"] = "".join(_part(key, one[key]) for key in varying)
         clash = [other for other in out if other["session"].lower() == one["session"].lower()]
@@ -209,14 +185,8 @@ def _sessions(table: Table, factors: list[str], place: str) -> list[dict[str, An
 def _part(key: str, value: Any) -> str:
     """Part of a session's label."""
     if key == "name":
-        return bids.label(models.short_name(value))
+        value = models.short_name(value)
     if key == "temperature":
-        return f"temp{bids.label(f'{value:g}'.replace('.', 'p'))}"
-    prefix = {"revision": "rev", "dtype": "", "seed": "seed"}[key]
+        value = f"{value:g}".replace(".", "p")
+    prefix = {"revision": "rev", "seed": "seed", "temperature": "temp"}.get(key, "")
     return prefix + bids.label(str(value))
-
-
-def _resolved(name: str, folder: Path) -> str:
-    """Name of a model; a folder or file is looked for from where the study file is."""
-    path = folder / name
-    return str(path.resolve()) if path.exists() and name not in models.BUNDLED else name

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from llm2nifti.geometry import ModelBrain, Site
 from llm2nifti.hooks import NoSuchModuleError, Point, tap
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.probing import evaluating
+from llm2nifti.models.weights import widths
 from llm2nifti.networks import Network
 
 COMMAND = "llm2nifti run ds-units --sites heads,mlp_hidden"
@@ -32,58 +33,70 @@ def owning_sites(brain: ModelBrain) -> tuple[Site, ...]:
     return tuple(site for site in brain.sites if site.where == "input" and not site.part)
 
 
-def owns_weights(brain: ModelBrain) -> NDArray[np.bool_]:
-    """(n_units,) whether each unit owns weights."""
-    owning = owning_sites(brain)
-    return np.repeat([site in owning for site in brain.sites], np.diff(brain.offsets))
+def owning(network: Network) -> Network:
+    """Units of a network that own weights; SurgeryError where none were recorded."""
+    names = dict.fromkeys(site.name for site in owning_sites(network.brain))
+    if names:
+        return network.at(*names)
+    raise SurgeryError(
+        f"network {network.name!r} is of {', '.join(without_weights(network))} units, which own no "
+        f"weights; units that do are recorded by: {COMMAND}"
+    )
 
 
 def without_weights(network: Network) -> dict[str, int]:
     """Number of a network's units at each site whose units own no weights, by the site's name."""
-    owning = owning_sites(network.brain)
-    profile = network.profile()[[site not in owning for site in network.brain.sites]]
+    owners = owning_sites(network.brain)
+    profile = network.profile()[[site not in owners for site in network.brain.sites]]
     return profile.groupby("site", sort=False)["n_active"].sum().to_dict()
 
 
-def check_owning(network: Network) -> None:
-    """Raise SurgeryError unless every unit of a network owns weights."""
-    counts = without_weights(network)
-    owning = dict.fromkeys(repr(site.name) for site in owning_sites(network.brain))
-    if not owning:
-        raise SurgeryError(
-            f"network {network.name!r} is of {', '.join(counts)} units, which own no weights; "
-            f"units that do are recorded by: {COMMAND}"
-        )
-    outside = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-    if outside:
-        raise SurgeryError(
-            f"network {network.name!r} has units that own no weights ({outside}); keep the others: "
-            f"network.at({', '.join(owning)})"
-        )
+def joined(networks: Network | Sequence[Network]) -> Network:
+    """All units of some networks, with the sums of their strengths.
 
-
-def column_axis(module: nn.Module, projection: str) -> int:
-    """Axis of a projection's weight that runs over the units which it reads."""
-    # torch's Linear stores (out, in), Conv1D of GPT-2 (in, out).
-    return 1 if isinstance(module.get_submodule(projection), nn.Linear) else 0
+    SurgeryError unless there are any, all of one space, and every unit owns weights.
+    """
+    chosen = [networks] if isinstance(networks, Network) else list(networks)
+    spaces = list(dict.fromkeys(network.brain.space for network in chosen))
+    if len(spaces) != 1:
+        raise SurgeryError(f"networks of one space are needed, got {', '.join(spaces) or 'none'}")
+    for network in chosen:
+        kept = owning(network)
+        outside = ", ".join(f"{n} {name}" for name, n in without_weights(network).items() if n)
+        if outside:
+            sites = dict.fromkeys(repr(site.name) for site in owning_sites(kept.brain))
+            raise SurgeryError(
+                f"network {network.name!r} has units that own no weights ({outside}); keep the "
+                f"others: network.at({', '.join(sites)})"
+            )
+    signs = np.any([network.units for network in chosen], axis=0).astype(np.int8)
+    weights = np.sum([network.strengths for network in chosen], axis=0)
+    return replace(chosen[0], signs=signs, weights=weights)
 
 
 def check_fits(model: LoadedModel, sites: Sequence[Site], space: str) -> None:
     """Raise SurgeryError unless the model has the weights of these sites of a space."""
     for site in sites:
         try:
-            weight = model.module.get_parameter(f"{site.module}.weight")
+            n_units, _ = widths(model.module.get_submodule(site.module))
         except AttributeError:
             raise SurgeryError(
                 f"the network is in space {space}, whose module {site.module!r} has no weight in "
                 f"model {model.name!r}; use a network of the same model"
             ) from None
-        n_units = weight.shape[column_axis(model.module, site.module)]
         if n_units != site.n_units:
             raise SurgeryError(
                 f"{site.module!r} reads {n_units} units in this model and {site.n_units} in space "
                 f"{space}; use a network of the same model"
             )
+
+
+def out_in(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """View of a layer's weight as (out, in), as of torch's Linear, or of such a one as it is kept.
+
+    Conv1D of GPT-2 keeps it as (in, out).
+    """
+    return weight if isinstance(layer, nn.Linear) else weight.T
 
 
 def block_of(model: LoadedModel, name: str) -> str:
@@ -95,19 +108,9 @@ def block_of(model: LoadedModel, name: str) -> str:
 def feeders(model: LoadedModel, projection: str) -> list[str]:
     """Linear layers whose output rows become the input units of a projection, one to one.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model.
-    projection : str
-        Name of the module, such as ``model.layers.3.mlp.down_proj``.
-
-    Returns
-    -------
-    list of str
-        ``up_proj`` and ``gate_proj`` of a gated MLP; of attention ``v_proj``, unless several
-        heads share its rows. Empty where rows and units are not one to one, as in fused
-        projections.
+    Of a gated MLP these are ``up_proj`` and ``gate_proj``; of attention ``v_proj``, unless several
+    heads share its rows. There is none where rows and units are not one to one, as in fused
+    projections.
 
     Raises
     ------
@@ -129,7 +132,6 @@ def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, lis
     drawn at random, are differentiated by the outputs of the layers before it. A layer feeds the
     units one to one if the same half of its rows has a gradient and the other half has none.
     """
-    module = model.module
     beside = {p: _layers_beside(model, p) for p in projections}
     layers = dict.fromkeys(name for names in beside.values() for name in names)
     points = [*(Point(p, "input") for p in projections), *map(Point, layers)]
@@ -145,12 +147,12 @@ def all_feeders(model: LoadedModel, projections: Sequence[str]) -> dict[str, lis
     feeding: dict[str, dict[str, None]] = {p: {} for p in projections}
     for one_pass in model.probe_passes():
         seen.clear()
-        with evaluating(module, gradients=True), tap(module, points, keep):
+        with evaluating(model.module, gradients=True), tap(model.module, points, keep):
             one_pass()
             for p in projections:
-                for name in beside[p]:
-                    if _feeds(seen.get(Point(name)), seen.get(Point(p, "input"))):
-                        feeding[p][name] = None
+                units = seen.get(Point(p, "input"))
+                rows = {name: seen.get(Point(name)) for name in beside[p]}
+                feeding[p] |= {n: None for n, row in rows.items() if _feeds(row, units)}
     return {p: list(names) for p, names in feeding.items()}
 
 
@@ -160,14 +162,8 @@ def _layers_beside(model: LoadedModel, projection: str) -> list[str]:
     if projection not in modules:
         raise NoSuchModuleError(f"no module {projection!r} in this model")
     block = block_of(model, projection)
-    return [
-        name
-        for name, layer in modules.items()
-        if block
-        and name.startswith(block + ".")
-        and name != projection
-        and getattr(getattr(layer, "weight", None), "ndim", 0) == 2
-    ]
+    inside = [n for n in modules if block and n.startswith(block + ".") and n != projection]
+    return [n for n in inside if getattr(getattr(modules[n], "weight", None), "ndim", 0) == 2]
 
 
 def _feeds(rows: torch.Tensor | None, units: torch.Tensor | None) -> bool:
@@ -177,8 +173,7 @@ def _feeds(rows: torch.Tensor | None, units: torch.Tensor | None) -> bool:
     n_units = units.shape[-1]
     if rows.shape[-1] != n_units:
         return False
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(n_units, generator=generator).to(units.device)
+    order = torch.randperm(n_units, generator=torch.Generator().manual_seed(0)).to(units.device)
     half, rest = order[: n_units // 2], order[n_units // 2 :]
     signs = torch.randn(units[..., half].shape, generator=torch.Generator().manual_seed(1))
     total = (units[..., half] * signs.to(units)).sum()

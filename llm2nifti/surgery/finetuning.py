@@ -17,40 +17,20 @@ from torch.nn.utils.rnn import pad_sequence
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner.likelihood import Text, log_likelihoods
 from llm2nifti.scanner.prefill import can_continue, common_length
-from llm2nifti.scanner.stimulus import find_prompt, n_after_prompt
+from llm2nifti.scanner.stimulus import find_prompts
 from llm2nifti.surgery.feeding import SurgeryError
 from llm2nifti.surgery.targets import lora_config
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How modules are trained.
+    """How modules are trained."""
 
-    Attributes
-    ----------
-    rate : float
-        Learning rate of AdamW, constant.
-    epochs : int
-        Passes over the texts.
-    batch_size : int
-        Texts a step.
-    r : int
-        Rank of the updates.
-    alpha : float
-        The update is scaled by ``alpha / r``.
-    """
-
-    rate: float = 1e-3
-    epochs: int = 4
-    batch_size: int = 16
-    r: int = 8
+    rate: float = 1e-3  #: learning rate of AdamW, constant
+    epochs: int = 4  #: passes over the texts
+    batch_size: int = 16  #: texts a step
+    r: int = 8  #: rank of the updates, which are scaled by alpha / r
     alpha: float = 16
-
-    def check(self) -> None:
-        """Raise SurgeryError unless every number makes sense."""
-        for name, value in asdict(self).items():
-            if not 0 < value < float("inf"):
-                raise SurgeryError(f"{name} is {value}; it must be above 0")
 
 
 def concept_texts(
@@ -68,13 +48,13 @@ def concept_texts(
         raise SurgeryError(f"the tokenizer of {model.name} gives no character offsets")
     texts = []
     rendered = model.render(prompts, template)
-    n_after = 0 if list(rendered) == list(prompts) else n_after_prompt(model, template)
-    for text, prompt, concept in zip(rendered, prompts, concepts, strict=True):
-        first, shown = find_prompt(text, prompt, n_after)
+    places = find_prompts(model, prompts, rendered, template)
+    for text, prompt, concept, (first, shown) in zip(
+        rendered, prompts, concepts, places, strict=True
+    ):
         start = first + shown.rfind(concept)
-        encoded = model.tokenizer(
-            text, add_special_tokens=text == prompt, return_offsets_mapping=True
-        )
+        is_bare = text == prompt
+        encoded = model.tokenizer(text, add_special_tokens=is_bare, return_offsets_mapping=True)
         end = start + len(concept)
         spans = enumerate(encoded["offset_mapping"])
         scored = tuple(i for i, (a, b) in spans if i and a < b and a < end and b > start)
@@ -101,36 +81,24 @@ def fine_tuned(
 ) -> Iterator[list[float]]:
     """Train low-rank updates of some modules; inside, the model has them.
 
+    Yields the mean loss of each epoch, while it was trained. Afterwards the updates are gone and
+    the model is what it was, bit by bit. SurgeryError if a number of the recipe is not positive,
+    or peft is not installed or cannot train these modules.
+
     Parameters
     ----------
-    model : LoadedModel
-        A causal model.
-    modules : iterable of str
-        Full names of the modules to train.
-    texts : sequence of Text
-        What to train on; the loss is that of `text_losses`.
-    recipe : Recipe
-        Sizes.
+    model, modules : LoadedModel, iterable of str
+        A causal model, and full names of the modules to train.
+    texts, recipe : sequence of Text, Recipe
+        What to train on, and how; the loss is that of `text_losses`.
     seed : int, default=0
         Seed of the updates' initial weights and of the order of texts.
     on_step : callable, optional
         Gets the loss of every step.
-
-    Yields
-    ------
-    list of float
-        Mean loss of each epoch, while it was trained.
-
-    Raises
-    ------
-    SurgeryError
-        If a number is not positive, or peft is not installed.
-
-    Notes
-    -----
-    Afterwards the updates are gone and the model is what it was, bit by bit.
     """
-    recipe.check()
+    for name, value in asdict(recipe).items():
+        if not 0 < value < float("inf"):
+            raise SurgeryError(f"{name} is {value}; it must be above 0")
     with _adapted(model, modules, recipe, seed) as trained:
         optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=0)
         n_shared = _n_shared(model, texts)
@@ -176,21 +144,16 @@ def _adapted(
             except ValueError as error:
                 raise SurgeryError(f"peft cannot train these modules ({error})") from error
         yield [p for p in adapted.parameters() if p.requires_grad]
-    finally:
-        _unwrap(module)
+    finally:  # every layer comes back to the place of its adapter, also to one that is half made
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                layer = getattr(child, "base_layer", None)
+                if isinstance(layer, nn.Module):
+                    setattr(parent, name, layer)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(needed[name])
         for name in ("peft_config", "active_adapter"):
             module.__dict__.pop(name, None)
-
-
-def _unwrap(module: nn.Module) -> None:
-    """Put every layer back into the place of its adapter, also of those that are half made."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            layer = getattr(child, "base_layer", None)
-            if isinstance(layer, nn.Module):
-                setattr(parent, name, layer)
 
 
 def _n_shared(model: LoadedModel, texts: Sequence[Text]) -> int:

@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from llm2nifti.geometry import Site
+from llm2nifti import __version__, bids
 from llm2nifti.interventions import lesion
 from llm2nifti.models import FusedError, LoadedModel
+from llm2nifti.models.loading import quiet
 from llm2nifti.models.probing import evaluating
 from llm2nifti.networks import Network
 from llm2nifti.plans import Json
-from llm2nifti.surgery.feeding import (
-    COMMAND,
-    SurgeryError,
-    block_of,
-    check_fits,
-    column_axis,
-    owning_sites,
-    owns_weights,
-    without_weights,
-)
-from llm2nifti.surgery.shrinking import ConfigChange, ShrinkError, cut_heads, cut_units, shrink
+from llm2nifti.surgery import feeding, shrinking
+from llm2nifti.surgery.feeding import SurgeryError, owning_sites
+from llm2nifti.surgery.shrinking import Remaining, Settings, ShrinkError
 
-CUTS = {"mlp_hidden": cut_units, "heads": cut_heads}
+RECORD = "prune.json"
+CUTS = {"mlp_hidden": shrinking.cut_units, "heads": shrinking.cut_heads}
 ROUNDING = 1e-4  # the largest difference of outputs, relative to their size, that it explains
 
 
@@ -45,39 +39,26 @@ class PruneError(SurgeryError):
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """A model without some units.
+    """A model without some units."""
 
-    Attributes
-    ----------
-    model : LoadedModel
-        The pruned model; everything that takes a model takes it.
-    removed : Network
-        The units that were removed, in the space of the model before.
-    settings : dict
-        What changed in the config: number before (None where it was left open) and after, by the
-        config's own key.
-    notes : tuple of str
-        How each kind of unit was removed, and why not more.
-    error : float
-        Largest difference between the outputs of the pruned model and of the model under a zero
-        lesion on a probe, relative to the largest output.
-    n_parameters : (int, int)
-        Before and after.
-    """
-
+    #: model, removed: the pruned model, and the units that were removed, in the space of the model
+    #: before
     model: LoadedModel
     removed: Network
-    settings: dict[str, tuple[int | None, int]]
-    notes: tuple[str, ...]
+    #: numbers of the config that changed: before (None where it was left open) and after
+    settings: Settings
+    notes: tuple[str, ...]  #: how each kind of unit was removed, and why not more
+    #: largest difference between the outputs of the pruned model and of the model under a zero
+    #: lesion on a probe, relative to the largest output
     error: float
-    n_parameters: tuple[int, int]
+    n_parameters: tuple[int, int]  #: (int, int); before and after
 
     def summary(self) -> Json:
         """What was removed, ready for JSON."""
         removed = self.removed
-        owning = {site.name for site in owning_sites(removed.brain)}
+        names = [site.name for site in owning_sites(removed.brain)]
         profile = removed.profile().rename(columns={"n_active": "n_removed"})
-        sizes = profile[profile["site"].isin(owning)].groupby("site", sort=False)
+        sizes = profile[profile["site"].isin(names)].groupby("site", sort=False)
         return {
             "network": removed.name,
             "how": removed.how,
@@ -103,10 +84,9 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
 
     Parameters
     ----------
-    model : LoadedModel
-        The model, of the network's space. It is not changed.
-    network : Network
-        Units of ``heads`` and ``mlp_hidden`` (the inputs of projections).
+    model, network : LoadedModel, Network
+        The model, which is not changed, and units of its ``heads`` and ``mlp_hidden`` (the inputs
+        of projections).
     keep : bool, default=False
         Keep these units and remove the others of all such sites that were recorded.
 
@@ -132,56 +112,66 @@ def prune(model: LoadedModel, network: Network, *, keep: bool = False) -> Pruned
     >>> surgery.save(small, "small")  # doctest: +SKIP
     """
     removed = to_remove(network, keep=keep)
-    _check(model, removed)
-    module = copy.deepcopy(model.module)
-    _zero_columns(module, removed)
+    remaining = _remaining(model, removed)
     with lesion(model, removed, "zero"):
         expected = outputs(model)
-    gap = difference(expected, outputs(replace(model, module=module)))
+
+    def gap_of(module: Any) -> float:
+        return difference(expected, outputs(replace(model, module=module)))
+
+    module = _with_zeros(model.module, remaining)
+    gap = gap_of(module)
     if gap > ROUNDING:
         raise PruneError(
             f"without the weights of these units {model.name} computes something else than under a "
             f"zero lesion (outputs differ by {gap:.1e}): the weights are used elsewhere, too"
         )
-    module, settings, notes = _shrunk(model, module, removed, expected)
+    settings: Settings = {}
+    notes = []
+    for name, masks in remaining.items():
+        if not removed.at(name).n_units:
+            continue
+        try:
+            module, changed, gap = _smaller(model, module, name, masks, gap_of)
+        except (ShrinkError, FusedError) as error:
+            notes.append(f"{name}: columns set to zero, nothing smaller: {error}")
+            continue
+        settings |= changed
+        what = ", ".join(f"{key} {old or 'unset'} -> {new}" for key, (old, new) in changed.items())
+        notes.append(f"{name}: smaller ({what}); the rest of its columns set to zero")
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model.module, module))
     digest = hashlib.sha256(np.packbits(removed.units).tobytes()).hexdigest()[:12]
-    source = {
-        **model.source,
-        "Parameters": after,
-        "WeightsHash": f"{model.source.get('WeightsHash', 'n/a')} without units {digest}",
-    }
+    weights = f"{model.source.get('WeightsHash', 'n/a')} without units {digest}"
+    source = {**model.source, "Parameters": after, "WeightsHash": weights}
     pruned = replace(model, module=module, name=f"{model.name}-pruned", source=source)
-    error = difference(expected, outputs(pruned))
-    return Pruned(pruned, removed, settings, tuple(notes), error, (before, after))
+    return Pruned(pruned, removed, settings, tuple(notes), gap, (before, after))
 
 
 def to_remove(network: Network, *, keep: bool = False) -> Network:
     """Units that go when a network is pruned, or (`keep`) when it is all that is kept.
 
-    Raises
-    ------
-    PruneError
-        If a unit owns no weights, or nothing goes.
+    PruneError if a unit owns no weights, or nothing goes.
     """
-    can_go = owns_weights(network.brain)
-    homeless = [name for name, n in without_weights(network).items() if n or not can_go.any()]
+    sites = owning_sites(network.brain)
+    homeless = [name for name, n in feeding.without_weights(network).items() if n or not sites]
     if homeless:
         raise PruneError(
             f"network {network.name!r} has units of {', '.join(homeless)}: these own no weights, "
-            f"so they cannot be pruned. Scan units that do, with: {COMMAND}"
+            f"so they cannot be pruned. Scan units that do, with: {feeding.COMMAND}"
         )
-    units = can_go & ~network.units if keep else network.units
-    if not units.any():
-        raise PruneError(f"nothing to prune: network {network.name!r} has {network.n_units} units")
+    signs = (network.units != keep).astype(np.int8)
     how = f"all but {network.n_units} units: {network.how}" if keep else network.how
-    return replace(network, signs=units.astype(np.int8), how=how, weights=None)
+    removed = feeding.owning(replace(network, signs=signs, how=how, weights=None))
+    if not removed.n_units:
+        raise PruneError(f"nothing to prune: network {network.name!r} has {network.n_units} units")
+    return removed
 
 
-def _check(model: LoadedModel, removed: Network) -> None:
-    """Raise unless the model has the weights that the units own, and they can be changed."""
+def _remaining(model: LoadedModel, removed: Network) -> dict[str, Remaining]:
+    """What remains, by the name of the site; errors if the weights cannot be changed."""
     sites = owning_sites(removed.brain)
-    check_fits(model, sites, removed.brain.space)
+    feeding.check_fits(model, sites, removed.brain.space)
+    remaining: dict[str, Remaining] = {}
     for site in sites:
         weight = model.module.get_parameter(f"{site.module}.weight")
         if weight.is_meta or not weight.is_floating_point():
@@ -189,61 +179,33 @@ def _check(model: LoadedModel, removed: Network) -> None:
                 f"{site.module!r} of {model.name} is offloaded or quantised; load the model whole, "
                 "on one device, as float32, bfloat16 or float16"
             )
-
-
-def members(removed: Network, site: Site) -> NDArray[np.bool_]:
-    """(n_units,) which units of one site of one layer belong to a network."""
-    return removed.units[removed.brain.slice_of(site)]
+        masks = remaining.setdefault(site.name, {})
+        masks[site.module] = ~removed.units[removed.brain.slice_of(site)]
+    return remaining
 
 
 @torch.no_grad()
-def _zero_columns(module: Any, removed: Network) -> None:
-    """Set the weights that read the units to zero."""
-    for site in owning_sites(removed.brain):
-        weight = module.get_parameter(f"{site.module}.weight")
-        index = torch.from_numpy(np.flatnonzero(members(removed, site))).to(weight.device)
-        weight.index_fill_(column_axis(module, site.module), index, 0)
+def _with_zeros(module: torch.nn.Module, remaining: Mapping[str, Remaining]) -> Any:
+    """Copy of a model in which the weights that read the other units are zero."""
+    module = copy.deepcopy(module)
+    for projection, keep in (item for masks in remaining.values() for item in masks.items()):
+        layer: Any = module.get_submodule(projection)
+        gone = torch.from_numpy(np.flatnonzero(~keep)).to(layer.weight.device)
+        feeding.out_in(layer, layer.weight).index_fill_(1, gone, 0)
+    return module
 
 
-def _shrunk(
-    model: LoadedModel, module: Any, removed: Network, expected: list[torch.Tensor]
-) -> tuple[Any, dict[str, tuple[int | None, int]], list[str]]:
-    """The smallest model that still computes the same, what changed in its config, and notes."""
-    changed: dict[str, tuple[int | None, int]] = {}
-    notes = []
-    sites = owning_sites(removed.brain)
-    for name in dict.fromkeys(site.name for site in sites):
-        remaining = {s.module: ~members(removed, s) for s in sites if s.name == name}
-        if all(keep.all() for keep in remaining.values()):
-            continue
-        before = module.config.get_text_config().to_dict()
-        try:
-            module, settings = _shrunk_site(model, module, name, remaining, expected)
-        except (ShrinkError, FusedError) as error:
-            notes.append(f"{name}: columns set to zero, nothing smaller: {error}")
-            continue
-        pairs = {k: (before.get(k), n) for k, n in settings.items() if before.get(k) != n}
-        changed |= pairs
-        what = ", ".join(f"{key} {old or 'unset'} -> {new}" for key, (old, new) in pairs.items())
-        notes.append(f"{name}: smaller ({what}); the rest of its columns set to zero")
-    return module, changed, notes
-
-
-def _shrunk_site(
-    model: LoadedModel,
-    module: Any,
-    name: str,
-    remaining: Mapping[str, NDArray[np.bool_]],
-    expected: list[torch.Tensor],
-) -> tuple[Any, ConfigChange]:
-    """Model with only the remaining units of one site, or ShrinkError."""
+def _smaller(
+    model: LoadedModel, module: Any, name: str, masks: Remaining, gap_of: Callable[[Any], float]
+) -> tuple[Any, Settings, float]:
+    """Model with the remaining units of one site, what its config changed, its gap; ShrinkError."""
     if name not in CUTS:
         raise ShrinkError(f"only {' and '.join(CUTS)} can be cut out")
-    cut = CUTS[name](module.config.get_text_config(), remaining)
-    blocks = {projection: block_of(model, projection) for projection in remaining}
-    smaller, settings = shrink(module, blocks, cut)
+    cut = CUTS[name](module.config.get_text_config(), masks)
+    blocks = {projection: feeding.block_of(model, projection) for projection in masks}
+    smaller, changed = shrinking.shrink(module, blocks, cut)
     try:
-        gap = difference(expected, outputs(replace(model, module=smaller)))
+        gap = gap_of(smaller)
     except (RuntimeError, ValueError, IndexError) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ShrinkError(f"the smaller model does not run ({line})") from error
@@ -251,28 +213,24 @@ def _shrunk_site(
         raise ShrinkError(
             f"the smaller model computes something else (outputs differ by {gap:.1e})"
         )
-    return smaller, settings
-
-
-@contextmanager
-def _in_float32(module: torch.nn.Module) -> Iterator[None]:
-    """Compute in float32, where no rounding hides what a cut changes; weights stay as they are."""
-    halves = (torch.float16, torch.bfloat16)
-    narrow = [x for x in (*module.parameters(), *module.buffers()) if x.dtype in halves]
-    kept = [x.data for x in narrow]
-    for x in narrow:
-        x.data = x.data.float()
-    try:
-        yield
-    finally:
-        for x, data in zip(narrow, kept, strict=True):
-            x.data = data
+    return smaller, changed, gap
 
 
 def outputs(model: LoadedModel) -> list[torch.Tensor]:
-    """What a model puts out on its probe, computed in float32: logits, or the last hidden state."""
-    with evaluating(model.module), _in_float32(model.module):
-        results = [one_pass() for one_pass in model.probe_passes()]
+    """What a model puts out on its probe: logits, or the last hidden state.
+
+    Computed in float32, where no rounding hides what a cut changes; weights stay as they are.
+    """
+    halves, module = (torch.float16, torch.bfloat16), model.module
+    kept = {x: x.data for x in (*module.parameters(), *module.buffers()) if x.dtype in halves}
+    with evaluating(module):
+        try:
+            for x, data in kept.items():
+                x.data = data.float()
+            results = [one_pass() for one_pass in model.probe_passes()]
+        finally:
+            for x, data in kept.items():
+                x.data = data
     return [out.logits if "logits" in out else out.last_hidden_state for out in results]
 
 
@@ -281,3 +239,75 @@ def difference(expected: list[torch.Tensor], computed: list[torch.Tensor]) -> fl
     pairs = zip(expected, computed, strict=True)
     shares = [((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in pairs]
     return float(np.where(np.isnan(shares), np.inf, shares).max())
+
+
+def save(
+    pruned: Pruned, folder: Path | str, *, overwrite: bool = False, record: Json | None = None
+) -> Path:
+    """Write a pruned model as safetensors, with its config, tokenizer and ``prune.json``.
+
+    ``transformers.AutoModelForCausalLM.from_pretrained(folder)`` reads it, and so does
+    ``llm2nifti ... --model folder``.
+
+    Parameters
+    ----------
+    pruned, folder : Pruned, path-like
+        From `prune`, and a new folder; it appears when all of it is written.
+    overwrite : bool, default=False
+        Replace a folder that `save` wrote before.
+    record : dict, optional
+        What else to put into ``prune.json``.
+
+    Raises
+    ------
+    PruneError
+        If the folder is there and may not be replaced.
+
+    Examples
+    --------
+    >>> surgery.save(surgery.prune(model, network), "small")  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}-new")
+    old = folder.with_name(f".{folder.name}-old")
+    _tidy(folder, temporary, old)  # what a killed process left
+    check_free(folder, overwrite=overwrite)
+    try:
+        temporary.mkdir(parents=True)
+        with quiet():
+            for part in (pruned.model.module, pruned.model.tokenizer, pruned.model.processor):
+                if part is not None:
+                    part.save_pretrained(temporary)
+        n_bytes = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
+        content = {**pruned.summary(), "bytes": n_bytes, "llm2nifti": __version__}
+        bids.write_json(temporary / RECORD, temporary, content | (record or {}))
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        _tidy(folder, temporary, old)
+    return folder
+
+
+def _tidy(folder: Path, temporary: Path, old: Path) -> None:
+    """Leave one model in place: the new one or, where it is not complete, the old one."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    if old.exists() and not folder.exists():  # stopped between the two renames
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raise PruneError unless a folder can be written; before long work."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / RECORD).exists():
+        raise PruneError(f"{folder} is there and holds no pruned model; choose another folder")
+    if not overwrite:
+        raise PruneError(f"{folder} is there already; use overwrite=True, or another folder")
+
+
+def read_record(folder: Path) -> Json:
+    """Content of ``prune.json``; empty where there is none."""
+    path = folder / RECORD
+    return bids.read_json(path) if path.exists() else {}

@@ -10,18 +10,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PretrainedConfig
 
-from llm2nifti.models import fused
+from llm2nifti.models import weights
 
+Remaining = dict[str, NDArray[np.bool_]]  # by projection: which of the units that it reads remain
 Index = NDArray[np.int64]
 AxisIndex = dict[tuple[int, int], Index]  # by the axis's old and new length: what remains
 ConfigChange = dict[str, int]
+Settings = dict[str, tuple[int | None, int]]  # that changed: before (None where left open), after
 
 
 class ShrinkError(ValueError):
@@ -32,12 +36,12 @@ class ShrinkError(ValueError):
 class Cut:
     """What to keep of one hidden layer in every block."""
 
-    blocks: Mapping[str, AxisIndex]  # of each projection that reads it: what an axis keeps
-    candidates: list[ConfigChange]  # what could give these lengths, the likeliest first
-    width: tuple[int, int]  # of the hidden layer, before and after
+    blocks: Mapping[str, AxisIndex]  #: of each projection that reads it: what an axis keeps
+    candidates: list[ConfigChange]  #: what could give these lengths, the likeliest first
+    width: tuple[int, int]  #: of the hidden layer, before and after
 
 
-def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
+def cut_units(config: Any, remaining: Remaining) -> Cut:
     """Plan to keep only the units that remain in some block.
 
     `config` is that of the model's language part, `remaining` marks which of the (n_units,) that
@@ -49,24 +53,23 @@ def cut_units(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
     for name, keep in remaining.items():
         index = padded(keep, new)
         blocks[name] = {(old, new): index, (2 * old, 2 * new): np.append(index, index + old)}
-    settings = own_settings(config)
-    candidates = [{key: new} for key in _keys(settings, old) + _keys(settings, None)]
+    candidates = [{key: new} for key in _keys(config, old) + _keys(config, None)]
     return Cut(blocks, candidates, (old, new))
 
 
-def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
+def cut_heads(config: Any, remaining: Remaining) -> Cut:
     """Plan to keep only whole key-value groups of heads in which some unit remains.
 
     See `cut_units`; FusedError if the config names no number of heads.
     """
-    n_q, n_kv = fused.heads(config)
+    n_q, n_kv = weights.heads(config)
     n_units = {len(keep) for keep in remaining.values()}
     if len(n_units) > 1 or max(n_units) % n_q or n_q % n_kv:
         raise ShrinkError(f"{sorted(n_units)} units are not {n_q} heads of {n_kv} groups")
     size, shared = max(n_units) // n_q, n_q // n_kv  # units of a head, heads of a group
-    groups: dict[str, NDArray[np.bool_]] = {
-        name: np.any(keep.reshape(n_kv, -1), axis=1) for name, keep in remaining.items()
-    }
+    groups: Remaining = {}
+    for name, keep in remaining.items():
+        groups[name] = np.any(keep.reshape(n_kv, -1), axis=1)
     _, n = _widths(groups, "key-value group")
     blocks: dict[str, AxisIndex] = {}
     for name, keep in groups.items():
@@ -81,39 +84,24 @@ def cut_heads(config: Any, remaining: Mapping[str, NDArray[np.bool_]]) -> Cut:
             (n_kv * size, n * size): kv,
             (n_q * size, shared * n * size): q,
         }
-    candidates = _heads_settings(own_settings(config), (n_q, n_kv), (shared * n, n), size)
+    # Many architectures read head_dim although their config does not have it.
+    sizes = [{}, *({name: size} for name in ["head_dim", *_keys(config, None)])]
+    candidates = []
+    for extra, name in product(sizes, _keys(config, n_q)):
+        shares = [{key: n} for key in _keys(config, n_kv) if key != name]
+        candidates += [{name: shared * n, **share, **extra} for share in [*shares, {}]]
     return Cut(blocks, candidates, (n_q * size, shared * n * size))
 
 
-def _heads_settings(
-    settings: Mapping[str, Any], old: tuple[int, int], new: tuple[int, int], size: int
-) -> list[ConfigChange]:
-    """Changes of the numbers of heads, also with the size of a head spelled out."""
-    queries, keys = (_keys(settings, n) for n in old)
-    # Many architectures read this setting although their config does not have it.
-    sizes = [{name: size} for name in ["head_dim", *_keys(settings, None)]]
-    return [
-        {q: new[0], **kv, **extra}
-        for extra in [{}, *sizes]
-        for q in queries
-        for kv in [*({key: new[1]} for key in keys if key != q), {}]
-    ]
-
-
-def own_settings(config: Any) -> dict[str, Any]:
-    """Settings that the architecture has and others have not."""
-    from transformers import PretrainedConfig
-
+def _keys(config: Any, number: int | None) -> list[str]:
+    """Settings that only this architecture has and that are this whole number, or None."""
     common = PretrainedConfig().to_dict()
-    return {key: value for key, value in config.to_dict().items() if key not in common}
+    own_items = [(key, value) for key, value in config.to_dict().items() if key not in common]
+    # True is not 1.
+    return [key for key, value in own_items if type(value) is type(number) and value == number]
 
 
-def _keys(settings: Mapping[str, Any], number: int | None) -> list[str]:
-    """Settings that are this whole number, or None; True is not 1."""
-    return [k for k, value in settings.items() if type(value) is type(number) and value == number]
-
-
-def _widths(remaining: Mapping[str, NDArray[np.bool_]], what: str = "unit") -> tuple[int, int]:
+def _widths(remaining: Remaining, what: str = "unit") -> tuple[int, int]:
     """Number of units or groups in a block, and the most that remain; at least 1."""
     lengths = {len(keep) for keep in remaining.values()}
     if len(lengths) > 1:
@@ -127,27 +115,22 @@ def _widths(remaining: Mapping[str, NDArray[np.bool_]], what: str = "unit") -> t
 def padded(keep: NDArray[np.bool_], n: int) -> Index:
     """Positions of what is kept and, up to `n`, of the first that is not; in order.
 
-    Examples
-    --------
     >>> padded(np.array([False, True, False, True]), 3)
     array([0, 1, 3])
     """
-    chosen = np.argsort(~keep, kind="stable")[:n]
-    return np.sort(chosen)
+    return np.sort(np.argsort(~keep, kind="stable")[:n])
 
 
 def spread(index: Index, size: int) -> Index:
     """Positions of all members of some groups of `size`.
 
-    Examples
-    --------
     >>> spread(np.array([0, 2]), 2)
     array([0, 1, 4, 5])
     """
     return (index[:, None] * size + np.arange(size)).ravel()
 
 
-def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, ConfigChange]:
+def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, Settings]:
     """Build the smaller model, and say what changed in its config; the old one stays.
 
     `blocks` names the block of each projection; removed units are zeros in `module`. ShrinkError
@@ -165,7 +148,10 @@ def shrink(module: Any, blocks: Mapping[str, str], cut: Cut) -> tuple[Any, Confi
             continue
         state = _sliced(module, shapes, blocks, cut)
         if state is not None:
-            return _built(module, config, state), settings
+            before = module.config.get_text_config().to_dict()
+            pairs = {key: (before.get(key), n) for key, n in settings.items()}
+            changed = {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+            return _built(module, config, state), changed
     raise ShrinkError(
         f"no setting of {type(module.config).__name__} makes {cut.width[0]} units "
         f"{cut.width[1]} in these layers and leaves the rest alone"
@@ -179,31 +165,21 @@ def _sliced(
     state = dict(module.state_dict())
     if state.keys() != shapes.keys():
         return None
-    sizes = {f"{blocks[projection]}.": sizes for projection, sizes in cut.blocks.items()}
     changed = {name: shape for name, shape in shapes.items() if state[name].shape != shape}
     if not {f"{projection}.weight" for projection in cut.blocks} <= changed.keys():
         return None
+    sizes = {f"{blocks[projection]}.": sizes for projection, sizes in cut.blocks.items()}
     for name, shape in changed.items():
         keep = next((sizes[block] for block in sizes if name.startswith(block)), {})
-        tensor = _take(state[name], shape, keep)
-        if tensor is None:
+        pairs = list(zip(state[name].shape, shape, strict=False))
+        is_planned = all(old == new or (old, new) in keep for old, new in pairs)
+        if state[name].ndim != len(shape) or not is_planned:
             return None
-        state[name] = tensor
+        for axis, (old, new) in enumerate(pairs):
+            if old != new:
+                index = torch.from_numpy(keep[old, new]).to(state[name].device)
+                state[name] = state[name].index_select(axis, index)
     return state
-
-
-def _take(tensor: torch.Tensor, shape: torch.Size, sizes: AxisIndex) -> torch.Tensor | None:
-    """Part of a tensor that has this shape, or None if an axis changes in another way."""
-    if tensor.ndim != len(shape):
-        return None
-    for axis, pair in enumerate(zip(tensor.shape, shape, strict=True)):
-        if pair[0] == pair[1]:
-            continue
-        if pair not in sizes:
-            return None
-        index = torch.from_numpy(sizes[pair]).to(tensor.device)
-        tensor = tensor.index_select(axis, index)
-    return tensor
 
 
 def _built(module: Any, config: Any, state: Mapping[str, torch.Tensor]) -> Any:

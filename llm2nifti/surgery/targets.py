@@ -1,28 +1,27 @@
-"""Which modules should be trained, and how with few weights? Those of the network's units; LoRA."""
+"""What should be trained? Modules that carry a network, by LoRA; or its own weights alone."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from llm2nifti import bids
 from llm2nifti.hooks import resolve
+from llm2nifti.interventions.reloading import read_network
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network
-from llm2nifti.surgery.feeding import (
-    SurgeryError,
-    all_feeders,
-    check_fits,
-    check_owning,
-    owning_sites,
-)
+from llm2nifti.surgery import feeding
+from llm2nifti.surgery.feeding import SurgeryError
 
 CONFIG = "adapter_config.json"  # the name that peft looks for
 COLUMNS = ["module", "layer", "site", "weights", "n_units", "share", "mass", "enrichment"]
@@ -63,40 +62,32 @@ def target_modules(
     --------
     >>> target_modules(network, model=model).head(3)  # doctest: +SKIP
     """
-    chosen = of_one_space(networks)
-    brain = chosen[0].brain
-    strengths = np.sum([network.strengths for network in chosen], axis=0)
-    members = np.any([network.units for network in chosen], axis=0)
-    sites = owning_sites(brain)
-    slices = [brain.slice_of(site) for site in sites]
-    n_owning = sum(site.n_units for site in sites)
-    overall = sum(float(strengths[inside].sum()) for inside in slices) / n_owning
-    feeding: dict[str, list[str]] = {}
+    network = feeding.joined(networks)
+    brain = network.brain
+    sites = feeding.owning_sites(brain)
+    written_by: dict[str, list[str]] = {}
     if model:
-        check_fits(model, sites, brain.space)
-        feeding = all_feeders(model, [site.module for site in sites])
+        feeding.check_fits(model, sites, brain.space)
+        written_by = feeding.all_feeders(model, [site.module for site in sites])
+    units, strengths = network.units, network.strengths
+    masses = [float(strengths[brain.slice_of(site)].sum()) for site in sites]
+    overall = sum(masses) / sum(site.n_units for site in sites)
     rows = []
-    for site, inside in zip(sites, slices, strict=True):
-        n_units, mass = int(members[inside].sum()), float(strengths[inside].sum())
+    for site, mass in zip(sites, masses, strict=True):
+        n_units = int(units[brain.slice_of(site)].sum())
         enrichment = mass / site.n_units / overall if overall else 0.0
         numbers = (n_units, n_units / site.n_units, mass, enrichment)
         rows.append((site.module, site.layer, site.name, "columns", *numbers))
-        for feeder in feeding.get(site.module, []):
-            rows.append((feeder, site.layer, site.name, "rows", *numbers))
+        for name in written_by.get(site.module, []):
+            rows.append((name, site.layer, site.name, "rows", *numbers))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(
         ["mass", "enrichment"], ascending=False, kind="stable", ignore_index=True
     )
 
 
-def of_one_space(networks: Network | Sequence[Network]) -> list[Network]:
-    """Networks as a list; SurgeryError unless there are any, of one space, that own weights."""
-    chosen = [networks] if isinstance(networks, Network) else list(networks)
-    spaces = list(dict.fromkeys(network.brain.space for network in chosen))
-    if len(spaces) != 1:
-        raise SurgeryError(f"networks of one space are needed, got {', '.join(spaces) or 'none'}")
-    for network in chosen:
-        check_owning(network)
-    return chosen
+def rank_modules(session: bids.Session, network: str, *, model: LoadedModel) -> pd.DataFrame:
+    """Targets of a task, or of a mask by its path; units that own no weights are left out."""
+    return target_modules(feeding.owning(read_network(session, network)), model=model)
 
 
 def default_top(targets: pd.DataFrame) -> int:
@@ -112,24 +103,18 @@ def lora_config(
     model: LoadedModel | None = None,
     **options: Any,
 ) -> Any:
-    """Make a peft configuration that trains low-rank updates of some modules.
+    """Make a ``peft.LoraConfig`` that trains low-rank updates of some modules (Hu et al. 2022).
 
     Parameters
     ----------
     modules : iterable of str
         Full names, such as the first rows of ``target_modules(network)["module"]``.
-    r : int, default=8
-        Rank of the updates.
-    alpha : float, default=16
-        The update is scaled by ``alpha / r``.
+    r, alpha : int, float
+        Rank of the updates, which are scaled by ``alpha / r``.
     model : LoadedModel, optional
         To check the names, and to say where weights are stored as (in, out), as in GPT-2.
     **options : dict
         More of ``peft.LoraConfig``, such as ``lora_dropout``.
-
-    Returns
-    -------
-    peft.LoraConfig
 
     Raises
     ------
@@ -137,10 +122,6 @@ def lora_config(
         If no module is given, or peft is not installed.
     llm2nifti.hooks.NoSuchModuleError
         If the model has no such module.
-
-    Notes
-    -----
-    Hu et al. (2022), LoRA: low-rank adaptation of large language models.
 
     Examples
     --------
@@ -166,24 +147,12 @@ def lora_config(
 def write_config(config: Any, folder: Path, *, overwrite: bool = False) -> Path:
     """Write ``adapter_config.json``, which ``peft.PeftConfig.from_pretrained(folder)`` reads.
 
-    Parameters
-    ----------
-    config : peft.PeftConfig
-        From `lora_config`.
-    folder : Path
-        Made if it is not there.
-    overwrite : bool, default=False
-        Replace a file that is there.
-
-    Returns
-    -------
-    Path
-        The file.
+    `config` is from `lora_config`; the folder is made if it is not there.
 
     Raises
     ------
     llm2nifti.bids.ExistsError
-        If the file is there already.
+        If the file is there already, and `overwrite` does not allow to replace it.
     """
     path = folder / CONFIG
     if path.exists() and not overwrite:
@@ -194,3 +163,106 @@ def write_config(config: Any, folder: Path, *, overwrite: bool = False) -> Path:
     content["target_modules"] = sorted(content["target_modules"])  # peft keeps them as a set
     bids.write_json(path, folder, content)
     return path
+
+
+@dataclass(frozen=True, eq=False)
+class GradientMask:
+    """Which weights train."""
+
+    #: masks, n_weights: by the name of the parameter, of its shape or broadcast to it; and how many
+    #: weights train. Parameters that are not named do not train at all.
+    masks: Mapping[str, torch.Tensor]
+    n_weights: int
+
+    def __repr__(self) -> str:
+        """Say how many weights train."""
+        return f"GradientMask: {self.n_weights} weights in {len(self.masks)} parameters train"
+
+
+def network_weights(
+    model: LoadedModel, networks: Network | Sequence[Network]
+) -> dict[str, torch.Tensor]:
+    """Find the weights that belong to the ``heads`` and ``mlp_hidden`` units of some networks.
+
+    A unit owns the column of the projection that reads it, and in every layer that feeds it alone
+    (`llm2nifti.surgery.feeding.feeders`) its row and its bias. Where heads share keys and values,
+    the rows that write them belong to several units and are left out. The tensors are bool, by the
+    name of the parameter, of its shape or broadcast to it.
+
+    Raises
+    ------
+    SurgeryError
+        If the networks are of another model, or of units that own no weights.
+    """
+    network = feeding.joined(networks)
+    brain, units = network.brain, network.units
+    members = {site: units[brain.slice_of(site)] for site in feeding.owning_sites(brain)}
+    sites = [site for site, inside in members.items() if inside.any()]
+    feeding.check_fits(model, sites, brain.space)
+    written_by = feeding.all_feeders(model, [site.module for site in sites])
+    masks: dict[str, torch.Tensor] = {}
+    for site in sites:
+        inside = torch.from_numpy(members[site])
+        reader = model.module.get_submodule(site.module)
+        marks = {f"{site.module}.weight": feeding.out_in(reader, inside[None, :])}
+        for name in written_by[site.module]:
+            writer = model.module.get_submodule(name)
+            marks[f"{name}.weight"] = feeding.out_in(writer, inside[:, None])
+            if getattr(writer, "bias", None) is not None:
+                marks[f"{name}.bias"] = inside
+        for name, mark in marks.items():
+            here = mark.to(model.module.get_parameter(name).device)
+            masks[name] = here | masks.get(name, here)
+    return masks
+
+
+@contextmanager
+def gradient_mask(
+    model: LoadedModel, networks: Network | Sequence[Network]
+) -> Iterator[GradientMask]:
+    """Keep full fine-tuning to the weights of some networks.
+
+    Inside, every other weight of the model stays as it was, bit by bit: gradients are zero there,
+    and after every step of any optimizer of `torch.optim` what weight decay, momentum or an
+    optimizer that is older than the mask changed there is put back. Weight decay works on the
+    network's own weights as usual. See `network_weights` for what these are, and for errors.
+
+    All gradients are cleared when it begins and ends, and ``requires_grad`` of every parameter is
+    put back. A copy of the parameters that hold network weights is kept meanwhile.
+
+    Examples
+    --------
+    >>> with gradient_mask(model, network):  # doctest: +SKIP
+    ...     optimizer = torch.optim.AdamW(model.module.parameters())
+    ...     model.module(**batch, labels=labels).loss.backward()
+    ...     optimizer.step()
+    """
+    masks = network_weights(model, networks)
+    trained: dict[nn.Parameter, torch.Tensor] = {}  # one that goes by several names has all marks
+    for name, mask in masks.items():
+        parameter = model.module.get_parameter(name)
+        trained[parameter] = mask | trained.get(parameter, mask)
+    before = {parameter: parameter.detach().clone() for parameter in trained}
+
+    @torch.no_grad()
+    def put_back(held: Iterable[nn.Parameter]) -> None:
+        for parameter in held:
+            parameter.copy_(torch.where(trained[parameter], parameter, before[parameter]))
+
+    def guard(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        put_back(p for p in held if p in trained)
+
+    with ExitStack() as stack:
+        stack.callback(model.module.zero_grad, set_to_none=True)
+        model.module.zero_grad(set_to_none=True)
+        for parameter in model.module.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(parameter in trained)
+        for parameter, mask in trained.items():
+            handle = parameter.register_hook(lambda g, mask=mask: torch.where(mask, g, 0))
+            stack.callback(handle.remove)
+        stack.callback(put_back, trained)  # of optimizers that torch does not know
+        stack.callback(register_optimizer_step_post_hook(guard).remove)
+        n_weights = sum(int(mask.expand_as(p).sum()) for p, mask in trained.items())
+        yield GradientMask(masks, n_weights)

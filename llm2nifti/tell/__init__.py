@@ -1,7 +1,5 @@
 """How is a result told? Sections of sentences, tables and figures, once for terminal and page."""
 
-from llm2nifti.tell.html import as_html
-from llm2nifti.tell.section import Plot, Section, Table, Viewer
-from llm2nifti.tell.text import as_text
+from llm2nifti.tell.section import Plot, Section, Table, Viewer, as_html, as_text
 
 __all__ = ["Plot", "Section", "Table", "Viewer", "as_html", "as_text"]

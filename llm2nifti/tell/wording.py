@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,18 +18,10 @@ _CONTROLS = {
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Fixed digits with a true minus sign, and no negative zero.
-
-    Examples
-    --------
-    >>> number(-0.004), number(-0.25)
-    ('0.00', '−0.25')
-    """
+    """Fixed digits with a true minus sign, and no negative zero."""
     if value is None or math.isnan(value):
         return NONE
-    text = f"{abs(value):,.{digits}f}"
-    is_zero = not text.strip("0.")
-    return text if value >= 0 or is_zero else f"\N{MINUS SIGN}{text}"
+    return f"{value:z,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: float) -> str:
@@ -38,13 +30,7 @@ def count(value: float) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Share of 1 in percent.
-
-    Examples
-    --------
-    >>> percent(0.1234).replace("\N{NO-BREAK SPACE}", " ")
-    '12.3 %'
-    """
+    """Share of 1 in percent."""
     if value is None or math.isnan(value):
         return NONE
     return f"{number(100 * value, digits)}{_SPACE}%"
@@ -56,17 +42,8 @@ def p_value(value: float) -> str:
     return f"p{_SPACE}{relation}"
 
 
-class Limits(Protocol):
-    """An interval; `llm2nifti.networks.similarity.Estimate` is one."""
-
-    @property
-    def low(self) -> float | None: ...  # noqa: D102
-    @property
-    def high(self) -> float | None: ...  # noqa: D102
-
-
-def interval(ends: Limits | Sequence[float] | None, digits: int = 2) -> str:
-    """Limits of an interval in brackets; empty where there is none."""
+def interval(ends: Any, digits: int = 2) -> str:
+    """Limits in brackets, of two numbers or of what has `low` and `high`; empty where none are."""
     if ends is None:
         return ""
     low, high = ends if isinstance(ends, Sequence) else (ends.low, ends.high)
@@ -75,63 +52,37 @@ def interval(ends: Limits | Sequence[float] | None, digits: int = 2) -> str:
     return f"[{number(low, digits)},{_SPACE}{number(high, digits)}]"
 
 
-def with_interval(
-    value: float | None, ends: Limits | Sequence[float] | None, digits: int = 2
-) -> str:
-    """Figure with its interval where there is one.
-
-    Examples
-    --------
-    >>> with_interval(0.5, [0.25, 0.75]).replace("\N{NO-BREAK SPACE}", " ")
-    '0.50 [0.25, 0.75]'
-    """
+def with_interval(value: float | None, ends: Any, digits: int = 2) -> str:
+    """Figure with its `interval` where there is one."""
     return f"{number(value, digits)} {interval(ends, digits)}".strip()
 
 
 def plural(n: int, noun: str) -> str:
-    """Number and noun.
-
-    Examples
-    --------
-    >>> plural(1, "run"), plural(2, "run")
-    ('1 run', '2 runs')
-    """
-    return f"{count(n)} {noun}" if n == 1 else f"{count(n)} {noun}s"
+    """Number and noun."""
+    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
 
 
 def listing(words: Sequence[str]) -> str:
-    """Words as an enumeration.
-
-    Examples
-    --------
-    >>> listing(["attn", "resid", "mlp"])
-    'attn, resid and mlp'
-    """
+    """Words as an enumeration."""
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
 def height_control(how: str) -> str:
-    """How a network was thresholded, with nilearn's short names spelled out.
-
-    Examples
-    --------
-    >>> height_control("fdr 0.05, two-sided")
-    'false discovery rate 0.05, two-sided'
-    """
+    """How a network was thresholded, with nilearn's short names spelled out."""
     name, _, rest = how.partition(" ")
     return f"{_CONTROLS.get(name, name)} {rest}".strip()
 
 
 def volume(design: Mapping[str, Any]) -> str:
     """Say what one analysed volume is."""
-    frames = design.get("frames", "token")
+    frames, n_frames = design.get("frames"), plural(design["n_frames"], "frame")
     if design.get("mode") != "read":
-        mean = f"the mean of its {plural(design['n_frames'], 'frame')}"
-        return f"One volume is one prompt: {mean}, where a frame is one generated token."
-    if frames == "last":
-        return "One volume is one prompt: the last token of what was read."
-    what = {"token": "tokens", "word": "words"}.get(frames, "tokens")
-    return f"One volume is one prompt: the mean over the {what} of what was read."
+        what = f"the mean of its {n_frames}, where a frame is one generated token"
+    elif frames == "last":
+        what = "the last token of what was read"
+    else:
+        what = f"the mean over the {'words' if frames == 'word' else 'tokens'} of what was read"
+    return f"One volume is one prompt: {what}."
 
 
 def extremes(values: np.ndarray) -> str:

@@ -299,7 +299,7 @@ def main() -> int:
     import peft  # noqa: F401
 
     from llm2nifti import experiments, report, study, surgery  # noqa: F401
-    from llm2nifti.study import crews, repairing, scanning  # noqa: F401
+    from llm2nifti.study import repairing, scanning  # noqa: F401
 
     experiments.kept_results()  # imports them
 

@@ -6,24 +6,27 @@ trials come from the other runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from llm2nifti import glm
 from llm2nifti.bids import Run, Session
-from llm2nifti.evidence import Evidence, gather, n_moments, project
+from llm2nifti.evidence import Evidence, Slab, gather, n_moments, project, running
 from llm2nifti.experiments.detection.plan import DetectPlan
 from llm2nifti.experiments.detection.result import (
     CopyResult,
     DetectionResult,
     Passing,
+    Roc,
+    Series,
     ShuffledNetworks,
     Source,
 )
-from llm2nifti.experiments.detection.trials import Areas, Trials
-from llm2nifti.experiments.provenance import digest_of_runs, versions
+from llm2nifti.experiments.journal import digest_of_runs, versions
 from llm2nifti.experiments.results import Interval
 from llm2nifti.networks import Readout, Thresholds, detection
 from llm2nifti.networks.detection import Bootstrap, DetectionError
@@ -33,30 +36,19 @@ from llm2nifti.plans import Json
 from llm2nifti.progress import stage
 
 N_SHUFFLES = 20
+TRIVIAL = "randomstrings"  # no words: left out of means over tasks, as in identification
+COMPARISONS = ("control", "others")  # what a task is told from: control, or the other tasks
+Areas = dict[str, dict[str, list[NDArray[np.float64]]]]  # comparison, task: one a number of tokens
+# (n_trials, n_tokens) scores of a task's number, from which trials are on and off
+Scores = Callable[[int, NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.float64]]
 
 
 def measure(session: Session, plan: DetectPlan, *, verbose: int = 1) -> DetectionResult:
     """Evaluate networks as detectors of their tasks.
 
-    Parameters
-    ----------
-    session : Session
-        At least 2 runs of each of at least 2 tasks of one model.
-    plan : DetectPlan
-        Sizes of networks and thresholds.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    DetectionResult
-        What was measured of the same runs, with the same plan and versions, is not measured again.
-        Of an untrained copy that keeps one volume a trial, there is the AUC after all tokens alone.
-
-    Raises
-    ------
-    DetectionError
-        If there are fewer than 2 runs of each task, or trials differ in length.
+    What was measured of the same runs, with the same plan and versions, is not measured again. Of
+    an untrained copy that keeps one volume a trial, there is the AUC after all tokens alone.
+    DetectionError if there are fewer than 2 runs of each of 2 tasks, or trials differ in length.
     """
     source = Source(digest_of_runs(session), plan.share, plan.threshold, plan.n_boot, versions())
     kept = None if plan.redo else DetectionResult.read(session)
@@ -81,22 +73,32 @@ def evaluate(
             f"{len(evidence.numbers)} of {len(evidence.tasks)}. Scan more (llm2nifti scan)"
         )
     trials = Trials(runs, evidence)
-    held_out, inner, shuffled, grams = _scores(runs, evidence, trials, n_shuffles, verbose)
+    # What the networks were chosen among is what the probe gets, too.
+    units = np.flatnonzero(at_sites(evidence.brain, evidence.rule.sites))
+    scores, grams = _scores(runs, trials, units, n_shuffles, verbose)
+    held_out = trials.held_out(lambda held: scores["held", held])
     draws = Bootstrap(trials.kind, trials.fold, n=plan.n_boot)
+
+    def probe(held: int, *classes: NDArray) -> NDArray:
+        by_token = [detection.probe(gram, *classes) for gram in grams[held]]
+        return np.stack(by_token, axis=1)
+
+    def words(_held: int, *classes: NDArray) -> NDArray:  # are there before the first token
+        return detection.words(trials.prompts, *classes)[:, None]
+
     with stage("probes", total=2 * len(trials.tasks), unit="probe", verbose=verbose) as bar:
-        probes = trials.areas(draws, _probe(trials, grams, bar))
+        probes = trials.areas(draws, trials.learned(probe, bar.update))
     methods = {
-        "network": trials.areas(draws, lambda task, _off: held_out[:, :, task]),
+        "network": trials.areas(draws, lambda task, _on, _off: held_out[:, :, task]),
         "probe": probes,
-        "words": trials.areas(draws, _words(trials)),
+        "words": trials.areas(draws, trials.learned(words)),
     }
-    limits = _thresholds(evidence, trials, inner, plan.threshold)
     return {
         "tasks": list(evidence.tasks),
         "sites": list(evidence.rule.sites),
         "share": plan.share,
         "n_network_units": int(evidence.networks(evidence.numbers)[0].n_units),
-        "n_units": len(_units(evidence)),
+        "n_units": len(units),
         "n_runs": len(evidence.numbers),
         "n_tokens": held_out.shape[1],
         "frames": runs[0].frames,
@@ -107,137 +109,156 @@ def evaluate(
         "auc": {name: trials.summary(areas) for name, areas in methods.items()},
         "difference": _differences(trials, methods),
         "roc": trials.curves(held_out),
-        "thresholds": _passing(trials, held_out, limits, plan.threshold),
-        "shuffled": _null(trials, shuffled) if n_shuffles else None,
+        "thresholds": _passing(trials, scores, held_out, plan.threshold),
+        "shuffled": _null(trials, scores, n_shuffles) if n_shuffles else None,
     }
 
 
-def _units(evidence: Evidence) -> NDArray[np.int64]:
-    """Units among which the networks were chosen: what the probe gets, too."""
-    return np.flatnonzero(at_sites(evidence.brain, evidence.rule.sites))
+class Trials:
+    """All trials of some runs in order, and how methods are compared on them."""
+
+    def __init__(self, runs: Sequence[Run], evidence: Evidence) -> None:
+        events = pd.concat([run.events.assign(fold=run.run) for run in runs], ignore_index=True)
+        self.evidence, self.tasks = evidence, evidence.tasks
+        self.kind = events["trial_type"].to_numpy(str)
+        self.fold = events["fold"].to_numpy()
+        self.prompts = events["prompt"].to_list()
+        self.is_control = self.kind == glm.CONTROL
+        named = [task for task in self.tasks if task != TRIVIAL]
+        self.counted = named if len(named) > 1 else list(self.tasks)
+
+    def held_out(self, of_others: Callable[[int], NDArray]) -> NDArray:
+        """Scores of every trial, those that the other runs give: ``of_others(run)``."""
+        by_fold = [of_others(held) for held in self.evidence.numbers]
+        folds = np.searchsorted(self.evidence.numbers, self.fold)
+        return np.stack(by_fold)[folds, np.arange(len(folds))]
+
+    def learned(
+        self, learn: Callable[..., NDArray], after: Callable[[], object] = lambda: None
+    ) -> Scores:
+        """Scores of what learns each comparison itself: ``learn(run, on, off, train)``."""
+
+        def scores(_task: int, on: NDArray[np.bool_], off: NDArray[np.bool_]) -> NDArray:
+            out = self.held_out(lambda held: learn(held, on, off, self.fold != held))
+            after()
+            return out
+
+        return scores
+
+    def areas(self, draws: Bootstrap, scores: Scores) -> Areas:
+        """AUC of scores and its draws."""
+        out: Areas = {comparison: {} for comparison in COMPARISONS}
+        for comparison, by_task in out.items():
+            for i, task in enumerate(self.tasks):
+                on, off = self.kind == task, self.is_control
+                if comparison == "others":
+                    off = ~on & ~self.is_control
+                by_task[task] = [draws.areas(each, on, off) for each in scores(i, on, off).T]
+        return out
+
+    def mean(self, areas: Areas, comparison: str) -> list[NDArray[np.float64]]:
+        """Mean over tasks, a number of tokens; random strings are easy and do not count."""
+        columns = [areas[comparison][task] for task in self.counted]
+        return [np.mean(column, axis=0) for column in zip(*columns, strict=True)]
+
+    def summary(self, areas: Areas) -> dict[str, Series]:
+        """Estimates with intervals, by comparison."""
+        return {
+            comparison: Series(
+                tasks={task: _estimates(series) for task, series in by_task.items()},
+                mean=_estimates(self.mean(areas, comparison)),
+            )
+            for comparison, by_task in areas.items()
+        }
+
+    def curves(self, scores: NDArray) -> Roc:
+        """ROC curves against control after the first token and after all."""
+        hits: list[dict[str, list[float]]] = [{}, {}]
+        for i, task in enumerate(self.tasks):
+            is_on = self.kind == task
+            rows = self.is_control | is_on
+            for by_task, token in zip(hits, (0, -1), strict=True):
+                curve = detection.roc(scores[rows, token, i], is_on[rows], self.fold[rows])
+                by_task[task] = curve.tolist()
+        return Roc(detection.GRID.tolist(), *hits)
+
+
+def _estimates(series: Sequence[NDArray]) -> list[Interval]:
+    """Value and interval of areas and their draws."""
+    return [Interval(**detection.estimate(areas)) for areas in series]
 
 
 def _scores(
-    runs: Sequence[Run], evidence: Evidence, trials: Trials, n_shuffles: int, verbose: int
-) -> tuple[NDArray, dict[tuple[int, int], NDArray], list[NDArray], NDArray]:
+    runs: Sequence[Run], trials: Trials, units: NDArray[np.int64], n_shuffles: int, verbose: int
+) -> tuple[dict[tuple[Any, ...], NDArray], dict[int, NDArray]]:
     """Everything that needs the frames, in one pass over them.
 
-    Held-out scores (n_trials, n_tokens, n_tasks); those of networks that two runs were kept from,
-    by (outer, inner) run; those of shuffled labels; and products of activations for the probe.
+    Scores (n_trials, n_tokens, n_tasks) by networks that a run was kept from, ``"held", run``; that
+    two were kept from, ``"inner", outer, inner``; or of shuffled labels, ``"shuffled", shuffle,
+    run``. Products of activations for the probe, (n_tokens, n_trials, n_trials) by run.
     """
-    numbers = evidence.numbers
+    evidence = trials.evidence
     jobs: dict[tuple[Any, ...], Readout] = {}
-    for held in numbers:
-        rest = [n for n in numbers if n != held]
+    for held in evidence.numbers:
+        rest = evidence.others(held)
         jobs["held", held] = evidence.readout(rest)
         for inner in rest:
-            jobs["inner", held, inner] = evidence.readout([n for n in rest if n != inner] or rest)
+            jobs["inner", held, inner] = evidence.readout(evidence.others(held, inner) or rest)
         for shuffle in range(n_shuffles):
-            jobs["shuffled", shuffle, held] = evidence.shuffled_readout(rest, shuffle)
-    n_frames = n_moments(runs)
-    grams = np.zeros((len(numbers), n_frames, len(trials.fold), len(trials.fold)), np.float32)
-    train = [trials.fold != held for held in numbers]
-    scores = project(
-        runs,
-        list(jobs.values()),
-        verbose=verbose,
-        also=lambda means: _add_products(grams, means, train),
-        units=_units(evidence),
-    )
-    by_job = dict(zip(jobs, scores, strict=True))
-    inner_scores = {(k[1], k[2]): s for k, s in by_job.items() if k[0] == "inner"}
-    nulls = [_joined(trials, by_job, "shuffled", s) for s in range(n_shuffles)]
-    return _joined(trials, by_job, "held"), inner_scores, nulls, grams
+            jobs["shuffled", shuffle, held] = evidence.readout(rest, shuffle)
+    size = (n_moments(runs), len(trials.fold), len(trials.fold))
+    grams = {held: np.zeros(size, np.float32) for held in evidence.numbers}
 
+    def slabs() -> Iterator[Slab]:
+        """Add the products of part of the units, standardised as the training trials say."""
+        for part, means in running(runs, units, verbose=verbose):
+            for held, by_token in grams.items():
+                rows = trials.fold != held
+                for t, gram in enumerate(by_token):
+                    values = means[:, t]
+                    sd = values[rows].std(axis=0)
+                    scaled = (values - values[rows].mean(axis=0)) / np.where(sd > 0, sd, 1)
+                    scaled[:, sd == 0] = 0
+                    np.add(gram, scaled @ scaled.T, out=gram)
+            yield part, means
 
-def _joined(trials: Trials, scores: dict[tuple[Any, ...], NDArray], *key: Any) -> NDArray:
-    """Scores of every trial by the networks that its run was kept from."""
-    folds = np.unique(trials.fold)
-    out = np.empty_like(scores[*key, folds[0]])
-    for held in folds:
-        out[trials.fold == held] = scores[*key, held][trials.fold == held]
-    return out
-
-
-def _add_products(grams: NDArray, means: NDArray, train: Sequence[NDArray[np.bool_]]) -> None:
-    """Add the products of some units, standardised as the training trials say, to the grams."""
-    for by_token, rows in zip(grams, train, strict=True):
-        for t, gram in enumerate(by_token):
-            values = means[:, t]
-            sd = values[rows].std(axis=0)
-            scaled = (values - values[rows].mean(axis=0)) / np.where(sd > 0, sd, 1)
-            scaled[:, sd == 0] = 0
-            np.add(gram, scaled @ scaled.T, out=gram)
-
-
-def _probe(trials: Trials, grams: NDArray, bar: Any) -> Any:
-    """Scores of probes that learn each comparison itself from the other runs."""
-    folds, n_tokens = np.unique(trials.fold), grams.shape[1]
-
-    def scores(task: int, off: NDArray[np.bool_]) -> NDArray[np.float64]:
-        on = trials.kind == trials.tasks[task]
-        out = np.zeros((len(on), n_tokens))
-        for by_token, held in zip(grams, folds, strict=True):
-            test = trials.fold == held
-            for t, gram in enumerate(by_token):
-                out[test, t] = detection.probe(gram, on, off, ~test)[test]
-        bar.update()
-        return out
-
-    return scores
-
-
-def _words(trials: Trials) -> Any:
-    """Scores of a bag of words of the prompt, which are there before the first token."""
-
-    def scores(task: int, off: NDArray[np.bool_]) -> NDArray[np.float64]:
-        on = trials.kind == trials.tasks[task]
-        out = np.zeros((len(on), 1))
-        for held in np.unique(trials.fold):
-            test = trials.fold == held
-            out[test, 0] = detection.words(trials.prompts, on, off, ~test)[test]
-        return out
-
-    return scores
+    scores = project(slabs(), list(jobs.values()))
+    return dict(zip(jobs, scores, strict=True)), grams
 
 
 def _differences(trials: Trials, methods: dict[str, Areas]) -> dict[str, dict[str, Interval]]:
     """Network minus each alternative, mean over tasks, after all tokens, on the same draws."""
     out = {}
-    for comparison in ("control", "others"):
+    for comparison in COMPARISONS:
         ends = {name: trials.mean(areas, comparison)[-1] for name, areas in methods.items()}
-        out[comparison] = {
-            name: Interval(**detection.estimate(ends["network"] - end))
-            for name, end in ends.items()
-            if name != "network"
-        }
-    return out
-
-
-def _thresholds(
-    evidence: Evidence, trials: Trials, inner: dict[tuple[int, int], NDArray], rate: float
-) -> dict[int, Thresholds]:
-    """Thresholds for each held-out run, from control trials of the others."""
-    out = {}
-    for held in evidence.numbers:
-        rest = [n for n in evidence.numbers if n != held]
-        parts = [inner[held, n][trials.is_control & (trials.fold == n)] for n in rest]
-        out[int(held)] = thresholds_of(evidence.tasks, np.concatenate(parts), rate=rate)
+        network = ends.pop("network")
+        estimates = _estimates([network - end for end in ends.values()])
+        out[comparison] = dict(zip(ends, estimates, strict=True))
     return out
 
 
 def _passing(
-    trials: Trials, scores: NDArray, limits: dict[int, Thresholds], rate: float
+    trials: Trials, scores: dict[tuple[Any, ...], NDArray], held_out: NDArray, rate: float
 ) -> Passing:
-    """What thresholds let pass among held-out prompts, and which network they name."""
-    above = np.empty(scores.shape, bool)
-    named = np.empty(scores.shape[:2], object)
-    for trial, fold in enumerate(trials.fold):
-        for t, means in enumerate(scores[trial]):
-            above[trial, t] = means > limits[int(fold)].at(t + 1)
-            named[trial, t] = limits[int(fold)].top(means, t + 1) or ""
-    control, places = trials.is_control, {task: i for i, task in enumerate(trials.tasks)}
+    """What thresholds let pass among held-out prompts, and which network they name.
+
+    Thresholds for a run come from control trials of the others, by networks of yet others.
+    """
+    evidence, control = trials.evidence, trials.is_control
+    limits: dict[int, Thresholds] = {}
+    for held in evidence.numbers:
+        parts = [
+            scores["inner", held, n][control & (trials.fold == n)] for n in evidence.others(held)
+        ]
+        limits[held] = thresholds_of(evidence.tasks, np.concatenate(parts), rate=rate)
+    above = np.empty(held_out.shape, bool)
+    named = np.empty(held_out.shape[:2], object)
+    for trial, t in np.ndindex(named.shape):
+        means, limit = held_out[trial, t], limits[trials.fold[trial]]
+        above[trial, t] = means > limit.at(t + 1)
+        named[trial, t] = limit.top(means, t + 1) or ""
     of_task = {task: trials.kind == task for task in trials.tasks}
+    places = {task: i for i, task in enumerate(trials.tasks)}
     return Passing(
         rate=rate,
         # Of two runs one is left to make networks and thresholds: they see the same prompts.
@@ -251,15 +272,23 @@ def _passing(
     )
 
 
-def _null(trials: Trials, shuffled: list[NDArray]) -> ShuffledNetworks:
+def _null(
+    trials: Trials, scores: dict[tuple[Any, ...], NDArray], n_shuffles: int
+) -> ShuffledNetworks:
     """AUC against control of networks from shuffled labels: mean over tasks, one a shuffle."""
-    values = np.empty((len(shuffled), shuffled[0].shape[1]))
     whole = Bootstrap(trials.kind, trials.fold, n=0)
     counted = [(i, trials.kind == t) for i, t in enumerate(trials.tasks) if t in trials.counted]
-    for s, t in np.ndindex(values.shape):
-        values[s, t] = np.mean(
-            [whole.areas(shuffled[s][:, t, i], on, trials.is_control)[0] for i, on in counted]
+    values = []
+    for shuffle in range(n_shuffles):
+        shuffled = trials.held_out(lambda held, s=shuffle: scores["shuffled", s, held])  # type: ignore[misc]
+        values.append(
+            [
+                np.mean(
+                    [whole.areas(of_token[:, i], on, trials.is_control)[0] for i, on in counted]
+                )
+                for of_token in shuffled.swapaxes(0, 1)
+            ]
         )
     low, high = np.percentile(values, [2.5, 97.5], axis=0)
-    series = (values.mean(axis=0), low, high, values.max(axis=0))
-    return ShuffledNetworks(len(shuffled), *(each.tolist() for each in series))
+    series = (np.mean(values, axis=0), low, high, np.max(values, axis=0))
+    return ShuffledNetworks(n_shuffles, *(each.tolist() for each in series))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
@@ -22,99 +23,52 @@ _TITLES = {"control": "Against control prompts", "others": "Against the other ta
 
 @dataclass(frozen=True)
 class Source:
-    """What a result was made from.
+    """What a result was made from."""
 
-    Attributes
-    ----------
-    runs : str or None
-        Digest of the runs.
-    share, rate, n_boot
-        Of the plan.
-    versions : dict of str to str
-        Of what the analysis depends on.
-    """
-
-    runs: str | None
-    share: float
+    runs: str | None  #: their digest
+    share: float  #: this, rate and n_boot: of the plan
     rate: float
     n_boot: int
-    versions: dict[str, str]
+    versions: dict[str, str]  #: of what the analysis depends on
 
 
 @dataclass(frozen=True)
 class Series:
-    """AUC of one method in one comparison, after 1, 2, ... tokens.
-
-    Attributes
-    ----------
-    tasks : dict of str to list of Interval
-        Of each task.
-    mean : list of Interval
-        Over tasks.
-    """
+    """AUC of one method in one comparison, after 1, 2, ... tokens."""
 
     tasks: dict[str, list[Interval]]
-    mean: list[Interval]
+    mean: list[Interval]  #: over tasks
 
 
 @dataclass(frozen=True)
 class Roc:
-    """ROC curves of the networks against control prompts, by task.
+    """ROC curves of the networks against control prompts: hit rates by task."""
 
-    Attributes
-    ----------
-    false_positive_rate : list of float
-        At which hit rates are given.
-    first, all : dict of str to list of float
-        After the first token and after all.
-    """
-
-    false_positive_rate: list[float]
-    first: dict[str, list[float]]
+    false_positive_rate: list[float]  #: at which they are given
+    first: dict[str, list[float]]  #: after the first token
     all: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Passing:
-    """What thresholds let pass among held-out prompts, after 1, 2, ... tokens.
+    """What thresholds let pass among held-out prompts, after 1, 2, ... tokens."""
 
-    Attributes
-    ----------
-    rate : float
-        Share of control prompts that each threshold lets pass.
-    other_runs : bool
-        Whether thresholds come from runs that made no network.
-    false_alarms, hits : dict of str to list of float
-        Share of control prompts, and of a task's, above its network's threshold.
-    named_right, not_named : dict of str to list of float
-        Share of a task's prompts for which its own network, or none, is named.
-    ever_false_alarm : float
-        Share of control prompts on which any network is above at any token.
-    control_named : list of float
-        Share of control prompts on which any network is above.
-    """
-
-    rate: float
-    other_runs: bool
+    rate: float  #: share of control prompts that each threshold lets pass
+    other_runs: bool  #: whether thresholds come from runs that made no network
+    #: Share of control prompts, and of a task's, above its network's threshold
     false_alarms: dict[str, list[float]]
     hits: dict[str, list[float]]
+    #: Share of a task's prompts for which its own network, or none, is named
     named_right: dict[str, list[float]]
     not_named: dict[str, list[float]]
+    #: Share of control prompts on which any network is above: at any token, by tokens
     ever_false_alarm: float
     control_named: list[float]
 
 
 @dataclass(frozen=True)
 class ShuffledNetworks:
-    """AUC of networks from shuffled labels, mean over tasks, after 1, 2, ... tokens.
-
-    Attributes
-    ----------
-    n : int
-        Shuffles.
-    mean, low, high, largest : list of float
-        Over shuffles.
-    """
+    """AUC of networks from `n` shuffles of labels, mean over tasks, after 1, 2, ... tokens."""
 
     n: int
     mean: list[float]
@@ -125,17 +79,7 @@ class ShuffledNetworks:
 
 @dataclass(frozen=True)
 class CopyResult:
-    """The same of the untrained copy.
-
-    Attributes
-    ----------
-    subject : str
-        Its label.
-    n_tokens : int
-        Tokens after which there is an AUC; 1 where it keeps one volume a prompt.
-    auc : dict
-        By method and comparison.
-    """
+    """The same of the untrained copy, with one token where it keeps one volume a prompt."""
 
     subject: str
     n_tokens: int
@@ -144,63 +88,36 @@ class CopyResult:
 
 @dataclass(frozen=True, repr=False)
 class DetectionResult(Result):
-    """Networks as detectors of their tasks; they change when the units of a site are rotated.
-
-    Attributes
-    ----------
-    tasks, sites, mean_of : list of str
-        Tasks, where the networks are, and tasks over which means are taken.
-    share, n_network_units, n_units
-        Size of a network, of so many units.
-    n_runs, n_tokens, n_task_prompts, n_control_prompts, n_boot : int
-        How much was measured.
-    frames : str
-        What one volume is.
-    auc : dict
-        By method (``network``, ``probe``, ``words``) and comparison (``control``, ``others``).
-    difference : dict
-        Network minus each alternative after all tokens, by comparison.
-    roc : Roc
-        Of the networks.
-    thresholds : Passing
-        What they let pass.
-    shuffled : ShuffledNetworks or None
-        The null.
-    untrained : CopyResult or None
-        The untrained copy.
-    made_from : Source or None
-        What tells whether something changed.
-    """
+    """Networks as detectors of their tasks; they change when the units of a site are rotated."""
 
     file: ClassVar[str] = "detection.json"
     rank: ClassVar[int] = 10
 
     tasks: list[str]
-    sites: list[str]
-    share: float
+    sites: list[str]  #: where the networks are
+    share: float  #: of the units there, in a network
     n_network_units: int
     n_units: int
     n_runs: int
     n_tokens: int
-    frames: str
+    frames: str  #: what one volume is
     n_task_prompts: int
     n_control_prompts: int
     n_boot: int
-    mean_of: list[str]
-    auc: dict[str, dict[str, Series]]
+    mean_of: list[str]  #: tasks over which means are taken
+    auc: dict[str, dict[str, Series]]  #: by method and comparison
+    #: network minus each other, after all, by comparison
     difference: dict[str, dict[str, Interval]]
     roc: Roc
     thresholds: Passing
     shuffled: ShuffledNetworks | None = None
     untrained: CopyResult | None = None
-    made_from: Source | None = None
+    made_from: Source | None = None  #: what tells whether something changed
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """``auc``: a row a model, method, comparison, task, number of tokens; ``thresholds``."""
-        groups = {
-            "trained": self.auc,
-            **({"untrained": self.untrained.auc} if self.untrained else {}),
-        }
+        groups = {"trained": self.auc}
+        groups |= {"untrained": self.untrained.auc} if self.untrained else {}
         rows = [
             (model, method, comparison, task, n, e.value, e.low, e.high)
             for model, auc in groups.items()
@@ -210,16 +127,14 @@ class DetectionResult(Result):
             for n, e in enumerate(estimates, start=1)
         ]
         columns = ["model", "method", "against", "task", "n_tokens", "auc", "low", "high"]
-        at = self.thresholds
-        rates = {"hits": at.hits, "false_alarms": at.false_alarms, "named_right": at.named_right}
-        return {
-            "auc": pd.DataFrame(rows, columns=columns),
-            "thresholds": pd.DataFrame(
-                {name: {task: v[-1] for task, v in of.items()} for name, of in rates.items()}
-            )
-            .rename_axis("task")
-            .reset_index(),
-        }
+        rates = pd.DataFrame(
+            {
+                name: {task: rate[-1] for task, rate in getattr(self.thresholds, name).items()}
+                for name in ("hits", "false_alarms", "named_right")
+            }
+        )
+        thresholds = rates.rename_axis("task").reset_index()
+        return {"auc": pd.DataFrame(rows, columns=columns), "thresholds": thresholds}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """AUC against control prompts by tokens."""
@@ -231,11 +146,9 @@ class DetectionResult(Result):
         if self.n_tokens > 1:
             when = f"after each of the {self.n_tokens} tokens that the model generates"
         at = self.thresholds
-        passing = f"Thresholds let {percent(at.rate, 0)} of control prompts of "
-        if at.other_runs:
-            passing += "other runs pass, scored by networks of yet other runs."
-        else:
-            passing += (
+        which = "other runs pass, scored by networks of yet other runs."
+        if not at.other_runs:
+            which = (
                 "the other run pass; it also made the networks, so false alarms are more frequent "
                 "than that."
             )
@@ -250,9 +163,10 @@ class DetectionResult(Result):
         )
         note = (
             f"Intervals: bootstrap over prompts, {count(self.n_boot)} draws; networks and probes "
-            f"are not made anew. {passing} Hits and false alarms: held-out prompts of the task, "
-            "and control prompts, on which its network is above threshold after all tokens. Named "
-            "right: of the networks above threshold, the task's own is furthest."
+            f"are not made anew. Thresholds let {percent(at.rate, 0)} of control prompts of "
+            f"{which} Hits and false alarms: held-out prompts of the task, and control prompts, on "
+            "which its network is above threshold after all tokens. Named right: of the networks "
+            "above threshold, the task's own is furthest."
         )
         title = "Do the networks know what a prompt is about?"
         told = [what, *self._sentences()]
@@ -286,33 +200,26 @@ class DetectionResult(Result):
 
     def _plots(self) -> list[Plot]:
         """AUC by tokens, against control and against other tasks, and the ROC curves."""
-        out = []
         note = ""
         if self._is_reduced:
             note = "; the untrained copy keeps one volume a prompt, so it has one value, after all"
+        plots = []
         for comparison, title in _TITLES.items():
             ends = {name: c[-1].value for name, c in self._curves(comparison).items()}
             told = ", ".join(f"{name} {number(value)}" for name, value in ends.items())
-            out.append(
-                Plot(
-                    f"auc_{comparison}",
-                    partial(self._draw, comparison),
-                    f"AUC by the number of tokens seen, {title.lower()}; after all: {told}.",
-                    f"{title}: AUC on held-out prompts, mean over tasks, by the number of tokens "
-                    "that the model has generated, with 95 % bootstrap intervals; the bag of words "
-                    f"reads the prompt alone{note}.",
-                )
+            alt = f"AUC by the number of tokens seen, {title.lower()}; after all: {told}."
+            caption = (
+                f"{title}: AUC on held-out prompts, mean over tasks, by the number of tokens that "
+                "the model has generated, with 95 % bootstrap intervals; the bag of words reads "
+                f"the prompt alone{note}."
             )
-        return [
-            *out,
-            Plot(
-                "roc",
-                self._draw_roc,
-                "ROC curves of the network of each task against control prompts, after all tokens.",
-                "Hits against false positives of each task's network on held-out task and control "
-                "prompts, after all tokens; the dashed line is guessing.",
-            ),
-        ]
+            plots.append(Plot(f"auc_{comparison}", partial(self._draw, comparison), alt, caption))
+        alt = "ROC curves of the network of each task against control prompts, after all tokens."
+        caption = (
+            "Hits against false positives of each task's network on held-out task and control "
+            "prompts, after all tokens; the dashed line is guessing."
+        )
+        return [*plots, Plot("roc", self._draw_roc, alt, caption)]
 
     def _draw_roc(self) -> Axes:
         """Draw the ROC curves."""
@@ -325,14 +232,12 @@ class DetectionResult(Result):
         areas, passing, at = [], [], self.thresholds
         for task in self.tasks:
             row = {"Task": task}
-            for comparison in ("control", "others"):
-                for name in _NAMES:
-                    last = self.auc[name][comparison].tasks[task][-1]
-                    told = with_interval(last.value, last)
-                    row[f"{name.capitalize()}, {comparison}"] = told
-                    if (name, comparison) == ("network", "control"):
-                        first = self.auc[name][comparison].tasks[task][0]
-                        row["Its first token"] = number(first.value)
+            for comparison, name in product(_AGAINST, _NAMES):
+                of_task = self.auc[name][comparison].tasks[task]
+                told = with_interval(of_task[-1].value, of_task[-1])
+                row[f"{name.capitalize()}, {comparison}"] = told
+                if (name, comparison) == ("network", "control"):
+                    row["Its first token"] = number(of_task[0].value)
             areas.append(row)
             passing.append(
                 {

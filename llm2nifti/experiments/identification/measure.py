@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,27 +29,17 @@ def measure(
 ) -> IdentificationResult:
     """Hold out each run number in turn, and name its runs and prompts.
 
-    Parameters
-    ----------
-    session : Session
-        At least 2 runs of each task of one model.
-    plan : IdentificationPlan
-        What to name.
-    contrasts : mapping, optional
-        Of `llm2nifti.glm.contrasts_of`, if they are there already.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    IdentificationResult
+    `contrasts` are those of `llm2nifti.glm.contrasts_of`, if they are there already.
     """
     session = session.only(plan.task)
     session.check_repeated()
     contrasts = contrasts or glm.contrasts_of(session)
     trials = [_trial_set(run) for run in session]
-    out: dict[str, Naming] = {}
-    for ending, tasks in _groups(session.tasks).items():
+    groups = {"": set(session.tasks)}  # tasks among which is named, by the ending of the results
+    if TRIVIAL in session.tasks and len(session.tasks) > 2:
+        groups[f"_without_{TRIVIAL}"] = groups[""] - {TRIVIAL}
+    out = {}
+    for ending, tasks in groups.items():
         kept = {key: c for key, c in contrasts.items() if key[0] in tasks}
         maps = {key: glm.t_map([c]) for key, c in kept.items()}
         sets = [t for t in trials if t.task in tasks]
@@ -58,30 +49,10 @@ def measure(
         }
         if any(prompt for t in sets for prompt in t.prompts):  # images have no characters
             named["prompts"] = networks.name_prompts(sets)
-        out.update({name + ending: _naming(what) for name, what in named.items()})
+        out.update({name + ending: Naming(**what.summary()) for name, what in named.items()})
     copy = session.untrained if plan.untrained else None
     of_copy = measure(copy, replace(plan, untrained=False), verbose=verbose) if copy else None
     return IdentificationResult(**out, untrained=of_copy)
-
-
-def _groups(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """Tasks among which is named, by the ending of the results' names."""
-    groups = {"": list(tasks)}
-    if TRIVIAL in tasks and len(tasks) > 2:
-        groups[f"_without_{TRIVIAL}"] = [task for task in tasks if task != TRIVIAL]
-    return groups
-
-
-def _naming(named: networks.Identification) -> Naming:
-    """Numbers of one identification."""
-    return Naming(
-        accuracy=named.accuracy,
-        n_items=len(named.truth),
-        chance=named.chance,
-        p=named.p_value(),
-        tasks=named.tasks,
-        confusion=named.confusion().tolist(),
-    )
 
 
 def _effect(contrasts: list[Any]) -> NDArray:
@@ -93,14 +64,11 @@ def _training(
     contrasts: Contrasts, combine: Callable[[list[Any]], NDArray]
 ) -> dict[int, dict[str, NDArray]]:
     """For each held-out run, the map of every task over the other runs."""
-    tasks = networks.tasks_of(contrasts)
-    return {
-        held_out: {
-            task: combine([c for (t, run), c in contrasts.items() if t == task and run != held_out])
-            for task in tasks
-        }
-        for held_out in sorted({run for _, run in contrasts})
-    }
+    training: dict[int, dict[str, NDArray]] = {run: {} for run in sorted({r for _, r in contrasts})}
+    for held_out, task in product(training, networks.tasks_of(contrasts)):
+        others = [c for (t, run), c in contrasts.items() if t == task and run != held_out]
+        training[held_out][task] = combine(others)
+    return training
 
 
 def _trial_set(run: Run) -> networks.TrialSet:

@@ -23,33 +23,19 @@ _ENDINGS = {"": "", "_without_randomstrings": ", no randomstrings"}
 
 @dataclass(frozen=True)
 class Naming:
-    """Names given to held-out items.
+    """Names given to held-out items."""
 
-    Attributes
-    ----------
-    accuracy, chance : float
-        Share of items named right, and by guessing.
-    n_items : int
-        How many there were.
-    p : float
-        Of a permutation test in which whole runs exchange their labels.
-    tasks : list of str
-        What could be said.
-    confusion : list of list of float
-        (n_tasks, n_tasks) share of each task's items (rows) by the name they got.
-    """
-
-    accuracy: float
+    accuracy: float  #: share of items named right
     n_items: int
-    chance: float
-    p: float
-    tasks: list[str]
-    confusion: list[list[float]]
+    chance: float  #: accuracy of guessing
+    p: float  #: of a permutation test in which whole runs exchange their labels
+    tasks: list[str]  #: what could be said
+    confusion: list[list[float]]  #: share of each task's items (rows) by the name they got
 
     def right(self, task: str) -> float | None:
         """Share of a task's items named right."""
-        i = self.tasks.index(task) if task in self.tasks else None
-        return None if i is None else self.confusion[i][i]
+        shares = dict(zip(self.tasks, np.diag(self.confusion).tolist(), strict=True))
+        return shares.get(task)
 
     @property
     def told(self) -> str:
@@ -59,30 +45,19 @@ class Naming:
 
 @dataclass(frozen=True, repr=False)
 class IdentificationResult(Result):
-    """Held-out runs and prompts named by maps of the other runs.
+    """Held-out runs and prompts named by maps of the other runs, also among the other tasks alone.
 
     Names change when the units of a site are rotated: trials are whitened by a covariance that is
     shrunk to its diagonal.
-
-    Attributes
-    ----------
-    runs, trials : Naming
-        By activations.
-    prompts : Naming or None
-        Prompts, by their characters alone.
-    runs_without_randomstrings, ... : Naming or None
-        The same among the other tasks.
-    untrained : IdentificationResult or None
-        The same of the untrained copy.
     """
 
-    runs: Naming
+    runs: Naming  #: by activations
     trials: Naming
-    prompts: Naming | None = None
+    prompts: Naming | None = None  #: by their characters alone
     runs_without_randomstrings: Naming | None = None
     trials_without_randomstrings: Naming | None = None
     prompts_without_randomstrings: Naming | None = None
-    untrained: IdentificationResult | None = None
+    untrained: IdentificationResult | None = None  #: the same of the untrained copy
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """``accuracy``: one row a kind of items; ``confusion``: prompts by task and name."""

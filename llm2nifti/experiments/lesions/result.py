@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from llm2nifti.experiments.lesions.effects import Copy, Measured, Sizes
 from llm2nifti.experiments.results import Result
-from llm2nifti.networks.dissociation import DoubleDissociation, Effect
+from llm2nifti.networks.dissociation import DoubleDissociation, Effect, Selectivity
 from llm2nifti.plans import Json
 from llm2nifti.tell import Plot, Section, Table
 from llm2nifti.tell.wording import listing, number, percent, plural, with_interval
@@ -27,32 +26,54 @@ _HOW = {
 }
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much was measured."""
+
+    n_random: int  #: matched random networks for every network
+    n_prompts: int  #: of each task and run
+    seed: int = 0  #: of the random networks
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one condition does; see `llm2nifti.experiments.lesions.measure.Condition`."""
+
+    sites: tuple[str, ...]
+    mode: str
+    effects: dict[str, dict[str, Effect]]  #: by network and task
+    share: float | None = None
+    strength: float = 1.0
+    spare_template: bool = False
+    selectivity: Selectivity | None = None  #: where networks of several tasks were lesioned
+    double_dissociations: list[DoubleDissociation] | None = None  #: of every pair of them
+
+    @property
+    def tasks(self) -> list[str]:
+        """Whose text was read, control among them."""
+        return list(next(iter(self.effects.values())))
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The same conditions of the untrained copy."""
+
+    conditions: list[Measured]
+
+
 @dataclass(frozen=True, repr=False)
 class InterventionResult(Result):
     """Effects of interventions on held-out text.
 
     They change when the units of a site are rotated, because networks are sets of units.
-
-    Attributes
-    ----------
-    conditions : list of Measured
-        The first is told; others give doses.
-    sizes : Sizes
-        How much was measured.
-    held_out : bool
-        Whether networks were made without the runs that they were judged on.
-    model : dict
-        What the sidecars say of the model.
-    untrained : Copy or None
-        The same of the untrained copy.
     """
 
     stem: ClassVar[str] = "lesions"
 
-    conditions: list[Measured]
+    conditions: list[Measured]  #: the first is told; others give doses
     sizes: Sizes
-    held_out: bool = True
-    model: Json = field(default_factory=dict)
+    held_out: bool = True  #: whether networks were made without the runs that they were judged on
+    model: Json = field(default_factory=dict)  #: what the sidecars say of it
     untrained: Copy | None = None
 
     @property
@@ -60,30 +81,34 @@ class InterventionResult(Result):
         """The condition that is told."""
         return self.conditions[0]
 
+    @property
+    def copy(self) -> Measured | None:
+        """The same of the untrained copy."""
+        return self.untrained.conditions[0] if self.untrained else None
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """``effects``: one row a model, condition, network and task; ``pairs`` of tasks."""
         groups = {"trained": self.conditions}
         groups |= {"untrained": self.untrained.conditions} if self.untrained else {}
         rows, pairs = [], []
-        for group, conditions in groups.items():
-            for m in conditions:
-                how: dict[str, Any] = {"model": group, "mode": m.mode, "share": m.share}
-                how |= {"sites": ",".join(m.sites), "strength": m.strength}
-                for network, by_task in m.effects.items():
-                    rows += [how | _row(network, task, e) for task, e in by_task.items()]
-                pairs += [how | _pair_row(pair) for pair in m.double_dissociations or []]
+        for group, m in [(group, m) for group, of_group in groups.items() for m in of_group]:
+            how: dict[str, Any] = {"model": group, "mode": m.mode, "share": m.share}
+            how |= {"sites": ",".join(m.sites), "strength": m.strength}
+            for network, by_task in m.effects.items():
+                for task, e in by_task.items():
+                    rows.append(how | {"network": network, "task": task} | _effect_cells(e))
+            pairs += [how | _pair_cells(pair) for pair in m.double_dissociations or []]
         return {"effects": pd.DataFrame(rows), "pairs": pd.DataFrame(pairs)}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Matrix of effects beyond matched random units."""
-        return _draw_matrix(self.first, "", ax=ax)
+        return _draw_matrix(self.first, ax=ax)
 
     def _matrices(self) -> list[Plot]:
         """Matrix of the model, and of its untrained copy."""
-        plots = [_matrix_plot(self.first, self.stem, "the")]
-        if self.untrained:
-            copy = self.untrained.conditions[0]
-            plots.append(_matrix_plot(copy, f"{self.stem}_untrained", "the untrained"))
+        plots = [_matrix_plot(self.first, self.stem)]
+        if self.copy:
+            plots.append(_matrix_plot(self.copy, f"{self.stem}_untrained", "Untrained copy"))
         return plots
 
 
@@ -97,16 +122,15 @@ class LesionResult(InterventionResult):
 
     def sections(self) -> list[Section]:
         """What happens without a network?"""
+        first = self.first
         paragraphs, plots = [self._what(), self._reading()], self._matrices()
-        tables = [_matrix_table(self.first), _effects_table(self.first)]
-        if self.first.selectivity:
-            paragraphs.append(_selectivity_sentence(self.first, "The model"))
-            if self.untrained:
-                copy = self.untrained.conditions[0]
-                paragraphs.append(_selectivity_sentence(copy, "The untrained copy"))
-            tables.append(_pairs_table(self.first.double_dissociations or []))
-        plots += _dose_plots(self.conditions, self.stem)
-        return [Section(self.stem, self.title, paragraphs, plots, tables)]
+        tables = [_matrix_table(first), _effects_table(first)]
+        if first.selectivity:
+            paragraphs.append(_selectivity_sentence("model", first))
+            if self.copy:
+                paragraphs.append(_selectivity_sentence("untrained copy", self.copy))
+            tables.append(_pairs_table(first.double_dissociations or []))
+        return [Section(self.stem, self.title, paragraphs, plots + self._doses(), tables)]
 
     def _what(self) -> str:
         """What was lesioned, and how the effect was measured."""
@@ -139,6 +163,32 @@ class LesionResult(InterventionResult):
             "more by its own lesion than by the other's, which is shown if both intervals lie "
             "below 0."
         )
+
+    def _doses(self) -> list[Plot]:
+        """Effect by share of units, where more than one share was lesioned."""
+        first, how = self.first, ("sites", "mode", "spare_template")
+        same = [c for c in self.conditions if all(getattr(c, n) == getattr(first, n) for n in how)]
+        if len(same) < 2 or first.share is None:
+            return []
+        doses: dict[str, dict[float, tuple[float, float, float]]] = {}
+        for m in same:
+            for name, values in _dose(m).items():
+                error = float(np.std(values, ddof=1) / len(values) ** 0.5)
+                mean = float(np.mean(values))
+                doses.setdefault(name, {})[m.share or 0] = (mean, mean - error, mean + error)
+
+        def draw() -> Axes:
+            from llm2nifti import plotting
+
+            return plotting.plot_doses(doses)
+
+        told = f"Change of log probability for {plural(len(same), 'share')} of lesioned units."
+        caption = (
+            "Change of the text of a task, mean over tasks with the standard error over them, when "
+            "its own network, other networks, matched random units or the least responsive units "
+            "are lesioned."
+        )
+        return [Plot(f"{self.stem.removesuffix('s')}_doses", draw, told, caption)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,24 +227,14 @@ class SteerResult(InterventionResult):
                 f"{with_interval(s.value, s.interval, 3)} nats a token; random units "
                 f"{_range(s.random, 3)}."
             )
-        title, tables = "What happens when a task's effect is added?", [_matrix_table(first)]
-        tables.append(_effects_table(first))
+        title = "What happens when a task's effect is added?"
+        tables = [_matrix_table(first), _effects_table(first)]
         return [Section(self.stem, title, paragraphs, self._matrices(), tables)]
 
 
 @dataclass(frozen=True)
 class SteeredAnswer:
-    """One answer.
-
-    Attributes
-    ----------
-    prompt : str
-        What was asked.
-    strength : float
-        How often the effect was added.
-    response : str
-        What the model said.
-    """
+    """What the model said when the effect was added so often."""
 
     prompt: str
     strength: float
@@ -203,13 +243,7 @@ class SteeredAnswer:
 
 @dataclass(frozen=True, repr=False)
 class Answers(Result):
-    """Answers with and without steering.
-
-    Attributes
-    ----------
-    answers : list of SteeredAnswer
-        By prompt and strength.
-    """
+    """Answers with and without steering, by prompt and strength."""
 
     answers: list[SteeredAnswer]
 
@@ -223,58 +257,48 @@ class Answers(Result):
         return [Section("answers", "Answers along a task's effect", told)]
 
 
-def _row(network: str, task: str, e: Effect) -> Json:
+def _effect_cells(e: Effect) -> Json:
     """Cells of one effect."""
-    return {
-        "network": network,
-        "task": task,
-        "delta": e.delta,
-        "low": e.interval[0],
-        "high": e.interval[1],
-        "excess": e.excess,
-        "excess_low": e.excess_interval[0],
-        "excess_high": e.excess_interval[1],
-        "bottom": e.bottom,
-        "n_texts": e.n_texts,
-    }
+    (low, high), (excess_low, excess_high) = e.interval, e.excess_interval
+    cells = {"delta": e.delta, "low": low, "high": high}
+    cells |= {"excess": e.excess, "excess_low": excess_low, "excess_high": excess_high}
+    return cells | {"bottom": e.bottom, "n_texts": e.n_texts}
 
 
-def _pair_row(pair: DoubleDissociation) -> Json:
+def _pair_cells(pair: DoubleDissociation) -> Json:
     """Cells of one pair of tasks."""
     sides = {"first": pair.first, "second": pair.second}
-    values = {name: side.value for name, side in sides.items()}
-    values |= {
-        f"{n}_{end}": s.interval[i]
-        for n, s in sides.items()
-        for i, end in ((0, "low"), (1, "high"))
-    }
+    cells: Json = dict(zip("ab", pair.pair, strict=True))
+    cells |= {name: side.value for name, side in sides.items()}
+    for name, side in sides.items():
+        cells[f"{name}_low"], cells[f"{name}_high"] = side.interval
     judged = {"crosses": pair.crosses, "holds": pair.holds, "random_crosses": pair.random_crosses}
-    return {"a": pair.pair[0], "b": pair.pair[1], **values, **judged}
+    return cells | judged
 
 
-def _draw_matrix(m: Measured, title: str, ax: Axes | None = None) -> Axes:
+def _draw_matrix(m: Measured, title: str = "", ax: Axes | None = None) -> Axes:
     """Draw the effects beyond the random units."""
     from llm2nifti import plotting
 
-    names, tasks = list(m.effects), m.tasks
-    cells = [[m.effects[n][t] for t in tasks] for n in names]
+    by_network = [list(by_task.values()) for by_task in m.effects.values()]
     return plotting.plot_lesions(
-        np.array([[e.excess for e in row] for row in cells]),
-        names,
-        tasks,
-        clear=np.array([[e.is_clear for e in row] for row in cells]),
+        [[e.excess for e in row] for row in by_network],
+        list(m.effects),
+        m.tasks,
+        clear=[[e.is_clear for e in row] for row in by_network],
         ax=ax,
         title=title,
         row_label="Network of" if m.mode != "steer" else "Steered by",
     )
 
 
-def _matrix_plot(m: Measured, stem: str, who: str) -> Plot:
+def _matrix_plot(m: Measured, stem: str, title: str = "") -> Plot:
     """Matrix of effects beyond the random units."""
     values = [e.excess for by_task in m.effects.values() for e in by_task.values()]
+    who = "the untrained" if title else "the"
     return Plot(
         stem,
-        partial(_draw_matrix, m, "Untrained copy" if "untrained" in stem else ""),
+        partial(_draw_matrix, m, title),
         f"Effects of {plural(len(m.effects), 'network')} on text of "
         f"{plural(len(m.tasks), 'condition')} in {who} model, from {number(min(values), 3)} to "
         f"{number(max(values), 3)} nats a token beyond matched random units.",
@@ -331,57 +355,28 @@ def _pairs_table(pairs: Sequence[DoubleDissociation]) -> Table:
     return Table.of("Double dissociations: its own lesion minus the other's", rows)
 
 
-def _selectivity_sentence(m: Measured, who: str) -> str:
+def _selectivity_sentence(who: str, m: Measured) -> str:
     """Own task against other tasks, with its null."""
     s, pairs = m.selectivity, m.double_dissociations or []
     if s is None:
         return ""
     return (
-        f"{who}: lesions change their own task's text by {with_interval(s.value, s.interval, 3)} "
-        "nats a token more than other tasks' text, after taking out how fragile each task is; "
-        f"matched random units by {_range(s.random, 3)}. {sum(pair.holds for pair in pairs)} of "
-        f"{plural(len(pairs), 'pair')} of tasks show a double dissociation."
+        f"The {who}: lesions change their own task's text by "
+        f"{with_interval(s.value, s.interval, 3)} nats a token more than other tasks' text, after "
+        f"taking out how fragile each task is; matched random units by {_range(s.random, 3)}. "
+        f"{sum(pair.holds for pair in pairs)} of {plural(len(pairs), 'pair')} of tasks show a "
+        "double dissociation."
     )
-
-
-def _dose_plots(conditions: Sequence[Measured], stem: str) -> list[Plot]:
-    """Effect by share of units, where more than one share was lesioned."""
-    first = conditions[0]
-    how = ("sites", "mode", "spare_template")
-    same = [c for c in conditions if all(getattr(c, n) == getattr(first, n) for n in how)]
-    if len(same) < 2 or first.share is None:
-        return []
-    doses: dict[str, dict[float, tuple[float, float, float]]] = {}
-    for m in same:
-        for name, values in _dose(m).items():
-            mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)
-            doses.setdefault(name, {})[m.share or 0] = (mean, mean - error, mean + error)
-
-    def draw() -> Axes:
-        from llm2nifti import plotting
-
-        return plotting.plot_doses(doses)
-
-    return [
-        Plot(
-            f"{stem.removesuffix('s')}_doses",
-            draw,
-            f"Change of log probability for {plural(len(same), 'share')} of lesioned units.",
-            "Change of the text of a task, mean over tasks with the standard error over them, when "
-            "its own network, other networks, matched random units or the least responsive units "
-            "are lesioned.",
-        )
-    ]
 
 
 def _dose(m: Measured) -> dict[str, list[float]]:
     """Effects of one condition by kind of lesion, one a task."""
     effects = m.effects
     tasks = [task for task in effects if task in effects[task]]
-    others = {t: [effects[n][t].delta for n in effects if n != t] for t in tasks}
+    others = [[effects[n][task].delta for n in effects if n != task] for task in tasks]
     return {
         "own network": [effects[t][t].delta for t in tasks],
-        "other networks": [float(np.mean(others[t])) for t in tasks],
+        "other networks": [float(np.mean(deltas)) for deltas in others],
         "matched random": [float(np.mean(effects[t][t].random)) for t in tasks],
         "least responsive": [effects[t][t].bottom or 0.0 for t in tasks],
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,11 @@ from llm2nifti.networks import Rule
 
 
 def measure(
-    session: Session, plan: GlmPlan, *, mapper: glm.Mapper | None = None, verbose: int = 1
+    session: Session, plan: GlmPlan, *, mapper: cluster.Mapper | None = None, verbose: int = 1
 ) -> MapsResult:
     """Fit, threshold and write the maps of every task.
 
-    Parameters
-    ----------
-    session : Session
-        Runs of one model.
-    plan : GlmPlan
-        Which rule makes networks, and what is fitted.
-    mapper : callable, optional
-        Fits the slabs of runs; by default the workers that the plan names, or this process.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    MapsResult
+    By default the workers that the plan names, or this process, fit the slabs; or a `mapper` does.
     """
     session = session.only(plan.task)
     rule = Rule(plan.height_control, plan.alpha, plan.share, not plan.one_sided)
@@ -47,61 +35,44 @@ def measure(
     ):
         for task in session.tasks:
             bar.set_description(f"glm {task}")
-            runs = session.of(task)
+            runs, contrast, shares = session.of(task), f"{task} - {glm.CONTROL}", []
             fitted = glm.fit(runs, frames=plan.frames, verbose=0, mapper=mapped)
-            single = []
             for i, run in enumerate(runs):
-                maps = fitted.of_run(i).contrast(f"{task} - {glm.CONTROL}")
-                single.append(maps)
-                network = networks.select(maps, rule, runs=[run])
-                _write(run, maps, network, rule, only_run=True, desc=desc)
-            maps = fitted.contrast(f"{task} - {glm.CONTROL}")
-            network = networks.select(maps, rule, runs=runs)
-            _write(runs.first, maps, network, rule, only_run=False, desc=desc)
+                maps = fitted.of_run(i).contrast(contrast)
+                _write(maps, [run], rule, only_run=True, desc=desc)
+                shares.append(maps.share_below())
+            maps = fitted.contrast(contrast)
+            network = _write(maps, runs, rule, only_run=False, desc=desc)
             bar.update(len(runs))
-            numbers = _numbers(runs, maps, network, single)
-            tasks[task] = replace(numbers, network=desc, rule=rule)
+            tasks[task] = TaskMaps(
+                n_runs=len(runs),
+                n_active=network.n_units,
+                share_active=network.n_units / network.brain.n_units,
+                n_more=int((network.signs > 0).sum()),
+                n_less=int((network.signs < 0).sum()),
+                threshold=network.how,
+                df=maps.df,
+                max_t=float(np.abs(maps.t()).max()),
+                n_constant=maps.n_constant,
+                share_below_05=maps.share_below(),
+                share_below_05_per_run=shares,
+                # Welch's test is of prompts: there is nothing to compare token-level tests with.
+                welch_disagreement=None if maps.note else glm.welch_disagreement(runs, maps),
+                profile=network.profile().to_dict(orient="records"),
+                note=maps.note,
+                network=desc,
+                rule=rule,
+            )
     if plan.frames == "trial":
         return MapsResult(tasks)
     return MapsResult(tasks, token_level_null=glm.token_level(session.first).summary())
 
 
-def _numbers(
-    runs: Session,
-    maps: glm.StatMaps,
-    network: networks.Network,
-    single: list[glm.StatMaps],
-) -> TaskMaps:
-    """Numbers of one task."""
-    return TaskMaps(
-        n_runs=len(runs),
-        n_active=network.n_units,
-        share_active=network.n_units / network.brain.n_units,
-        n_more=int((network.signs > 0).sum()),
-        n_less=int((network.signs < 0).sum()),
-        threshold=network.how,
-        df=maps.df,
-        max_t=float(np.abs(maps.t()).max()),
-        n_constant=maps.n_constant,
-        share_below_05=maps.share_below(),
-        share_below_05_per_run=[m.share_below() for m in single],
-        # Welch's test is of prompts: there is nothing to compare token-level tests with.
-        welch_disagreement=None if maps.note else glm.welch_disagreement(runs, maps),
-        profile=network.profile().to_dict(orient="records"),
-        note=maps.note,
-    )
-
-
 def _write(
-    run: Run,
-    maps: glm.StatMaps,
-    network: networks.Network,
-    rule: Rule,
-    *,
-    only_run: bool,
-    desc: str,
-) -> None:
-    """Write t, z and effect maps and the network mask, of one run or of all runs together."""
+    maps: glm.StatMaps, runs: Sequence[Run], rule: Rule, *, only_run: bool, desc: str
+) -> networks.Network:
+    """Select the network of one run or of all runs together; write it and t, z and effect maps."""
+    network, run = networks.select(maps, rule, runs=runs), runs[0]
     root, kind = run.paths.root, "tokens" if maps.note else ""  # there is a note on tokens only
     for name, img in (("t", maps.t_img), ("z", maps.z_img), ("effect", maps.effect_img)):
         path = run.paths.stat_map(name + kind, only_run=only_run)
@@ -116,6 +87,7 @@ def _write(
     }
     path = run.paths.network(only_run=only_run, desc=desc)
     _write_img(path, root, network.mask_img(), sidecar)
+    return network
 
 
 def _write_img(path: Path, root: Path, img: Any, sidecar: dict[str, object]) -> None:

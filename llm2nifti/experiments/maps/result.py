@@ -27,54 +27,25 @@ MOST_MAPS = 24  # tasks whose maps are drawn: more would make a page too large t
 
 @dataclass(frozen=True)
 class TaskMaps:
-    """Numbers of one task's maps.
+    """Numbers of one task's maps; shares are of all units."""
 
-    Attributes
-    ----------
-    n_runs : int
-        Runs that were fitted together.
-    n_active, n_more, n_less : int
-        Units of the network, and those that respond more and less than to control prompts.
-    share_active : float
-        Share of all units that are active.
-    threshold : str
-        The rule in words.
-    df, max_t : float
-        Residual degrees of freedom, and the largest |t|.
-    n_constant : int
-        Units that never change within a run; they have no t.
-    share_below_05 : float
-        Share of units with p < .05, two-sided, uncorrected.
-    share_below_05_per_run : list of float
-        The same of single runs.
-    welch_disagreement : float or None
-        Share of units where Welch's test decides otherwise.
-    profile : list of dict
-        ``layer, site, n_units, n_active, share`` of every site of a layer.
-    note : str
-        What has to be said of the p values.
-    network : str
-        Entity ``desc`` of the network's files.
-    rule : Rule or None
-        Which units are the network.
-    """
-
-    n_runs: int
-    n_active: int
+    n_runs: int  #: fitted together
+    n_active: int  #: units of the network
     share_active: float
-    n_more: int
+    n_more: int  #: units that respond more than to control prompts
     n_less: int
-    threshold: str
-    df: float
-    max_t: float
-    n_constant: int
-    share_below_05: float
+    threshold: str  #: the rule in words
+    df: float  #: residual degrees of freedom
+    max_t: float  #: the largest |t|
+    n_constant: int  #: units that never change within a run; they have no t
+    share_below_05: float  #: units with p < .05, two-sided, uncorrected
     share_below_05_per_run: list[float]
-    welch_disagreement: float | None = None
+    welch_disagreement: float | None = None  #: share of units where Welch's test decides otherwise
+    #: layer, site, n_units, n_active, share of every site of a layer
     profile: list[dict[str, int | float | str]] = field(default_factory=list)
-    note: str = ""
-    network: str = "network"
-    rule: Rule | None = None
+    note: str = ""  #: what has to be said of the p values
+    network: str = "network"  #: entity desc of the network's files
+    rule: Rule | None = None  #: which units are the network
 
     @property
     def active(self) -> str:
@@ -82,52 +53,18 @@ class TaskMaps:
         return f"{count(self.n_active)} ({percent(self.share_active)})"
 
 
-@dataclass(frozen=True, eq=False)
-class MapImage:
-    """Statistic map and network of one task, all runs together.
-
-    Attributes
-    ----------
-    t_img : Nifti1Image
-        t values of the fixed effect over runs.
-    threshold : float or None
-        Smallest |t| inside the network; None if it is empty.
-    n_units : int
-        Units of the network image.
-    peak : UnitAddress
-        Unit with the largest |t|.
-    peak_t : float
-        Its t value.
-    """
-
-    t_img: nib.Nifti1Image
-    threshold: float | None
-    n_units: int
-    peak: geometry.UnitAddress
-    peak_t: float
-
-
 @dataclass(frozen=True, repr=False)
 class MapsResult(Result):
-    """Maps and networks of the tasks.
+    """Maps and networks of the tasks, by label.
 
     The numbers of active units change when the units of a site are rotated: they belong to the
     basis that the model computes in.
-
-    Attributes
-    ----------
-    tasks : dict of str to TaskMaps
-        By label.
-    token_level_null : dict of str to float, or None
-        Rates of the test of tokens where nothing is there, if tokens were fitted; see
-        `llm2nifti.glm.token_level`.
-    stale_report : bool
-        Whether the report shows the maps that were there before.
     """
 
     tasks: dict[str, TaskMaps]
+    #: Rates of `llm2nifti.glm.token_level` where nothing is there, if tokens were fitted.
     token_level_null: dict[str, float] | None = None
-    stale_report: bool = False
+    stale_report: bool = False  #: whether the report shows the maps that were there before
 
     def keep(self, session: Session) -> None:
         """Bring the numbers of the session's summary, if it has one, up to the maps."""
@@ -204,51 +141,53 @@ class MapsResult(Result):
         return Section("maps", "A map for each task", [text], parts=parts)
 
     def _task_section(self, session: Session, task: str, bg_img: nib.Nifti1Image) -> Section:
-        """Map, profile and viewer of one task."""
+        """Map, profile and viewer of one task; ExperimentError if a file is missing."""
         from llm2nifti import plotting
 
-        maps, image = self.tasks[task], read_map(session, task, self.tasks[task].network)
-        site, low = image.peak.site, image.threshold
-        peak_mm = ", ".join(number(mm, 0) for mm in image.peak.mm)
-        words = height_control(maps.threshold)
+        maps, brain, paths = self.tasks[task], session.brain, session.of(task).first.paths
+        t_img = _load(paths.stat_map("t"), session.root)
+        t = np.asarray(geometry.from_img(brain, t_img), float)
+        mask_img = _load(paths.network(desc=maps.network), session.root)
+        active = geometry.from_img(brain, mask_img) > 0
+        best, n_units = int(np.abs(t).argmax()), int(active.sum())
+        peak = geometry.locate(brain, brain.voxels[best].tolist(), voxel=True)
+        words, low = height_control(maps.threshold), None
         told = f"No unit passes the threshold ({words}), so the map is shown without one."
         name, hidden = "all values", "no unit passes the threshold, so no value is hidden"
-        if low is not None:
+        if n_units:
+            low = float(np.abs(t[active]).min())
             name = f"|t| ≥ {number(low)}"
             hidden = f"units with |t| below {number(low)} are hidden"
             told = f"The threshold is {name}, the smallest |t| inside the network ({words})."
         text = (
-            f"{count(maps.n_active)} of {count(session.brain.n_units)} units "
+            f"{count(maps.n_active)} of {count(brain.n_units)} units "
             f"({percent(maps.share_active)}) are active: {count(maps.n_more)} respond more and "
             f"{count(maps.n_less)} less than to control prompts. {told} The largest |t| is "
-            f"{number(abs(image.peak_t), 1)}: unit {image.peak.unit} of `{site.key}` "
-            f"(t = {number(image.peak_t, 1)}), at ({peak_mm}) mm."
+            f"{number(abs(t[best]), 1)}: unit {peak.unit} of `{peak.site.key}` "
+            f"(t = {number(t[best], 1)}), at ({', '.join(number(mm, 0) for mm in peak.mm)}) mm."
         )
         paragraphs = [f"{text} {maps.note}." if maps.note else text]
-        if image.n_units != maps.n_active:
+        if n_units != maps.n_active:
             paragraphs.append(
-                f"The network image now holds {count(image.n_units)} units, the summary says "
+                f"The network image now holds {count(n_units)} units, the summary says "
                 f"{count(maps.n_active)}: the images were made anew after the summary, with other "
                 "settings. The figure shows the images. To bring both together, run the analysis "
                 "again."
             )
-        draw = partial(
-            plotting.plot_map, image.t_img, bg_img=bg_img, threshold=low, title=f"{task}, {name}"
-        )
-        view = partial(plotting.view, image.t_img, bg_img=bg_img, threshold=low, title=task)
-        alt = (
+        how = {"bg_img": bg_img, "threshold": low}
+        plot = Plot(
+            f"map_{task}",
+            partial(plotting.plot_map, t_img, title=f"{task}, {name}", **how),
             f"Slices of the t map of {task} against control: {count(maps.n_more)} units respond "
-            f"more and {count(maps.n_less)} less."
-        )
-        caption = (
+            f"more and {count(maps.n_less)} less.",
             f"The coronal slices with the strongest responses to {task}: red units respond more "
-            f"than to control prompts, blue units less; {hidden}."
+            f"than to control prompts, blue units less; {hidden}.",
         )
-        plots = [Plot(f"map_{task}", draw, alt, caption), layers_plot(task, maps)]
-        return Section("", task, paragraphs, [*plots, Viewer(task, view)])
+        viewer = Viewer(task, partial(plotting.view, t_img, title=task, **how))
+        return Section("", task, paragraphs, [plot, _layers_plot(task, maps), viewer])
 
 
-def layers_plot(task: str, maps: TaskMaps) -> Plot:
+def _layers_plot(task: str, maps: TaskMaps) -> Plot:
     """Share of each layer's units that are active."""
     from llm2nifti import plotting
 
@@ -260,25 +199,9 @@ def layers_plot(task: str, maps: TaskMaps) -> Plot:
         densest, caption = "0 %", f"The network of {task} is empty in every layer."
     return Plot(
         f"layers_{task}",
-        lambda: plotting.plot_layer_profile(profile),
+        partial(plotting.plot_layer_profile, profile),
         f"Share of units in the network of {task} by layer and site; the largest is {densest}.",
         caption,
-    )
-
-
-def read_map(session: Session, task: str, desc: str) -> MapImage:
-    """Map and network of a task; ExperimentError if a file is missing."""
-    paths, brain = session.of(task).first.paths, session.brain
-    t_img = _load(paths.stat_map("t"), session.root)
-    t = np.asarray(geometry.from_img(brain, t_img), float)
-    active = geometry.from_img(brain, _load(paths.network(desc=desc), session.root)) > 0
-    best = int(np.abs(t).argmax())
-    return MapImage(
-        t_img=t_img,
-        threshold=float(np.abs(t[active]).min()) if active.any() else None,
-        n_units=int(active.sum()),
-        peak=geometry.locate(brain, brain.voxels[best].tolist(), voxel=True),
-        peak_t=float(t[best]),
     )
 
 

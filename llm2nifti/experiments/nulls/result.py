@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from llm2nifti.experiments.results import Result, plain
+from llm2nifti.experiments.results import Result
 from llm2nifti.tell import Section, Table
 from llm2nifti.tell.wording import NONE, count, number, percent, plural
 
@@ -24,66 +24,33 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Rates:
-    """What one null experiment finds.
-
-    Attributes
-    ----------
-    n_relabellings : int
-        How many labellings were tested.
-    below_05, below_05_sd, below_001 : float or None
-        Mean share of units with p below .05, its SD over labellings, and that below .001.
-    any_fdr : float or None
-        Share of labellings in which a unit passes FDR .05.
-    not_possible : str or None
-        Why there are no rates.
-    n_on, n_off : int or None
-        Trials of a pseudo-task, and of its control.
-    rates_below_05 : list of float or None
-        Share of units of each pseudo-task.
-    """
+    """What one null experiment finds; rates are shares of units, means over labellings."""
 
     n_relabellings: int = 0
     below_05: float | None = None
-    below_05_sd: float | None = None
+    below_05_sd: float | None = None  #: over labellings
     below_001: float | None = None
-    any_fdr: float | None = None
-    not_possible: str | None = None
-    n_on: int | None = None
-    n_off: int | None = None
-    rates_below_05: list[float] | None = None
-
-    def sized(self, n_on: int, n_off: int) -> Rates:
-        """The same, with the numbers of trials."""
-        return replace(self, n_on=n_on, n_off=n_off)
+    any_fdr: float | None = None  #: share of labellings in which a unit passes FDR .05
+    not_possible: str | None = None  #: why there are no rates
+    n_on: int | None = None  #: trials of a pseudo-task
+    n_off: int | None = None  #: and of its control
+    rates_below_05: list[float] | None = None  #: of each pseudo-task
 
 
 @dataclass(frozen=True, repr=False)
 class NullResult(Result):
-    """Rates of the null experiments.
+    """Rates of the null experiments."""
 
-    Attributes
-    ----------
-    relabelled : Rates
-        Control prompts labelled task and control at random: nothing is there to find.
-    pseudo_tasks : Rates
-        Whole control topics in the place of a task.
-    token_level : Rates
-        The test of tokens as if they were independent.
-    """
-
-    relabelled: Rates
-    pseudo_tasks: Rates
-    token_level: Rates
+    relabelled: Rates  #: control prompts labelled at random: nothing is there to find
+    pseudo_tasks: Rates  #: whole control topics in the place of a task
+    token_level: Rates  #: the test of tokens as if they were independent
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """``rates``: one row an experiment; ``pseudo_tasks``: one row a pseudo-task."""
-        rates = pd.DataFrame.from_dict(
-            {name: plain(getattr(self, name)) for name in _TITLES}, orient="index"
-        )
-        single = pd.DataFrame({"below_05": self.pseudo_tasks.rates_below_05 or []})
+        rates = pd.DataFrame.from_dict(self.content(), orient="index")
         return {
             "rates": rates.drop(columns="rates_below_05", errors="ignore"),
-            "pseudo_tasks": single,
+            "pseudo_tasks": pd.DataFrame({"below_05": self.pseudo_tasks.rates_below_05 or []}),
         }
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -135,14 +102,13 @@ class NullResult(Result):
         rates = self.relabelled
         if rates.below_05 is None or rates.below_001 is None:
             return f"Not possible here: {rates.not_possible or 'no rates in the summary'}."
-        values = {"below_05": rates.below_05, "below_001": rates.below_001}
-        inside = {name: low <= values[name] <= high for name, (low, high) in _RANGES.items()}
-        words = {True: "inside", False: "outside"}
+        inside = [low <= vars(rates)[name] <= high for name, (low, high) in _RANGES.items()]
+        words = ["inside" if is_inside else "outside" for is_inside in inside]
         text = (
-            f"The rate at p < .05 is {words[inside['below_05']]} its expected range and the rate "
-            f"at p < .001 is {words[inside['below_001']]}"
+            f"The rate at p < .05 is {words[0]} its expected range and the rate "
+            f"at p < .001 is {words[1]}"
         )
-        if all(inside.values()):
+        if all(inside):
             return f"{text}, as it is for a calibrated test."
         return (
             f"{text}. Rates of single relabellings vary (SD {percent(rates.below_05_sd)}), so "

@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llm2nifti import glm, networks, surgery
 from llm2nifti.bids import Session
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.journal import ResultJournal, hash_texts
-from llm2nifti.experiments.pruning.losses import summarise
 from llm2nifti.experiments.pruning.plan import PrunePlan
 from llm2nifti.experiments.pruning.result import PruningResult
-from llm2nifti.experiments.results import Json
 from llm2nifti.interventions import lesion
 from llm2nifti.interventions.bench import Bench, ByTask
-from llm2nifti.interventions.masks import image_network, tasks_or_images
-from llm2nifti.interventions.reloading import reload
+from llm2nifti.interventions.reloading import image_network, reload, tasks_or_images
 from llm2nifti.models import LoadedModel
 from llm2nifti.networks import Network, Rule
+from llm2nifti.networks.dissociation import draws_beyond
+from llm2nifti.plans import Json
 from llm2nifti.progress import stage
+
+N_BOOTSTRAPS = 2000
 
 
 def measure(
@@ -38,33 +40,16 @@ def measure(
 ) -> PruningResult:
     """Prune a network, measure what that does, and write the smaller model.
 
-    Parameters
-    ----------
-    session : Session
-        The model's recording, scanned with ``--sites heads,mlp_hidden``.
-    plan : PrunePlan
-        What to prune, and where to write it. Interrupted work beside it is resumed.
-    model : LoadedModel, optional
-        The model of the runs, if it is loaded already.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    PruningResult
-        Also written to ``prune.json`` in the new folder.
-
-    Raises
-    ------
-    ExperimentError, llm2nifti.interventions.InterventionError
-        If the model is not the one that was scanned, or there are too few runs.
-    llm2nifti.surgery.PruneError
-        If the units own no weights, or the folder is there already.
+    The session was scanned with ``--sites heads,mlp_hidden``. Interrupted work, kept beside the new
+    folder, is resumed; the result is also in the folder's ``prune.json``. ExperimentError or
+    InterventionError if the model is not the one that was scanned, or there are too few runs;
+    `llm2nifti.surgery.PruneError` if the units own no weights, or the folder is there already.
     """
     whole, out = network_of(session, plan), plan.out
     model = model or reload(session.first, plan)
+    told = {**plan.asked, "network": Path(plan.network).name}
     settings = {
-        "plan": _told(plan),
+        "plan": told,
         "units": hashlib.sha256(whole.signs.tobytes()).hexdigest(),
         "weights": model.source["WeightsHash"],
         "texts": hash_texts(session),
@@ -75,10 +60,11 @@ def measure(
     if not (len(journal) and is_written):  # else it was stopped at the very end
         surgery.check_free(out, overwrite=plan.overwrite)
         surgery.to_remove(whole, keep=plan.keep)  # what can't be done is said before long work
-        record: Json = {"plan": _told(plan), "made_from": digest}
+        record: Json = {"plan": told, "made_from": digest}
         record |= _evaluation(session, model, plan, journal, verbose=verbose)
         pruned = surgery.prune(model, whole, keep=plan.keep)
-        record["bytes_in_memory"] = [_n_bytes(model), _n_bytes(pruned.model)]
+        weights = [each.module.parameters() for each in (model, pruned.model)]  # tied ones once
+        record["bytes_in_memory"] = [sum(p.nbytes for p in each) for each in weights]
         if plan.n_pairs and model.kind == "causal":
             record["speed"] = surgery.compare_speed(model, pruned.model, n_pairs=plan.n_pairs)
         surgery.save(pruned, out, overwrite=plan.overwrite, record=record)
@@ -86,30 +72,17 @@ def measure(
     return PruningResult.of({"folder": str(out), **surgery.read_record(out)}, out)
 
 
-def _told(plan: PrunePlan) -> Json:
-    """Plan ready for JSON; of a mask only its name."""
-    return {**plan.asked, "network": Path(plan.network).name}
-
-
-def _n_bytes(model: LoadedModel) -> int:
-    """Bytes of the weights in memory, tied ones once."""
-    return sum(p.numel() * p.element_size() for p in model.module.parameters())
-
-
 def network_of(session: Session, plan: PrunePlan) -> Network:
     """Network of a plan that some runs make, restricted to units that can be pruned.
 
-    Raises
-    ------
-    llm2nifti.interventions.InterventionError
-        If there is neither such a task nor such a file.
-    ExperimentError
-        If a binary mask has no order to take a share of.
+    InterventionError if there is neither such a task nor such a file; ExperimentError if a binary
+    mask has no order to take a share of.
     """
     brain = session.brain
     sites = tuple(dict.fromkeys(site.name for site in surgery.owning_sites(brain)))
-    rule = Rule() if plan.share is None else Rule("top", share=plan.share)
-    rule = replace(rule, sites=sites)  # none: pruning raises, and says what to scan
+    rule = Rule(sites=sites)  # none: pruning raises, and says what to scan
+    if plan.share is not None:
+        rule = Rule("top", share=plan.share, sites=sites)
     tasks, _ = tasks_or_images(session, [plan.network])
     if tasks:
         runs = session.of(tasks[0])
@@ -174,3 +147,50 @@ def _read(bench: Bench, fold: int, removed: Network | None) -> dict[str, list[fl
     """Mean log probability of each held-out text, by task."""
     acting = None if removed is None else lesion(bench.model, removed, "zero")
     return {t: v.tolist() for t, v in bench.log_probabilities(fold, acting).items()}
+
+
+def summarise(folds: Sequence[dict[str, ByTask]]) -> Json:
+    """Perplexities and their differences by task, the prompts of all folds together.
+
+    Each fold, a held-out run, has the mean log probabilities of each text by variant and task. Of
+    each task: perplexities; ``delta``, the mean loss of log probability a token in nats under the
+    network's removal, with its 95 % bootstrap ``interval`` over prompts; and ``beyond``, by how
+    much that exceeds the loss of each other way, whose random draws are resampled, too.
+    """
+    common = [name for name in folds[0] if all(name in fold for fold in folds)]
+    out = {}
+    for task in folds[0]["before"]:
+        values = {name: np.concatenate([fold[name][task] for fold in folds]) for name in common}
+        out[task] = _one_task(values)
+    return out
+
+
+def _one_task(values: ByTask) -> Json:
+    """Numbers of one task from (n_prompts,) mean log probabilities."""
+    perplexity = {name: float(np.exp(-v.mean())) for name, v in values.items()}
+    loss = {name: values["before"] - v for name, v in values.items()}
+    out: Json = {"n_prompts": len(values["before"])}
+    out |= {name: perplexity[name] for name in ("before", "network", "magnitude")}
+    out["delta"], out["interval"] = float(loss["network"].mean()), _interval(loss["network"])
+    out["beyond"] = {}
+    for kind in ("magnitude", "random", "matched"):
+        names = [name for name in values if name.split(" ")[0] == kind]
+        if kind != "magnitude":
+            out[kind] = [perplexity[name] for name in names]
+        if names:
+            others = np.stack([loss[name] for name in names])
+            value = float(loss["network"].mean() - others.mean())
+            out["beyond"][kind] = {"value": value, "interval": _interval(loss["network"], others)}
+    return out
+
+
+def _interval(values: NDArray, others: NDArray | None = None) -> list[float]:
+    """95 % percentile bootstrap interval of the mean over prompts, minus that of other sets."""
+    rng = np.random.default_rng(20231110)
+    rows = rng.integers(len(values), size=(N_BOOTSTRAPS, len(values)))
+    if others is None:
+        draws = values[rows].mean(axis=1)
+    else:
+        sets = rng.integers(len(others), size=(len(others), N_BOOTSTRAPS))
+        draws = draws_beyond(values, others, rows, sets)
+    return np.quantile(draws, [0.025, 0.975]).tolist()

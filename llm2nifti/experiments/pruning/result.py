@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Removed:
-    """Units of one site.
-
-    Attributes
-    ----------
-    n_removed, n_units : int
-        Those that are gone, and all.
-    """
+    """Units of one site."""
 
     n_removed: int
     n_units: int
@@ -34,13 +28,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Beyond:
-    """By how much the network's removal costs more than another one.
-
-    Attributes
-    ----------
-    value, interval : float, list of float
-        In nats a token.
-    """
+    """By how many nats a token the network's removal costs more than another one."""
 
     value: float
     interval: list[float]
@@ -48,118 +36,61 @@ class Beyond:
 
 @dataclass(frozen=True)
 class TaskLosses:
-    """Perplexities of one task's held-out text, by what was removed.
-
-    Attributes
-    ----------
-    n_prompts : int
-        Texts.
-    before, network, magnitude : float
-        Nothing removed, the network, the units with the smallest weights.
-    random, matched : list of float
-        Random units, and random ones that are as active.
-    delta, interval : float, list of float
-        Mean loss of log probability a token under the network's removal, in nats.
-    beyond : dict of str to Beyond
-        Against each other way.
-    """
+    """Perplexities of one task's held-out text, by what was removed."""
 
     n_prompts: int
     before: float
     network: float
-    magnitude: float
-    delta: float
+    magnitude: float  #: without the units with the smallest weights
+    delta: float  #: nats a token that the network's removal costs, with an interval
     interval: list[float]
     random: list[float] = field(default_factory=list)
-    matched: list[float] = field(default_factory=list)
-    beyond: dict[str, Beyond] = field(default_factory=dict)
+    matched: list[float] = field(default_factory=list)  #: random units that are as active
+    beyond: dict[str, Beyond] = field(default_factory=dict)  #: against each other way
 
 
 @dataclass(frozen=True)
 class SpeedChange:
-    """Speed of one act before and after.
-
-    Attributes
-    ----------
-    before, after : float
-        Tokens a second.
-    ratio, interval : float, list of float
-        After / before.
-    n_pairs : int
-        Pairs of measurements.
-    """
+    """Speed of one act in tokens a second, and its ratio after / before."""
 
     before: float
     after: float
     ratio: float
     interval: list[float]
-    n_pairs: int
+    n_pairs: int  #: of measurements
 
 
 @dataclass(frozen=True, repr=False)
 class PruningResult(Result):
-    """A pruned model and what it lost; kept as ``prune.json`` in its folder.
+    """A pruned model and what it lost; kept as ``prune.json`` in its folder."""
 
-    Attributes
-    ----------
-    folder : str
-        Where the pruned model is.
-    network, how, space : str
-        Whose units went, by which rule, in which space.
-    n_removed : int
-        How many.
-    sites : dict of str to Removed
-        What was removed.
-    parameters, bytes_in_memory : list of int
-        Before and after.
-    bytes : int
-        Of the weights on disk.
-    largest_relative_difference_from_zero_lesion : float
-        Between the outputs of the pruned model and of the model under a zero lesion.
-    notes, evaluation_notes : list of str
-        What has to be said of the model and of its evaluation.
-    evaluation : dict of str to TaskLosses
-        By task.
-    speed : dict of str to SpeedChange
-        Of ``prefill`` and ``generate``.
-    plan : dict
-        What was asked for.
-    settings : dict
-        What the config said of sizes before and after.
-    llm2nifti : str
-        The version that pruned.
-    made_from : str
-        Digest of everything that decides it.
-    """
-
-    how: str
+    how: str  #: the rule by which units went
     sites: dict[str, Removed]
-    parameters: list[int]
+    parameters: list[int]  #: before and after, as the bytes in memory
     bytes_in_memory: list[int]
-    bytes: int
+    bytes: int  #: of the weights on disk
     network: str = ""
     space: str = ""
     n_removed: int = 0
+    #: Between the outputs of the pruned model and of the model under a zero lesion
     largest_relative_difference_from_zero_lesion: float | None = None
     notes: list[str] = field(default_factory=list)
-    evaluation: dict[str, TaskLosses] = field(default_factory=dict)
+    evaluation: dict[str, TaskLosses] = field(default_factory=dict)  #: by task
     evaluation_notes: list[str] = field(default_factory=list)
-    speed: dict[str, SpeedChange] = field(default_factory=dict)
+    speed: dict[str, SpeedChange] = field(default_factory=dict)  #: of ``prefill`` and ``generate``
     plan: Json = field(default_factory=dict)
     folder: str = ""
-    settings: dict[str, list[int | None]] = field(default_factory=dict)
-    llm2nifti: str = ""
-    made_from: str = ""
+    settings: dict[str, list[int | None]] = field(default_factory=dict)  #: sizes before and after
+    llm2nifti: str = ""  #: the version that pruned
+    made_from: str = ""  #: digest of everything that decides it
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """``perplexity``: one row a task and way of removing."""
         rows = []
         for task, losses in self.evaluation.items():
-            single = {"before": losses.before, "network": losses.network}
-            single["magnitude"] = losses.magnitude
-            rows += [(task, name, 0, value) for name, value in single.items()]
-            for name in ("random", "matched"):
-                rows += [(task, name, i, v) for i, v in enumerate(getattr(losses, name))]
+            for name in ("before", "network", "magnitude", "random", "matched"):
+                values = np.atleast_1d(getattr(losses, name)).tolist()
+                rows += [(task, name, i, value) for i, value in enumerate(values)]
         columns = ["task", "removed", "draw", "perplexity"]
         return {"perplexity": pd.DataFrame(rows, columns=columns)}
 

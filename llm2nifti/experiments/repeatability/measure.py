@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from nilearn.glm.contrasts import Contrast
@@ -24,6 +24,7 @@ N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
 
 Contrasts = Mapping[tuple[str, int], Contrast]
 Maps = dict[tuple[str, int], NDArray[np.float64]]
+Masks = dict[tuple[str, int], NDArray[np.bool_]]
 
 
 def measure(
@@ -34,29 +35,16 @@ def measure(
     intervals: bool = True,
     verbose: int = 1,
 ) -> RepeatabilityResult:
-    """Measure how repeatable and how distinct the maps are.
+    """Measure how repeatable and how distinct the maps are; every task needs the same runs.
 
     Parameters
     ----------
-    session : Session
-        At least 2 runs of each task of one model.
-    plan : RepeatabilityPlan
-        What to compare.
+    session, plan, verbose
+        At least 2 runs of each task of one model, what to compare, and 0 for no progress.
     contrasts : mapping, optional
         Of `llm2nifti.glm.contrasts_of`, if they are there already.
     intervals : bool, default=True
         Compute jackknife intervals.
-    verbose : int, default=1
-        0 shows no progress.
-
-    Returns
-    -------
-    RepeatabilityResult
-
-    Raises
-    ------
-    llm2nifti.networks.SimilarityError
-        Unless every task has the same runs, at least two.
     """
     session = session.only(plan.task)
     session.check_repeated()
@@ -65,7 +53,9 @@ def measure(
     tasks, r = networks.tasks_of(maps), networks.matrix(maps)
     masks = networks.top_masks(maps)
     dice = networks.matrix(masks, networks.dice)
-    estimates, why_not = _intervals(session, maps, verbose=verbose) if intervals else (None, None)
+    estimates = why_not = None
+    if intervals:
+        estimates, why_not = _intervals(session, maps, masks, verbose=verbose)
     same, cross = networks.same_and_cross(r)
     is_single = len(tasks) == 1
     copy = session.untrained if plan.untrained and intervals else None
@@ -88,18 +78,22 @@ def measure(
     )
 
 
+def _relabelled(
+    runs: Sequence[Run], what: str, labels: Callable[[Run], Sequence[glm.Labels]], verbose: int
+) -> Maps:
+    """(n_labellings, n_units) maps of each run with other labels than its own."""
+    bar = tqdm(runs, desc=f"{what} maps", disable=None if verbose else True)
+    return {(run.task, run.run): glm.t_of_labels(run.values(), labels(run)) for run in bar}
+
+
 def _intervals(
-    runs: Sequence[Run], maps: Maps, *, verbose: int
+    runs: Sequence[Run], maps: Maps, masks: Masks, *, verbose: int
 ) -> tuple[dict[str, Estimate] | None, str | None]:
     """Jackknife intervals of the figures and of every pair, or why there are none."""
     try:
-        without = {
-            (run.task, run.run): glm.t_of_labels(run.values(), glm.without_blocks(run.events))
-            for run in tqdm(runs, desc="jackknife maps", disable=None if verbose else True)
-        }
+        without = _relabelled(runs, "jackknife", lambda r: glm.without_blocks(r.events), verbose)
         r = networks.jackknife(maps, without)
-        masks = networks.top_masks(without)
-        dice = networks.jackknife(networks.top_masks(maps), masks, networks.dice)
+        dice = networks.jackknife(masks, networks.top_masks(without), networks.dice)
     except (glm.DesignError, networks.SimilarityError) as error:
         return None, str(error)
     figures = {task: r[task, task] for task in networks.tasks_of(maps)}
@@ -113,12 +107,9 @@ def _intervals(
 
 def _shuffled(runs: Sequence[Run], *, verbose: int) -> Shuffled:
     """Same-task r when trial types are shuffled within runs."""
-    shuffles = {
-        (run.task, run.run): glm.t_of_labels(
-            run.values(), [glm.shuffled(run, n=N_SHUFFLES, seed=run.run)]
-        )
-        for run in tqdm(runs, desc="shuffled maps", disable=None if verbose else True)
-    }
+    shuffles = _relabelled(
+        runs, "shuffled", lambda r: [glm.shuffled(r, n=N_SHUFFLES, seed=r.run)], verbose
+    )
     values = [
         networks.same_and_cross(networks.matrix({key: m[i] for key, m in shuffles.items()}))[0]
         for i in range(N_SHUFFLES)
@@ -130,14 +121,9 @@ def _closest(
     tasks: Sequence[str], r: NDArray, dice: NDArray, estimates: Mapping[str, Estimate]
 ) -> list[Pair]:
     """Pairs of different tasks, most similar maps first."""
-    pairs = [
-        Pair(
-            [task, other],
-            float(r[i, j]),
-            float(dice[i, j]),
-            estimates.get(pair_name(task, other)),
-        )
-        for i, task in enumerate(tasks)
-        for j, other in enumerate(tasks[:i])
-    ]
+    pairs = []
+    for i, task in enumerate(tasks):
+        for j, other in enumerate(tasks[:i]):
+            interval = estimates.get(pair_name(task, other))
+            pairs.append(Pair([task, other], float(r[i, j]), float(dice[i, j]), interval))
     return sorted(pairs, key=lambda pair: -pair.r)

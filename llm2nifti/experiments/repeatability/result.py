@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,13 +35,7 @@ _CAPTIONS = {
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Same-task correlation of maps of shuffled labels.
-
-    Attributes
-    ----------
-    mean, largest : float
-        Over shuffles.
-    """
+    """Same-task correlation of maps of shuffled labels, over shuffles."""
 
     mean: float
     largest: float
@@ -49,22 +43,12 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two different tasks.
+    """Two different tasks, compared between different runs."""
 
-    Attributes
-    ----------
-    pair : list of str
-        Their labels.
-    r, dice : float
-        Correlation of their maps and overlap of their largest units, between different runs.
-    interval : Estimate or None
-        Of `r`.
-    """
-
-    pair: list[str]
-    r: float
-    dice: float
-    interval: Estimate | None = None
+    pair: list[str]  #: their labels
+    r: float  #: correlation of their maps
+    dice: float  #: overlap of their largest units
+    interval: Estimate | None = None  #: of r
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,71 +57,55 @@ class RepeatabilityResult(Result):
 
     Correlations and overlaps of maps are invariant to the order of units and to flips of their
     signs, not to rotations of a site's units.
-
-    Attributes
-    ----------
-    tasks : list of str
-        Labels, in the order of the matrices.
-    top_share, dice_chance : float
-        Share of the units in masks that are compared, and the overlap of random ones.
-    r, r_corrected, dice, jaccard : list of list of float
-        Correlation of t maps, the same corrected for reliability, and overlaps.
-    same_task_r, cross_task_r, same_minus_cross : float
-        Means of the diagonal of `r`, of the rest, and their difference; None for one task.
-    shuffled_same_task_r : Shuffled
-        Null of `same_task_r`.
-    intervals : dict of str to Estimate
-        Jackknife intervals by the name of a figure, a task, or ``"a - b"`` of two tasks.
-    intervals_not_possible : str or None
-        Why there are none.
-    closest_pair : list of Pair
-        All pairs of tasks, most similar maps first.
-    untrained : RepeatabilityResult or None
-        The same of the untrained copy: a baseline of input similarity.
     """
 
-    tasks: list[str]
-    top_share: float
-    r: Matrix
-    r_corrected: Matrix
+    tasks: list[str]  #: labels, in the order of the matrices
+    top_share: float  #: share of the units in masks that are compared
+    r: Matrix  #: correlation of t maps
+    r_corrected: Matrix  #: the same corrected for reliability
     dice: Matrix
     jaccard: Matrix
-    dice_chance: float
-    same_task_r: float
-    shuffled_same_task_r: Shuffled
-    cross_task_r: float | None = None
+    dice_chance: float  #: overlap of random masks
+    same_task_r: float  #: mean of the diagonal of r
+    shuffled_same_task_r: Shuffled  #: its null
+    cross_task_r: float | None = None  #: mean of the rest; None for one task
     same_minus_cross: float | None = None
+    #: Jackknife intervals by the name of a figure, a task, or "a - b" of two tasks.
     intervals: dict[str, Estimate] | None = None
-    intervals_not_possible: str | None = None
-    closest_pair: list[Pair] | None = None
-    untrained: RepeatabilityResult | None = None
+    intervals_not_possible: str | None = None  #: why there are none
+    closest_pair: list[Pair] | None = None  #: all pairs of tasks, most similar maps first
+    untrained: RepeatabilityResult | None = None  #: of the copy: a baseline of input similarity
+
+    @property
+    def limits(self) -> dict[str, Estimate]:
+        """Intervals; empty where there are none."""
+        return self.intervals or {}
 
     def told(self, name: str) -> str:
         """A figure, or a task's repeatability, with its interval where there is one."""
-        if name in self.tasks:
-            i = self.tasks.index(name)
-            value = self.r[i][i]
-        else:
-            value = getattr(self, name)
-        return with_interval(value, (self.intervals or {}).get(name))
+        return with_interval(self._value(name), self.limits.get(name))
+
+    def _value(self, name: str) -> Any:
+        """A figure, or a task's repeatability."""
+        i = self.tasks.index(name) if name in self.tasks else None
+        return getattr(self, name) if i is None else self.r[i][i]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """``pairs``: one row a pair of tasks, also of a task with itself; ``figures``: means."""
-        rows, limits = [], self.intervals or {}
+        matrices = {k: getattr(self, k) for k in ("r", "r_corrected", "dice", "jaccard")}
+        rows = []
         for i, task in enumerate(self.tasks):
             for j, other in enumerate(self.tasks[: i + 1]):
-                estimate = limits.get(task if i == j else pair_name(task, other))
-                ends = (estimate.low, estimate.high) if estimate else (None, None)
-                cells = (m[i][j] for m in (self.r, self.r_corrected, self.dice, self.jaccard))
-                rows.append((task, other, *cells, *ends))
-        columns = ["task", "other", "r", "r_corrected", "dice", "jaccard", "r_low", "r_high"]
-        names = ("same_task_r", "cross_task_r", "same_minus_cross")
-        known = [(name, limits.get(name)) for name in names]
-        figures = [(n, getattr(self, n), e and e.low, e and e.high) for n, e in known]
-        return {
-            "pairs": pd.DataFrame(rows, columns=columns),
-            "figures": pd.DataFrame(figures, columns=["figure", "value", "low", "high"]),
-        }
+                e = self.limits.get(task if i == j else pair_name(task, other))
+                cells = {name: matrix[i][j] for name, matrix in matrices.items()}
+                ends = {"r_low": e and e.low, "r_high": e and e.high}
+                rows.append({"task": task, "other": other, **cells, **ends})
+        figures = []
+        for name in ("same_task_r", "cross_task_r", "same_minus_cross"):
+            e = self.limits.get(name)
+            ends = {"low": e and e.low, "high": e and e.high}
+            figures.append({"figure": name, "value": getattr(self, name), **ends})
+        return {"pairs": pd.DataFrame(rows), "figures": pd.DataFrame(figures)}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Matrix of correlations between runs."""
@@ -153,7 +121,6 @@ class RepeatabilityResult(Result):
         parts = [self._baselines(reads=reads)]
         if self.closest_pair:
             parts.append(self._pairs(self.closest_pair))
-        title = "Repeatable and distinct?"
         plots = self._plots(shown or self.tasks)
         notes = []
         if all(plot.stem != "similarity_corrected" for plot in plots):
@@ -162,6 +129,7 @@ class RepeatabilityResult(Result):
                 "repeatability."
             ]
         tables = self._matrices() if len(self.tasks) <= _MOST_NUMBERS else []
+        title = "Repeatable and distinct?"
         return [Section("repeatability", title, paragraphs, plots, tables, notes, parts)]
 
     def distinctness(self) -> str:
@@ -172,9 +140,11 @@ class RepeatabilityResult(Result):
         )
         if len(self.tasks) < 2:
             return text + "."
-        text += f", maps of different tasks at {self.told('cross_task_r')}. The difference is "
-        text += self.told("same_minus_cross")
-        estimate = (self.intervals or {}).get("same_minus_cross")
+        text += (
+            f", maps of different tasks at {self.told('cross_task_r')}. The difference is "
+            f"{self.told('same_minus_cross')}"
+        )
+        estimate = self.limits.get("same_minus_cross")
         if not estimate:
             return text + "."
         if estimate.low > 0 or estimate.high < 0:
@@ -202,18 +172,15 @@ class RepeatabilityResult(Result):
 
     def _matrices(self) -> list[Table]:
         """Numbers of the matrices, for those who do not see the figures."""
-        names = {
+        matrices = {
             "Correlation of t maps between runs (diagonal: repeatability)": self.r,
             f"Dice of the top {percent(self.top_share, 0)} of units": self.dice,
         }
-        rows = {
-            name: [
-                {"Task": task, **dict(zip(self.tasks, map(number, row), strict=True))}
-                for task, row in zip(self.tasks, matrix, strict=True)
-            ]
-            for name, matrix in names.items()
-        }
-        return [Table.of(name, of_matrix) for name, of_matrix in rows.items()]
+        tables = []
+        for title, matrix in matrices.items():
+            rows = [(t, *map(number, row)) for t, row in zip(self.tasks, matrix, strict=True)]
+            tables.append(Table(title, pd.DataFrame(rows, columns=["Task", *self.tasks])))
+        return tables
 
     def _draw(self, matrix: Matrix, title: str, label: str, ax: Axes | None = None) -> Axes:
         """Draw a matrix over tasks."""
@@ -227,15 +194,13 @@ class RepeatabilityResult(Result):
 
     def _bars(self, shown: list[str]) -> Plot:
         """Same-task correlations with their intervals, beside other pairs of maps."""
-        diagonal = dict(zip(self.tasks, np.diag(np.array(self.r, float)).tolist(), strict=True))
-        values = {task: r for task, r in diagonal.items() if task in set(shown)}
-        keys, others = {task: task for task in values}, "maps of shuffled labels"
+        keys, others = {t: t for t in self.tasks if t in set(shown)}, "maps of shuffled labels"
         if self.cross_task_r is not None:
-            values["different tasks"], keys["different tasks"] = self.cross_task_r, "cross_task_r"
+            keys["different tasks"] = "cross_task_r"
             others = f"maps of different tasks and {others}"
-        limits = self.intervals or {}
-        ends = {name: limits[key] for name, key in keys.items() if key in limits}
-        intervals = {name: (e.low, e.high) for name, e in ends.items()}
+        values = {name: self._value(key) for name, key in keys.items()}
+        ends = {name: self.limits.get(key) for name, key in keys.items()}
+        intervals = {name: (e.low, e.high) for name, e in ends.items() if e}
         values["shuffled labels"] = self.shuffled_same_task_r.mean
         figures = ", ".join(f"{name} {number(value)}" for name, value in values.items())
 
@@ -273,7 +238,7 @@ class RepeatabilityResult(Result):
         kinds = {"same task": "same_dice", "different tasks": "cross_dice"}
         for (kind, name), value, other in zip(kinds.items(), dice, of_copy, strict=True):
             title = f"Dice of the top {percent(self.top_share, 0)} of units, {kind}"
-            told = with_interval(value, (self.intervals or {}).get(name))
+            told = with_interval(value, self.limits.get(name))
             rows.append((title, told, f"{number(self.dice_chance)} (random sets)", number(other)))
         rows = rows if len(self.tasks) > 1 else [rows[0], rows[3]]
         headings = ["Mean over tasks and pairs of runs", "This model", "Null", "Untrained copy"]
@@ -302,18 +267,16 @@ class RepeatabilityResult(Result):
         rows = []
         for rank, pair in enumerate(pairs[:MOST_PAIRS], start=1):
             i, j = (self.tasks.index(task) for task in pair.pair)
-            name, corrected = " – ".join(sorted(pair.pair)), number(self.r_corrected[i][j])
             rows.append(
-                (
-                    name,
-                    str(rank),
-                    with_interval(pair.r, pair.interval),
-                    corrected,
-                    number(pair.dice),
-                )
+                {
+                    "Pair": " – ".join(sorted(pair.pair)),
+                    "Rank by r": str(rank),
+                    "r": with_interval(pair.r, pair.interval),
+                    "r, corrected": number(self.r_corrected[i][j]),
+                    "Dice": number(pair.dice),
+                }
             )
-        headings = ["Pair", "Rank by r", "r", "r, corrected", "Dice"]
-        table = Table("Pairs of tasks by similarity", pd.DataFrame(rows, columns=headings))
+        table = Table.of("Pairs of tasks by similarity", rows)
         notes = []
         if len(pairs) > MOST_PAIRS:
             notes.append(

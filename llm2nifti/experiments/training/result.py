@@ -22,104 +22,47 @@ _FIGURES = ("other tasks", "control", "task more than other tasks")
 
 @dataclass(frozen=True)
 class Change:
-    """Change of a loss in nats for each token of the concept; negative is better.
-
-    Attributes
-    ----------
-    value, interval : float, list of float
-        Mean, with its bootstrap interval over prompts and seeds.
-    seeds : list of float
-        Of single trainings.
-    """
+    """Change of a loss in nats for each token of the concept; negative is better."""
 
     value: float
-    interval: list[float]
-    seeds: list[float]
-
-    @property
-    def told(self) -> str:
-        """Value with its interval."""
-        return with_interval(self.value, self.interval)
+    interval: list[float]  #: by bootstrap over prompts and seeds
+    seeds: list[float]  #: of single trainings
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One condition: which modules were trained, and what it changed.
-
-    Attributes
-    ----------
-    n_modules, n_weights : int
-        How much was trained.
-    rate : float
-        Learning rate, the best of those that were tried.
-    rates : dict of str to float
-        Their losses on held-out development prompts.
-    change : dict of str to Change
-        By task, and of ``other tasks`` and ``task more than other tasks``.
-    epochs : list of list of float
-        Training losses of every seed.
-    modules : list of list of str or None
-        Random modules of every seed.
-    """
+    """One condition: which modules were trained, and what it changed."""
 
     n_modules: int
     n_weights: int
-    rate: float
-    change: dict[str, Change]
-    rates: dict[str, float | None] = field(default_factory=dict)
-    epochs: list[list[float]] = field(default_factory=list)
-    modules: list[list[str]] | None = None
+    rate: float  #: the best of those that were tried
+    change: dict[str, Change]  #: by task, and of ``other tasks`` and ``task more than other tasks``
+    rates: dict[str, float | None] = field(default_factory=dict)  #: loss on held-out development
+    epochs: list[list[float]] = field(default_factory=list)  #: training losses of every seed
+    modules: list[list[str]] | None = None  #: random ones of every seed
 
 
 @dataclass(frozen=True)
 class TaskTraining:
-    """Everything that was trained on one task's text.
-
-    Attributes
-    ----------
-    task : str
-        Its label.
-    base : dict of str to float
-        Mean loss of the untouched model, by task.
-    n_held_out : dict of str to int
-        Held-out prompts, by task.
-    conditions : dict of str to Trained
-        ``network``, ``random`` and ``all``.
-    differences : dict
-        Network minus the others: `Change` by figure.
-    network, plan, model : dict
-        What the network is, what was asked for, and what the sidecars say of the model.
-    targets : list of dict
-        Modules by network mass.
-    n_training, n_modules : int
-        Prompts to train on, and modules that could be trained.
-    made_from : str
-        Digest of everything that decides it.
-    """
+    """Everything that was trained on one task's text."""
 
     task: str
-    base: dict[str, float]
-    n_held_out: dict[str, int]
-    conditions: dict[str, Trained]
-    differences: dict[str, dict[str, Change]]
+    base: dict[str, float]  #: mean loss of the untouched model, by task
+    n_held_out: dict[str, int]  #: prompts, by task
+    conditions: dict[str, Trained]  #: ``network``, ``random`` and ``all``
+    differences: dict[str, dict[str, Change]]  #: network minus the others, by figure
     network: Json = field(default_factory=dict)
     plan: Json = field(default_factory=dict)
-    model: Json = field(default_factory=dict)
-    targets: list[Json] = field(default_factory=list)
-    n_training: int = 0
-    n_modules: int = 0
-    made_from: str = ""
+    model: Json = field(default_factory=dict)  #: what the sidecars say of it
+    targets: list[Json] = field(default_factory=list)  #: modules by network mass
+    n_training: int = 0  #: prompts
+    n_modules: int = 0  #: that could be trained
+    made_from: str = ""  #: digest of everything that decides it
 
 
 @dataclass(frozen=True, repr=False)
 class TrainingResult(Result):
-    """Trainings by task.
-
-    Attributes
-    ----------
-    tasks : dict of str to TaskTraining
-        By label.
-    """
+    """Trainings by task."""
 
     file: ClassVar[str] = "training.json"
     rank: ClassVar[int] = 30
@@ -178,19 +121,18 @@ class TrainingResult(Result):
 
 def _table(numbers: TaskTraining) -> Table:
     """Changes of one task's experiment."""
-    shown = [numbers.task, *_FIGURES]
     rows = []
     for name, trained in numbers.conditions.items():
         told = {"Weights": count(trained.n_weights), "Rate": f"{trained.rate:g}"}
-        rows.append({"Trained": name, **told, **_cells(trained.change, shown)})
+        rows.append({"Trained": name, **told, **_cells(trained.change, numbers.task)})
     for name, figures in numbers.differences.items():
         blank = {"Weights": NONE, "Rate": NONE}
-        rows.append({"Trained": name, **blank, **_cells(figures, shown)})
+        rows.append({"Trained": name, **blank, **_cells(figures, numbers.task)})
     n_seeds = len(next(iter(numbers.conditions.values())).change[numbers.task].seeds)
-    caption = f"Change of the loss, {numbers.task}, {plural(n_seeds, 'seed')}"
-    return Table.of(caption, rows)
+    return Table.of(f"Change of the loss, {numbers.task}, {plural(n_seeds, 'seed')}", rows)
 
 
-def _cells(figures: dict[str, Change], shown: list[str]) -> dict[str, str]:
+def _cells(figures: dict[str, Change], task: str) -> dict[str, str]:
     """Figures of one row."""
-    return {n.capitalize(): figures[n].told if n in figures else NONE for n in shown}
+    told = {name: with_interval(each.value, each.interval) for name, each in figures.items()}
+    return {name.capitalize(): told.get(name, NONE) for name in (task, *_FIGURES)}

@@ -31,41 +31,33 @@ def summarise(
 ) -> Json:
     """Put the results of all trainings together.
 
-    Parameters
-    ----------
-    what : mapping
-        Description of the experiment, with ``task``.
-    rates : mapping
-        For each condition and learning rate, the ``loss`` on held-out development prompts.
-    base : mapping
-        ``losses`` of the untouched model, a list by task.
-    pieces : mapping
-        For each condition and seed: ``losses``, ``epochs``, ``modules``, ``n_weights``.
-
-    Returns
-    -------
-    dict
-        ``base``: mean loss by task. ``conditions``: for each, the change of the loss (negative is
-        better) by task, of the ``other tasks`` together, and the ``task more than other tasks``;
-        each with ``value``, ``interval`` and ``seeds``. ``differences``: the same, between
-        conditions.
+    `what` describes the experiment, with its ``task``. `rates` has for each condition and learning
+    rate the ``loss`` on held-out development prompts, `base` the ``losses`` of the untouched model
+    by task, `pieces` the ``losses``, ``epochs``, ``modules``, ``n_weights`` of each condition and
+    seed. The result has for each condition, and for ``differences`` of conditions, the change of
+    the loss (negative is better) by task, of the ``other tasks`` together, and of the ``task more
+    than other tasks``; each with ``value``, ``interval`` and ``seeds``.
     """
     task = str(what["task"])
     before = {name: np.array(losses) for name, losses in base["losses"].items()}
-    changes = {c: _changes(c, before, pieces) for c in CONDITIONS}
     figures = _figures(task, list(before))
+    changes: dict[str, Losses] = {}
     conditions: Json = {}
-    for name, change in changes.items():
-        trained = [piece for (c, _), piece in pieces.items() if c == name]
+    for name in CONDITIONS:
+        trained = [piece for (condition, _), piece in pieces.items() if condition == name]
+        changes[name] = {
+            each: np.array([piece["losses"][each] for piece in trained]) - losses
+            for each, losses in before.items()
+        }
+        tried = {
+            f"{rate:g}": _known(rates[name][rate]["loss"], None) for rate in sorted(rates[name])
+        }
         conditions[name] = {
             "n_modules": len(trained[0]["modules"]),
             "n_weights": trained[0]["n_weights"],
             "rate": best_rate(rates[name]),
-            "rates": {
-                f"{rate:g}": _known(trial["loss"], None)
-                for rate, trial in sorted(rates[name].items())
-            },
-            "change": _estimates(figures, change),
+            "rates": tried,
+            "change": _estimates(figures, changes[name]),
             "epochs": [piece["epochs"] for piece in trained],
             "modules": [piece["modules"] for piece in trained] if name == "random" else None,
         }
@@ -90,17 +82,6 @@ def best_rate(tried: Mapping[float, Mapping[str, Any]]) -> float:
 def _known(loss: float | None, otherwise: Any) -> Any:
     """A loss, or something else where it is none."""
     return loss if loss is not None and np.isfinite(loss) else otherwise
-
-
-def _changes(
-    condition: str, before: Losses, pieces: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> dict[str, NDArray[np.float64]]:
-    """(n_seeds, n_prompts) change of the loss by task."""
-    trained = [piece["losses"] for (c, _), piece in pieces.items() if c == condition]
-    return {
-        name: np.array([losses[name] for losses in trained]) - values
-        for name, values in before.items()
-    }
 
 
 def _figures(task: str, names: list[str]) -> dict[str, NDArray[np.float64]]:
