@@ -183,7 +183,7 @@ many units in a Llama.
 | ~8B | `--frames trial` | trial means are summed on the device, tokens are never stored: an eighth of the disk at 8 frames, one file for both levels |
 | large runs | nothing: `glm.fit` goes through slabs by itself | peak memory stays flat |
 | more than one GPU's memory | `--device auto` | accelerate spreads the weights over GPUs, memory and disk |
-| many runs, several machines | `--dask SCHEDULER` | one task a run; every worker holds the model |
+| many runs, several processes or machines | `--n-jobs N`, `--dask ADDRESS` | one task a run; every worker holds the model |
 
 Memory of a scan: the weights, the keys and values of one batch, and one batch of the recording
 (`batch size x frames x units x 4` bytes, mapped from the disk); it does not grow with the number of frames

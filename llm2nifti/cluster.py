@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from llm2nifti.progress import stage
 
-_LOCAL = "local:"
 _PATIENCE = 20  # seconds to wait for a scheduler, and for its first worker
 # torch's threads and matplotlib's figures belong to the process, so it does one task at a time.
 _ONE_AT_A_TIME = threading.Lock()
@@ -42,25 +41,44 @@ class ClusterError(ValueError):
 
 
 @contextmanager
-def mapped(where: str | None) -> Iterator[Mapper]:
-    """Map of a cluster, which does a function for many items, or the builtin one for None."""
+def mapped(n_jobs: int, dask: str | None) -> Iterator[Mapper]:
+    """Map of the workers that are asked for, which does a function for many items."""
+    where = asked(n_jobs, dask)
     with nullcontext() if where is None else connected(where, threads=1) as workers:
         yield workers.map if workers else map
 
 
+def asked(n_jobs: int, dask: str | None) -> int | str | None:
+    """Number of new processes or address of a scheduler; None where this process does the work."""
+    if dask is not None:
+        if n_jobs != 1:
+            raise DaskError(f"n_jobs is {n_jobs}, and dask {dask!r}; give one of them")
+        if not re.fullmatch(r"(\w+://)?[^/\s]+:\d+", dask):
+            raise DaskError(
+                f"dask is {dask!r}; give the address of a scheduler, such as tcp://host:8786, or "
+                "n_jobs for processes of this machine"
+            )
+        return dask
+    if n_jobs < 1 and n_jobs != -1:
+        raise DaskError(f"n_jobs is {n_jobs}; give -1 for one process a core, or 1 or more")
+    n = _machine()[1] if n_jobs == -1 else n_jobs
+    return None if n == 1 else n
+
+
 @contextmanager
-def connected(where: str, *, threads: int | None = None) -> Iterator[Workers]:
+def connected(where: int | str, *, threads: int | None = None) -> Iterator[Workers]:
     """Use the workers of a Dask cluster.
 
-    It is at the address of a scheduler, such as ``tcp://host:8786``, or ``local:N`` new processes
-    on this machine. In each worker torch computes with some `threads`; by default with its share
-    of its machine's cores, the smallest of all workers.
+    They are those of the scheduler at an address, such as ``tcp://host:8786``, or as many new
+    processes on this machine. In each worker torch computes with some `threads`; by default with
+    its share of its machine's cores, the smallest of all workers.
     """
     try:
         import distributed
     except ImportError:
         raise DaskError(
-            "dask needs the package distributed; install it: pip install 'llm2nifti[cluster]'"
+            "several processes need the package distributed; install it: "
+            "pip install 'llm2nifti[cluster]'"
         ) from None
     with _silence(), _cluster(where) as address:
         try:
@@ -91,22 +109,16 @@ def _silence() -> Iterator[None]:
 
 
 @contextmanager
-def _cluster(where: str) -> Iterator[Any]:
-    """Address of a scheduler, or a new cluster on this machine for ``local:N``."""
-    number = where.removeprefix(_LOCAL)
-    if number == where and re.fullmatch(r"(\w+://)?[^/\s]+:\d+", where):
+def _cluster(where: int | str) -> Iterator[Any]:
+    """Address of a scheduler, or a new cluster of so many processes on this machine."""
+    if isinstance(where, str):
         yield where
         return
-    if number == where or not number.isdecimal() or int(number) < 1:
-        raise DaskError(
-            f"dask is {where!r}; give local:N with N of 1 or more, or the address of a "
-            "scheduler, such as tcp://host:8786"
-        )
     from distributed import LocalCluster
 
     with _interrupts_held():  # also for workers that are started later, in the cluster's threads
         cluster = LocalCluster(
-            n_workers=int(number),
+            n_workers=where,
             threads_per_worker=1,
             memory_limit=0,  # memory-mapped recordings count, but can always be given back
             dashboard_address="localhost:0",  # None is port 8787, and a warning where it is taken

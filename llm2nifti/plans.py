@@ -195,6 +195,22 @@ class OfTasks(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnWorkers(Plan):
+    """A plan whose work several processes can do.
+
+    Attributes
+    ----------
+    n_jobs : int
+        Processes that do the work; -1 is one for each core.
+    dask : str or None
+        Address of a Dask scheduler whose workers do it instead.
+    """
+
+    n_jobs: int = how(1)
+    dask: str | None = how(None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class WithModel(Plan):
     """A plan that needs the dataset's model.
 

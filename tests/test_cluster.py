@@ -80,7 +80,7 @@ def test_a_killed_worker_costs_nothing_but_time(alone, tiny_folders, tmp_path, v
     path = write_study(tmp_path / "a", tiny_folders)
     root, log = path.parent / "ds", path.parent.with_suffix(".log")
     options = {"at": 60, "signal": "SIGKILL", "workers": True}
-    done, n_operations = counted.run(words(path, "--dask", "local:2"), path.parent, **options)
+    done, n_operations = counted.run(words(path, "--n-jobs", "2"), path.parent, **options)
     assert (done.returncode, done.stderr) == (0, "")
     assert log.with_suffix(".log.sent").exists()  # the worker was killed, in the middle of a run
     assert n_operations > 2 * options["at"]
@@ -91,7 +91,7 @@ def test_a_killed_worker_costs_nothing_but_time(alone, tiny_folders, tmp_path, v
 
 def test_interrupted_again_and_again_it_ends_with_the_same_bytes(alone, tiny_folders, tmp_path):
     path = write_study(tmp_path / "a", tiny_folders)
-    root, line = path.parent / "ds", words(path, "--dask", "local:2")
+    root, line = path.parent / "ds", words(path, "--n-jobs", "2")
     for signal in ("SIGHUP", "SIGTERM", "SIGINT"):
         done, _ = counted.run(line, path.parent, at=alone[1] // 4, signal=signal)
         ended = "interrupted" if signal == "SIGINT" else f"ended by {signal}"
@@ -99,7 +99,7 @@ def test_interrupted_again_and_again_it_ends_with_the_same_bytes(alone, tiny_fol
         assert done.returncode == counted.CODES[signal]
         assert len(bids.runs(root)) < N_RUNS
     again = subprocess.run(
-        command(path, "--dask", "local:2"), capture_output=True, text=True, check=False
+        command(path, "--n-jobs", "2"), capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
     assert_same(root, alone[0])
@@ -133,11 +133,11 @@ def test_workers_share_the_cores_and_put_their_threads_back(two_workers, tiny_fo
     ("changes", "options", "message"),
     [
         ({"gpt2": "nowhere/model"}, [], "nowhere/model"),
-        ({}, ["--dask", "local:0"], "local:N with N of 1 or more"),
+        ({}, ["--n-jobs", "0"], "n_jobs is 0; give -1 for one process a core, or 1 or more"),
         ({}, ["--dask", "nonsense"], "address of a scheduler"),
         (
             {},
-            ["--dask", "local:1", "--threads", "0"],
+            ["--n-jobs", "2", "--threads", "0"],
             "--threads is '0'; it must be a whole number of at least 1",
         ),
     ],
@@ -147,7 +147,7 @@ def test_mistakes_are_the_same_one_line_as_without_a_cluster(
 ):
     path = write_study(tmp_path / "a", tiny_folders, **changes)
     capfd.readouterr()  # what saving the models printed
-    options = options or ["--dask", "local:1"]
+    options = options or ["--n-jobs", "2"]
     assert cli.main(["scan", str(path), "--quiet", *options]) == 2
     err = capfd.readouterr().err
     assert message in err
@@ -217,7 +217,7 @@ def test_workers_in_another_folder_find_the_dataset(
 
 def test_a_file_that_is_missing_is_not_called_a_lost_scheduler(two_workers, tmp_path):
     with (
-        cluster.mapped(two_workers[0].scheduler_address) as mapper,
+        cluster.mapped(1, two_workers[0].scheduler_address) as mapper,
         pytest.raises(FileNotFoundError, match=r"nowhere\.nii"),  # nibabel's has no errno
     ):
         list(mapper(nib.load, [tmp_path / "nowhere.nii"]))
@@ -226,7 +226,7 @@ def test_a_file_that_is_missing_is_not_called_a_lost_scheduler(two_workers, tmp_
 def test_without_distributed_the_extra_is_named(monkeypatch, tiny_folders, tmp_path):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(cluster.DaskError, match=r"pip install 'llm2nifti\[cluster\]'"):
-        study.scan(tmp_path / "ds", small_plan(tiny_folders), dask="local:2")
+        study.scan(tmp_path / "ds", small_plan(tiny_folders), n_jobs=2)
     assert not (tmp_path / "ds").exists()
 
 
@@ -235,7 +235,7 @@ def test_slabs_of_large_runs_are_fitted_by_the_workers(two_workers, tmp_path):
     runs = bids.session(root)
     whole = measure(runs, GlmPlan(), verbose=0).tasks
     running, client = two_workers
-    with cluster.mapped(running.scheduler_address) as mapper:
+    with cluster.mapped(1, running.scheduler_address) as mapper:
         spread = measure(runs, GlmPlan(), verbose=0, mapper=mapper).tasks
     assert spread.keys() == whole.keys()
     for task, numbers in spread.items():

@@ -148,7 +148,7 @@ def test_killed_and_interrupted_it_ends_with_the_same_bytes(whole, tiny_folders,
 
 def test_a_cluster_makes_the_same_dataset_maps_and_reports(whole, tiny_folders, tmp_path):
     path = write_study(tmp_path / "a", tiny_folders, TWO_SEEDS, PLAIN)
-    done = run([*command(path), "--dask", "local:2"])
+    done = run([*command(path), "--n-jobs", "2"])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[:5] == whole[1].splitlines()[:5]
     assert_same(path.parent / "ds", contents(whole[0]))

@@ -24,7 +24,7 @@ Printed = tuple[Any, str]  # as JSON, and as text
 Handler = Callable[..., Printed | None]
 
 SCANNED = (Design, ModelChoice, Settings)
-_WITH_STUDY_FILE = {"overwrite", "redo", "threads", "dask", "json", "quiet"}
+_WITH_STUDY_FILE = {"overwrite", "redo", "threads", "n_jobs", "dask", "json", "quiet"}
 
 
 def plans_by_command() -> dict[str, tuple[type[Plan], ...]]:
@@ -103,7 +103,7 @@ def _scan(dataset: str, given: Given, options: plans.ScanOptions, *, verbose: in
 
 def _how(options: plans.ScanOptions) -> Json:
     """How a scan is done."""
-    return {name: getattr(options, name) for name in ("overwrite", "threads", "dask")}
+    return {name: getattr(options, name) for name in ("overwrite", "threads", "n_jobs", "dask")}
 
 
 def _what(dataset: str, given: Given, options: plans.ScanOptions) -> StudyFile:

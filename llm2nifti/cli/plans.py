@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm2nifti.defaults import N_FRAMES, N_RELABELLINGS
-from llm2nifti.plans import Count, Level, Plan, Positive, Template, WithModel
+from llm2nifti.plans import Count, Level, OnWorkers, Plan, Positive, Template, WithModel
 
 
 class CommandPlan(Plan):
@@ -18,7 +18,7 @@ class CommandPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanOptions(CommandPlan):
+class ScanOptions(CommandPlan, OnWorkers):
     """Record a model into a BIDS dataset.
 
     Attributes
@@ -29,8 +29,6 @@ class ScanOptions(CommandPlan):
         Delete the dataset's old content first.
     threads : int or None
         Threads that torch computes with; by default its own choice.
-    dask : str or None
-        Workers that do the work: local:N, or the address of a Dask scheduler.
 
     Examples
     --------
@@ -40,7 +38,6 @@ class ScanOptions(CommandPlan):
     compress: bool = False
     overwrite: bool = False
     threads: Count | None = None
-    dask: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,7 @@ class RunOptions(ScanOptions):
 
     Examples
     --------
-    llm2nifti run ds; or: llm2nifti run study.toml --dask local:4
+    llm2nifti run ds; or: llm2nifti run study.toml --n-jobs 4
     """
 
     n_null: Count = N_RELABELLINGS

@@ -19,6 +19,7 @@ def scan(
     overwrite: bool = False,
     verbose: int = 1,
     threads: int | None = None,
+    n_jobs: int = 1,
     dask: str | None = None,
 ) -> None:
     """Record every run of some plans, alone in the dataset.
@@ -35,19 +36,20 @@ def scan(
         0 shows no progress.
     threads : int, optional
         Number of threads that torch computes with; part of what decides the last digits.
+    n_jobs : int, default=1
+        Processes that do the work: 1 is this one, -1 one for each core.
     dask : str, optional
-        Address of a Dask scheduler whose workers do the work, or ``local:N`` for N new processes;
-        see `llm2nifti.cluster.connected`. By default this process does it.
+        Address of a Dask scheduler whose workers do it instead, such as ``tcp://host:8786``.
     """
     from llm2nifti.study import scanning  # needs torch, which an analysis does not load
 
     scanning.check(root, plans)
-    with bids.locked(root), scanning.crew_of(dask, threads) as crew:
+    with bids.locked(root), scanning.crew_of(n_jobs, dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         bids.writing.clear_work(root, recordings=True)
 
 
-def run(
+def run(  # noqa: PLR0913 - each is an option of the command line, too
     root: Path,
     plans: ScanPlan | Sequence[ScanPlan],
     *,
@@ -55,13 +57,14 @@ def run(
     measured: Sequence[Plan] = (),
     verbose: int = 1,
     threads: int | None = None,
+    n_jobs: int = 1,
     dask: str | None = None,
 ) -> Path:
     """Scan, analyse and report, alone in the dataset from beginning to end.
 
     Parameters
     ----------
-    root, plans, overwrite, verbose, threads, dask
+    root, plans, overwrite, verbose, threads, n_jobs, dask
         See `scan`.
     measured : sequence of Plan
         Experiments that every session goes through before it is reported; a
@@ -75,7 +78,7 @@ def run(
     from llm2nifti.study import repairing, scanning
 
     scanning.check(root, plans)
-    with bids.locked(root), scanning.crew_of(dask, threads) as crew:
+    with bids.locked(root), scanning.crew_of(n_jobs, dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         path = analyse_all(root, measured=measured, verbose=verbose, mapper=crew.map)
         repairing.finish(root)

@@ -194,14 +194,15 @@ def _drop_outdated(folder: Path, settings: Settings) -> None:
 
 
 @contextmanager
-def crew_of(dask: str | None, threads: int | None) -> Iterator[Crew]:
+def crew_of(n_jobs: int, dask: str | None, threads: int | None) -> Iterator[Crew]:
     """Workers of a cluster, or this process."""
     check_threads(threads)
-    if dask is None:
+    where = cluster.asked(n_jobs, dask)
+    if where is None:
         with torch_threads(threads):
             yield ThisProcess()
     else:
-        with cluster.connected(dask, threads=threads) as workers:
+        with cluster.connected(where, threads=threads) as workers:
             yield DaskCrew(workers)
 
 

@@ -73,7 +73,7 @@ SCAN = (  # enough for units that own weights to pass a threshold
 )
 COMMANDS = (
     Command("run", RUN, n_kills=14),
-    Command("run --dask", "run study.toml --dask local:2 --threads 1", n_kills=6),
+    Command("run --n-jobs 2", "run study.toml --n-jobs 2 --threads 1", n_kills=6),
     Command("glm", "glm ds --height-control top --share 0.2", (RUN,)),
     Command("report", "report ds", (RUN,), n_kills=6),
     Command(

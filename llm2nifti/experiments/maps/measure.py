@@ -30,7 +30,7 @@ def measure(
     desc = bids.label("network" + ("" if plan.frames == "trial" else "tokens") + rule.label)
     tasks = {}
     with (
-        nullcontext(mapper) if mapper else cluster.mapped(plan.dask) as mapped,
+        nullcontext(mapper) if mapper else cluster.mapped(plan.n_jobs, plan.dask) as mapped,
         tqdm(total=len(session), desc="glm", unit="run", disable=None if verbose else True) as bar,
     ):
         for task in session.tasks:

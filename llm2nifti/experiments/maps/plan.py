@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llm2nifti.plans import Level, OfTasks, Share, how
+from llm2nifti.plans import Level, OfTasks, OnWorkers, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlmPlan(OfTasks):
+class GlmPlan(OfTasks, OnWorkers):
     """Fit nilearn's GLM, write statistical maps and networks.
 
     Attributes
@@ -24,8 +24,6 @@ class GlmPlan(OfTasks):
         Only units that respond more.
     frames : {"trial", "token"}
         Fit trials, or tokens (AR(1), as in the paper).
-    dask : str or None
-        Workers that fit the slabs of large runs: local:N, or a scheduler's address.
 
     Examples
     --------
@@ -39,4 +37,3 @@ class GlmPlan(OfTasks):
     share: Share = 0.01
     one_sided: bool = False
     frames: Literal["trial", "token"] = "trial"
-    dask: str | None = how(None)
