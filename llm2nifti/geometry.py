@@ -219,19 +219,10 @@ def to_volume(brain: ModelBrain, values: NDArray, *, fill: float = 0) -> NDArray
 
 
 def to_img(brain: ModelBrain, values: NDArray, *, t_r: float | None = None) -> nib.Nifti1Image:
-    """Make a NIfTI image of unit values.
+    """Make an image of (n_units,) or (n_frames, n_units) values in recording order.
 
-    Parameters
-    ----------
-    values : (n_units,) or (n_frames, n_units) array
-        Values in recording order; booleans become uint8.
-    t_r : float, optional
-        Seconds a frame, for 4D images.
-
-    Returns
-    -------
-    Nifti1Image
-        3D or 4D, with mm (and sec) units and an aligned sform and qform.
+    Booleans become uint8; a frame lasts `t_r` seconds. Units are mm and sec, and sform and qform
+    are aligned.
     """
     values = np.asarray(values)
     if values.dtype == bool:
@@ -250,23 +241,10 @@ def set_header(img: nib.Nifti1Image, *, t_r: float | None = None) -> nib.Nifti1I
 
 
 def from_img(brain: ModelBrain, img: nib.Nifti1Image) -> NDArray:
-    """Read unit values from an image in the brain's space.
+    """Read (n_units,) or (n_frames, n_units) values from a 3D or 4D image in the brain's space.
 
-    Parameters
-    ----------
-    img : Nifti1Image
-        3D or 4D image; its shape and affine must be the brain's.
-
-    Returns
-    -------
-    (n_units,) or (n_frames, n_units) array
-
-    Raises
-    ------
-    SpaceError
-        If the image has another shape or affine; nothing is resampled.
-    UnreadableImageError
-        If the file is damaged.
+    SpaceError if it has another shape or affine, as nothing is resampled; UnreadableImageError if
+    the file is damaged.
     """
     check_space(brain, img)
     try:
@@ -371,23 +349,9 @@ def from_tables(
 
 
 def locate(brain: ModelBrain, point: Sequence[float], *, voxel: bool = False) -> UnitAddress:
-    """Say which unit lives at a point.
+    """Say which unit lives at a point: world coordinates in mm, or the index of a `voxel`.
 
-    Parameters
-    ----------
-    point : sequence of 3 float
-        World coordinates in mm, or a voxel index when `voxel` is true.
-    voxel : bool, default=False
-        How to read `point`.
-
-    Returns
-    -------
-    UnitAddress
-
-    Raises
-    ------
-    NoSuchUnitError
-        If the point is outside the volume or between two tiles.
+    NoSuchUnitError if the point is outside the volume or between two tiles.
     """
     ijk = np.asarray(point, float)
     if ijk.shape != (3,) or not np.isfinite(ijk).all():

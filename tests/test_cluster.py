@@ -167,7 +167,8 @@ def test_a_scheduler_that_does_not_answer_is_said_in_one_line(
     assert not (path.parent / "ds").exists()
 
 
-def test_a_scheduler_without_workers_is_said_to_have_none(tiny_folders, tmp_path):
+def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch, tiny_folders, tmp_path):
+    monkeypatch.setattr(cluster, "_PATIENCE", 2)
     with (
         LocalCluster(n_workers=0, dashboard_address=None) as running,
         pytest.raises(cluster.ClusterError, match="has no worker"),
