@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -98,8 +99,15 @@ def test_what_shown_code_imports_is_there(name, code):
     for node in ast.walk(ast.parse(code)):
         module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
         if module and module.startswith("llm2nifti") and module.rpartition(".")[0] not in made:
-            for each in node.names:
-                exec(f"from {module} import {each.name}", {})
+            there = importlib.import_module(module)
+            gone = [a.name for a in node.names if not has(there, a.name)]
+            assert not gone, f"{name} imports {gone} from {module}"
+
+
+def has(module, name):
+    """Whether a name can be imported from a module: what it holds, or a module in it."""
+    inside = hasattr(module, "__path__") and importlib.util.find_spec(f"{module.__name__}.{name}")
+    return hasattr(module, name) or bool(inside)
 
 
 def test_the_verbs_of_the_package_are_those_of_its_modules():
