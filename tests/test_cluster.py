@@ -53,10 +53,6 @@ def words(path: Path, *options: str) -> list[str]:
     return ["scan", str(path), "--quiet", "--threads", "1", *options]
 
 
-def command(path: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "llm2nifti.cli", *words(path, *options)]
-
-
 @pytest.fixture(scope="module")
 def alone(tiny_folders, tmp_path_factory):
     """Files of the dataset that one process makes, and with how many operations."""
@@ -66,7 +62,7 @@ def alone(tiny_folders, tmp_path_factory):
     return contents(path.parent / "ds"), n_operations
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_workers():
     """A scheduler with two worker processes, which its nannies start again when they die."""
     with (
@@ -76,32 +72,24 @@ def two_workers():
         yield running, client
 
 
-def test_a_killed_worker_costs_nothing_but_time(alone, tiny_folders, tmp_path, validate):
-    path = write_study(tmp_path / "a", tiny_folders)
-    root, log = path.parent / "ds", path.parent.with_suffix(".log")
-    options = {"at": 60, "signal": "SIGKILL", "workers": True}
-    done, n_operations = counted.run(words(path, "--n-jobs", "2"), path.parent, **options)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert log.with_suffix(".log.sent").exists()  # the worker was killed, in the middle of a run
-    assert n_operations > 2 * options["at"]
-    assert len(bids.runs(root)) == N_RUNS
-    validate(root)
-    assert_same(root, alone[0])
-
-
-def test_interrupted_again_and_again_it_ends_with_the_same_bytes(alone, tiny_folders, tmp_path):
+def test_interrupted_and_with_a_killed_worker_it_ends_with_the_same_bytes(
+    alone, tiny_folders, tmp_path, validate
+):
+    """SIGTERM reaches the command alone, SIGINT its workers too, SIGKILL one worker."""
     path = write_study(tmp_path / "a", tiny_folders)
     root, line = path.parent / "ds", words(path, "--n-jobs", "2")
-    for signal in ("SIGHUP", "SIGTERM", "SIGINT"):
+    for signal, ended in (("SIGTERM", "ended by SIGTERM"), ("SIGINT", "interrupted")):
         done, _ = counted.run(line, path.parent, at=alone[1] // 4, signal=signal)
-        ended = "interrupted" if signal == "SIGINT" else f"ended by {signal}"
         assert done.stderr == f"{ended}; the same command resumes\n"
         assert done.returncode == counted.CODES[signal]
         assert len(bids.runs(root)) < N_RUNS
-    again = subprocess.run(
-        command(path, "--n-jobs", "2"), capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
+    options = {"at": 60, "signal": "SIGKILL", "workers": True}
+    done, n_operations = counted.run(line, path.parent, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.parent.with_suffix(".log.sent").exists()  # a worker was killed, in the middle
+    assert n_operations > 2 * options["at"]
+    assert len(bids.runs(root)) == N_RUNS
+    validate(root)
     assert_same(root, alone[0])
 
 
@@ -180,7 +168,7 @@ def test_a_lost_scheduler_is_said_in_one_line(tiny_folders, tmp_path):
     code = (
         "import os, sys, time\nfrom distributed import LocalCluster\n"
         "if __name__ == '__main__':\n"
-        "    c = LocalCluster(1, threads_per_worker=1, dashboard_address=None)\n"
+        "    c = LocalCluster(1, processes=False, protocol='tcp')\n"
         "    print(c.scheduler_address, flush=True)\n"
         "    while not os.path.exists(sys.argv[1]): time.sleep(.01)\n"
         "    os._exit(1)\n"
@@ -205,6 +193,7 @@ def test_workers_in_another_folder_find_the_dataset(
 ):
     running, client = two_workers
     (tmp_path / "elsewhere").mkdir()
+    before = client.run(os.getcwd)
     client.run(os.chdir, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     plan = small_plan(tiny_folders, untrained=False)
@@ -214,6 +203,7 @@ def test_workers_in_another_folder_find_the_dataset(
     assert path == Path("ds") / bids.DERIVATIVES / "report.html"
     assert path.exists()
     assert not list((tmp_path / "elsewhere").iterdir())
+    client.run(os.chdir, next(iter(before.values())))
 
 
 def test_a_file_that_is_missing_is_not_called_a_lost_scheduler(two_workers, tmp_path):
