@@ -317,3 +317,81 @@ def nilearn_regressor(paradigm: Paradigm, slice_time_ref: float) -> np.ndarray:
         frame_times, events[["onset", "duration", "trial_type"]], hrf_model=None, drift_model=None
     )
     return design[paradigm.task].to_numpy()
+
+
+TOPICS = 5  # of a task and of control, each in every run
+
+
+def topic_trials(task: str, rng: np.random.Generator) -> pd.DataFrame:
+    """Trials of a run: topics that repeat in every run, question frames balanced over them."""
+    table = trials(task, n_blocks=2, n_on=20, n_off=24)
+    for kind, rows in table.groupby("trial_type").groups.items():
+        order = rng.permutation(len(rows))
+        table.loc[rows, "topic"] = [f"{kind} topic {i % TOPICS}" for i in order]
+    return table
+
+
+def brain_dataset(root: Path, *, shared: dict | None = None, n_runs: int = 3) -> Path:
+    """Tasks pain and joy of a model whose parcels are noise of their own, and what they share.
+
+    Attention and MLP of layer 1 share a pattern of each prompt and topic, in every state; those of
+    the layers in `shared` do in one task only. In layer 2, task prompts shift the stream.
+    """
+    rng = np.random.default_rng(0)
+    brain_ = brain(6 * 16)
+    mixing = {
+        (layer, site): rng.normal(size=(4, 16)) for layer in (1, 2) for site in ("attn", "mlp")
+    }
+    of_topic = rng.normal(size=(2, 3, TOPICS, 4))
+    shift = {task: rng.normal(size=16) for task in ("pain", "joy")}
+    for task in ("pain", "joy"):
+        for number in range(1, n_runs + 1):
+            table = topic_trials(task, rng)
+            is_on = (table["trial_type"] == task).to_numpy()
+            topic = table["topic"].str[-1].astype(int).to_numpy()
+            kind = np.where(is_on, 1 + (task == "joy"), 0)
+            values = rng.normal(size=(len(table), 2, brain_.n_units))
+            for layer in (1, 2):
+                signal = rng.normal(size=(len(table), 4)) + of_topic[layer - 1, kind, topic]
+                wanted = is_on & ((shared or {}).get(task) == layer) | (layer == 1)
+                for site in brain_.sites:
+                    place = brain_.slice_of(site)
+                    if site.layer == layer and site.name != "resid":
+                        added = (signal * wanted[:, None]) @ mixing[layer, site.name]
+                        values[:, :, place] += added[:, None]
+                    elif (site.layer, site.name) == (2, "resid") == (layer, "resid"):
+                        values[is_on, :, place] += shift[task]
+            dataset_run(root, table, values, task=task, number=number)
+    bids.writing.clear_work(root)
+    return root
+
+
+class Turned:
+    """A dataset again, every parcel in another basis: rotated at random, signs flipped."""
+
+    def __init__(self, root: Path, *, turn: bool = True, seed: int = 0) -> None:
+        self.session, self.turn = bids.session(root), turn
+        rng = np.random.default_rng(seed)
+        sites = self.session.brain.sites
+        self.bases = [special(site.n_units, rng) for site in sites]
+
+    def write(self, root: Path) -> Path:
+        """Write the dataset."""
+        model = self.session.brain
+        for run in self.session:
+            values = run.frame_values().astype(float)
+            for site, basis in zip(model.sites, self.bases, strict=True):
+                if self.turn:
+                    place = model.slice_of(site)
+                    values[:, place] = values[:, place] @ basis
+            values = values.reshape(len(run.events), run.n_frames, -1)
+            table = run.events.drop(columns=["onset", "duration", "response"])
+            dataset_run(root, table, values, task=run.task, number=run.run)
+        bids.writing.clear_work(root)
+        return root
+
+
+def special(n: int, rng: np.random.Generator) -> np.ndarray:
+    """A random rotation, then random flips of signs."""
+    basis, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    return basis * rng.choice([-1, 1], size=n)

@@ -183,9 +183,12 @@ def test_a_lost_scheduler_is_said_in_one_line(tiny_folders, tmp_path):
         text=True,
     )
     address = process.stdout.readline().strip()
-    with pytest.raises(cluster.ClusterError, match="the same command resumes"):
-        study.scan(tmp_path / "ds", small_plan(tiny_folders), verbose=0, dask=address)
-    process.communicate()
+    try:
+        with pytest.raises(cluster.ClusterError, match="the same command resumes"):
+            study.scan(tmp_path / "ds", small_plan(tiny_folders), verbose=0, dask=address)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_workers_in_another_folder_find_the_dataset(

@@ -19,7 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from llm2nifti.bids import manifest
-from llm2nifti.bids.dataset import RESULTS, VALIDATOR_CONFIG
+from llm2nifti.bids.dataset import NO_RESULTS, VALIDATOR_CONFIG
 from llm2nifti.bids.manifest import Content, name_of
 from llm2nifti.bids.paths import DERIVATIVES, DESCRIPTION, RunPaths, complete_runs
 
@@ -31,7 +31,10 @@ _PARTS = {
     "run": re.compile(r"(^|/)func/[^/]*_run-\d+_(?!.*_statmap\.)[^/]*$"),
     "anatomy": re.compile(r"/anat/[^/]*_space-[0-9A-Za-z]+_(dseg|T1w|units)\.[^/]*$"),
     "stimuli": re.compile("^stimuli/"),
-    "results": re.compile(rf"(^|/)({'|'.join(map(re.escape, RESULTS))}|[^/]*\.jsonl)$"),
+    "results": re.compile(
+        rf"^{DERIVATIVES.as_posix()}/(sub-[^/]*/(ses-[^/]*/)?)?"
+        rf"(?!({'|'.join(map(re.escape, NO_RESULTS))})$)[^/]*\.jsonl?$|_relmat\.[^/]*$"
+    ),
     "analysis": re.compile(
         rf"^{DERIVATIVES.as_posix()}/(?!(.*/)?({'|'.join(map(re.escape, _DESCRIBING))})$)"
     ),

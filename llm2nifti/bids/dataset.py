@@ -28,9 +28,10 @@ _MOST_NAMED = 10  # files in a message
 _HERE = Path(__file__).parent
 # Columns of our tables as BIDS describes them, by the last word of the table's name.
 COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
-# What interventions write, of all runs together: hours of work.
-RESULTS = ("lesion.json", "lesion_masks.json", "steer.json", "detection.json", "training.json")
-_IGNORED = ["*.html", "summary.json", *RESULTS, "*_evaluations.jsonl", "figures", "figures/"]
+# Results of experiments lie beside the summary, a file each, and are hours of work.
+NO_RESULTS = (DESCRIPTION, VALIDATOR_CONFIG, SUMMARY.name)
+_IGNORED = ["*.html", "/*.json", f"!/{DESCRIPTION}", "/sub-*/*.json", "/sub-*/ses-*/*.json"]
+_IGNORED += ["*_evaluations.jsonl", "figures", "figures/", "*_relmat.*"]
 _IGNORED += ["*_statmap.*", "*_timeseries.*", "*_units.tsv", "*_desc-trial_events.tsv"]
 PARTICIPANTS = "participants.tsv"
 SESSIONS = "_sessions.tsv"
@@ -58,6 +59,19 @@ def write_dataset_files(root: Path) -> None:
     }
     for path in filterfalse(Path.exists, contents):
         write_text(path, root, contents[path])
+
+
+def ignore_all(root: Path) -> None:
+    """Let the validator ignore what this version writes and an older one did not know of."""
+    path = root / DERIVATIVES / ".bidsignore"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    if missing := [line for line in _IGNORED if line not in lines]:
+        write_text(path, root, "\n".join([*lines, *missing]) + "\n", merged=True)
+
+
+def results_of(folder: Path) -> list[Path]:
+    """Results of experiments in a session's folder."""
+    return [path for path in sorted(folder.glob("*.json")) if path.name not in NO_RESULTS]
 
 
 def _description(*, derivative: bool) -> dict[str, object]:

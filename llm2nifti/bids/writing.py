@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-from collections.abc import Collection
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -63,8 +62,8 @@ def write(
         raise files.ExistsError(
             f"{paths.trial_bold} is there already; choose another folder or use overwrite=True"
         )
-    # A run that is new or mended leaves what interventions measured; one that is replaced does not.
-    _remove(paths, results=dataset.RESULTS if intact else ())
+    # A run that is new or mended leaves what experiments measured; one that is replaced does not.
+    _remove(paths, with_results=intact)
     with files.shared(root):  # other processes may write other runs
         dataset.write_dataset_files(root)
         dataset.describe_model(root, paths.subject, paths.session, recording.info)
@@ -75,7 +74,7 @@ def write(
     return paths
 
 
-def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
+def _remove(paths: RunPaths, *, with_results: bool) -> None:
     """Delete what an earlier write left, the sidecar that marks completeness first."""
     func, whole = paths.trial_bold.parent, paths.root / DERIVATIVES
     old = [
@@ -83,11 +82,12 @@ def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
         *paths.bold.parent.glob(f"{paths.stem}_*"),
         *func.glob(f"{paths.stem}_*"),
         # What was made of all runs of the task no longer fits, nor does the summary.
-        *func.glob(f"{paths.who}_task-{paths.task}_space-*_statmap.*"),
+        *func.glob(f"{paths.who}_task-{paths.task}_space-*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
     ]
-    names = (dataset.SUMMARY.name, REPORT, *results)
-    old += [folder / name for folder in (whole, whole / paths.folder) for name in names]
+    for folder in (whole, whole / paths.folder):
+        old += [folder / dataset.SUMMARY.name, folder / REPORT]
+        old += dataset.results_of(folder) if with_results else []
     manifest.remove(paths.root, dict.fromkeys(old))
 
 

@@ -90,9 +90,12 @@ def measure(
     >>> plan = experiments.LesionPlan(share=(0.05,))  # doctest: +SKIP
     >>> experiments.measure(bids.session("ds"), plan)  # doctest: +SKIP
     """
+    from llm2nifti.bids.dataset import ignore_all
+
     folder = type(plan).__module__.rpartition(".")[0]
     module = import_module(f"{folder}.measure")
     with nullcontext() if is_locked else session.lock():
+        ignore_all(session.root)
         result = module.measure(session, plan, verbose=verbose, **more)
         result.keep(session)
     return result

@@ -15,7 +15,7 @@ from typing import Any
 from llm2nifti import __version__, bids
 from llm2nifti.bids import Run, Session, checking, manifest
 from llm2nifti.experiments.errors import ExperimentError
-from llm2nifti.plans import Json
+from llm2nifti.plans import Json, Plan
 from llm2nifti.recording import Lines
 
 
@@ -90,6 +90,11 @@ def versions() -> dict[str, str]:
     """Versions of what the analysis depends on."""
     packages = ("nilearn", "nibabel", "numpy", "pandas", "scipy", "scikit-learn")
     return {"llm2nifti": __version__, **{name: version(name) for name in packages}}
+
+
+def made_from(session: Session, plan: Plan) -> Json:
+    """What decides a result: runs, plan and versions. Without a manifest nothing tells the runs."""
+    return {"runs": digest_of_runs(session), "plan": plan.asked, "versions": versions()}
 
 
 def digest_of_runs(session: Session) -> str | None:

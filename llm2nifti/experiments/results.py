@@ -39,6 +39,12 @@ class Result:
         path = session.folder / cls.file
         return cls.of(bids.read_json(path), path) if path.exists() else None
 
+    @classmethod
+    def kept(cls, session: bids.Session, source: Json) -> Self | None:
+        """Result that a session keeps, if it was made from the same; see `journal.made_from`."""
+        result = cls.read(session) if source["runs"] else None
+        return result if result and getattr(result, "made_from", None) == plain(source) else None
+
     def content(self) -> Json:
         """The result as JSON has it."""
         return plain(self)

@@ -170,6 +170,7 @@ def _describe(title: str, module: Any, tokenizer: Any) -> Json:
         "Architecture": type(module).__name__,
         "Layers": getattr(text, "num_hidden_layers", None) or "n/a",
         "Width": getattr(text, "hidden_size", None) or "n/a",
+        "Heads": getattr(text, "num_attention_heads", None) or "n/a",
         "Parameters": sum(p.numel() for p in module.parameters()),
         "Tokenizer": "n/a" if tokenizer is None else f"{kind}, {len(tokenizer)} tokens",
     }

@@ -17,14 +17,17 @@ from llm2nifti.plotting.charts import (
     plot_shares,
     save,
 )
+from llm2nifti.plotting.graphs import plot_depth, plot_graph
 
 __all__ = [
     "plot_atlas",
     "plot_auc",
     "plot_bars",
+    "plot_depth",
     "plot_design",
     "plot_doses",
     "plot_floor_plan",
+    "plot_graph",
     "plot_layer_profile",
     "plot_lesions",
     "plot_map",

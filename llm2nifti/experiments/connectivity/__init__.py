@@ -1,0 +1,1 @@
+"""How alike do the parts of a model represent what prompts evoke?"""

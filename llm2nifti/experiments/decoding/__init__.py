@@ -1,0 +1,1 @@
+"""Where in a model, and when, is a task decodable?"""
