@@ -24,6 +24,7 @@ TASKS = (
     "randomstrings",
 )
 CONTROL = "control"
+WORDLESS = "randomstrings"  # told apart by anything, so means over tasks are taken without it
 SPLITS = ("development", "evaluation")
 COLUMNS = {
     "stim_id": "unique identifier of the prompt",

@@ -16,14 +16,14 @@ from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import TOKEN_COLUMNS, Recording
 
 
-def brain(n_units: int) -> ModelBrain:
+def brain(n_units: int, right: str = "mlp") -> ModelBrain:
     """Brain of two layers with three sites each; the last site takes what is left."""
     part = n_units // 6
     last = n_units - 5 * part
-    kinds = [("attn", "left"), ("resid", "middle"), ("mlp", "right")]
+    kinds = [("attn", "left"), ("resid", "middle"), (right, "right")]
     sites = [
         Site(
-            name, layer, f"h.{layer}.{name}", part if (layer, name) != (2, "mlp") else last, side=s
+            name, layer, f"h.{layer}.{name}", part if (layer, name) != (2, right) else last, side=s
         )
         for layer in (1, 2)
         for name, s in kinds
@@ -111,6 +111,7 @@ def dataset_run(
     task: str = "pain",
     number: int = 1,
     compress: bool = False,
+    right: str = "mlp",
 ) -> bids.Run:
     """Write (n_trials, n_frames, n_units) values as a run of a dataset, and read it back."""
     values = np.asarray(values, np.float32)
@@ -120,7 +121,7 @@ def dataset_run(
     paradigm = Paradigm(task, number, n_frames, table)
     info = {"Model": {"Subject": "planted", "WeightsHash": "none"}}
     recording = Recording(
-        values.reshape(-1, n_units), paradigm, brain(n_units), tokens, text, text, info
+        values.reshape(-1, n_units), paradigm, brain(n_units, right), tokens, text, text, info
     )
     bids.write(recording, root, compress=compress)
     return bids.read(root, task=task, run=number)

@@ -18,6 +18,7 @@ from llm2nifti.plans import PlanError
 
 DATASET = ["run", "scan", "glm", "repeatability", "identification", "null", "report", "where"]
 DATASET += ["lesion", "steer", "detect", "prune", "target", "train", "check", "monitor"]
+DATASET += ["connectivity", "decode", "rsa"]
 NEEDED = {
     "prune": ["--network", "pathology", "--out", "small"],
     "target": ["--network", "pathology"],
@@ -111,6 +112,9 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
     },
     "steer": {"strength": "nan inf", "n-tokens": "0"},
     "detect": {"share": "0 1.1 nan", "threshold": "0 1 nan", "n-boot": "0"},
+    "connectivity": {"n-null": "0 -1", "seed": "-1"},
+    "decode": {"n-null": "0", "n-boot": "0 x"},
+    "rsa": {"n-null": "0", "n-boot": "0", "seed": "-1"},
     "prune": {
         "share": "0 1 nan",
         "n-random": "0",

@@ -20,6 +20,7 @@ from llm2nifti.experiments.connectivity.result import (
     State,
     upper,
 )
+from llm2nifti.experiments.connectivity.units import of_units
 from llm2nifti.experiments.journal import made_from
 from llm2nifti.experiments.results import Interval
 from llm2nifti.networks import representation as rep
@@ -95,6 +96,7 @@ def measure(session: Session, plan: ConnectivityPlan, *, verbose: int = 1) -> Co
         contrasts=contrasts,
         graph=Graph(**rep.communities(rest, n_null=N_NETWORKS, seed=plan.seed)),
         made_from=source,
+        units=of_units(session, plan),
         untrained=copy.subject if copy else None,
     )
     _write(session, result)

@@ -75,11 +75,26 @@ class Graph:
         return (1 + sum(q >= self.modularity for q in self.null)) / (1 + len(self.null))
 
 
+@dataclass(frozen=True)
+class UnitLevel:
+    """Partial correlations of single units at rest, at sites where these mean something."""
+
+    units: list[str]  #: module:unit, those that tasks change most
+    partial: Matrix  #: mean over runs
+    repeatability: Interval  #: correlation between run numbers: mean and range
+    null_max: float  #: largest mean |partial correlation| with prompts exchanged unit by unit
+    share_above: float  #: pairs beyond it
+    same_task_r: float | None = None  #: of tangent vectors of task prompts, between runs
+    cross_task_r: float | None = None
+    p: float | None = None  #: of the difference, runs exchanging their tasks
+
+
 @dataclass(frozen=True, repr=False)
 class ConnectivityResult(Result):
     """Similarity of parcels by what prompts evoke in them.
 
-    No number changes when the units of a parcel are rotated or their signs are flipped.
+    No number but `units`, which is of sites whose basis is fixed, changes when the units of a
+    parcel are rotated or their signs are flipped.
     """
 
     file: ClassVar[str] = "connectivity.json"
@@ -93,6 +108,7 @@ class ConnectivityResult(Result):
     contrasts: dict[str, Contrast]  #: by task
     graph: Graph  #: of rest
     made_from: Json
+    units: UnitLevel | None = None  #: None where no site has units that mean something
     untrained: str | None = None  #: label of the copy
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -151,8 +167,32 @@ class ConnectivityResult(Result):
             ),
         ]
         tables = [self._told_states(), self._told_contrasts()]
+        paragraphs += self._told_units()
         title = "How alike do the parts of the model represent prompts?"
         return [Section("connectivity", title, paragraphs, plots, tables)]
+
+    def _told_units(self) -> list[str]:
+        """Sentence on single units."""
+        told = self.units
+        if told is None:
+            return [
+                "Single units are not connected here: nothing reads units of these sites by "
+                "themselves. Scan with `--sites mlp_hidden` for that."
+            ]
+        r = with_interval(told.repeatability.value, told.repeatability)
+        text = (
+            f"Partial correlations of the {count(len(told.units))} units that tasks change most, "
+            f"at rest: {percent(told.share_above)} of the pairs are beyond "
+            f"{number(told.null_max)}, the largest with prompts exchanged unit by unit; between "
+            f"runs they correlate at r = {r}."
+        )
+        if told.p is not None:
+            text += (
+                " In task prompts, tangent vectors of the same task correlate at "
+                f"{number(told.same_task_r)} between runs, of different tasks at "
+                f"{number(told.cross_task_r)} ({p_value(told.p)})."
+            )
+        return [text]
 
     def _hubs(self) -> list[str]:
         """Parcels of the greatest strength."""

@@ -17,10 +17,10 @@ from llm2nifti.experiments.journal import made_from
 from llm2nifti.networks.decoding import decode, over_time
 from llm2nifti.networks.detection import Bootstrap, estimate
 from llm2nifti.parcels import Parcel, ParcelError, parcels_in, read, shuffle_within, trials_of
+from llm2nifti.stimuli import WORDLESS
 
 N_DEPTHS = 8  # layers whose tokens are decoded, evenly spread
 N_SHUFFLES = 20  # permutations over tokens: their products are 64 times as many
-TRIVIAL = "randomstrings"  # no words: left out of means over tasks, as in identification
 
 
 class Question:
@@ -56,7 +56,7 @@ def measure(session: Session, plan: DecodePlan, *, verbose: int = 1) -> Decoding
     bare = replace(plan, n_null=1, n_boot=1)
     of_copy = _comparisons(copy, bare, parcels, verbose=verbose) if copy else {}
     has_frames = plan.frames and n_moments(session) > 1
-    words = [task for task in session.tasks if task != TRIVIAL]
+    words = [task for task in session.tasks if task != WORDLESS]
     return DecodingResult(
         parcels=[parcel.name for parcel in parcels],
         layers=[parcel.layer for parcel in parcels],
@@ -122,7 +122,7 @@ def _times(
     chosen = layers[places]
     kept = [parcel for parcel in parcels if parcel.layer in chosen]
     fewer = replace(plan, n_null=N_SHUFFLES, n_boot=1)
-    words = [task for task in session.tasks if task != TRIVIAL] or list(session.tasks)
+    words = [task for task in session.tasks if task != WORDLESS] or list(session.tasks)
     asked = [Question(session, fewer, task, glm.CONTROL) for task in words]
     by_site: dict[str, list[NDArray]] = {}
     for parcel, values in read(session, kept, frames=True, verbose=verbose):

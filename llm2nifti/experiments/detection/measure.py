@@ -34,9 +34,9 @@ from llm2nifti.networks.network import at_sites
 from llm2nifti.networks.readout import thresholds_of
 from llm2nifti.plans import Json
 from llm2nifti.progress import stage
+from llm2nifti.stimuli import WORDLESS
 
 N_SHUFFLES = 20
-TRIVIAL = "randomstrings"  # no words: left out of means over tasks, as in identification
 COMPARISONS = ("control", "others")  # what a task is told from: control, or the other tasks
 Areas = dict[str, dict[str, list[NDArray[np.float64]]]]  # comparison, task: one a number of tokens
 # (n_trials, n_tokens) scores of a task's number, from which trials are on and off
@@ -124,7 +124,7 @@ class Trials:
         self.fold = events["fold"].to_numpy()
         self.prompts = events["prompt"].to_list()
         self.is_control = self.kind == glm.CONTROL
-        named = [task for task in self.tasks if task != TRIVIAL]
+        named = [task for task in self.tasks if task != WORDLESS]
         self.counted = named if len(named) > 1 else list(self.tasks)
 
     def held_out(self, of_others: Callable[[int], NDArray]) -> NDArray:

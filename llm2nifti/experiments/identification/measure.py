@@ -15,9 +15,9 @@ from llm2nifti import glm, networks
 from llm2nifti.bids import Run, Session
 from llm2nifti.experiments.identification.plan import IdentificationPlan
 from llm2nifti.experiments.identification.result import IdentificationResult, Naming
+from llm2nifti.stimuli import WORDLESS
 
 Contrasts = Mapping[tuple[str, int], Contrast]
-TRIVIAL = "randomstrings"  # no words: easy to name, so accuracies are also given without them
 
 
 def measure(
@@ -36,8 +36,8 @@ def measure(
     contrasts = contrasts or glm.contrasts_of(session)
     trials = [_trial_set(run) for run in session]
     groups = {"": set(session.tasks)}  # tasks among which is named, by the ending of the results
-    if TRIVIAL in session.tasks and len(session.tasks) > 2:
-        groups[f"_without_{TRIVIAL}"] = groups[""] - {TRIVIAL}
+    if WORDLESS in session.tasks and len(session.tasks) > 2:
+        groups[f"_without_{WORDLESS}"] = groups[""] - {WORDLESS}
     out = {}
     for ending, tasks in groups.items():
         kept = {key: c for key, c in contrasts.items() if key[0] in tasks}

@@ -1,0 +1,1 @@
+"""Which properties of prompts explain how the parts of a model represent them?"""
