@@ -41,7 +41,12 @@ def agreement(
 ) -> tuple[float, float, float]:
     """Mean correlation of runs of one task, that of different tasks, and p of their difference.
 
-    Only runs of different numbers are compared. Under the null, runs of one number exchange tasks.
+    Parameters
+    ----------
+    vectors, tasks, folds : (n_runs, n_values) array, sequence of str, sequence of int
+        What is compared, and the task and number of each run. Only runs of different numbers are.
+    n_null, seed : int
+        Permutations, in which runs of one number exchange their tasks, and their seed.
     """
     r, kinds, fold = np.corrcoef(vectors), np.array(tasks), np.array(folds)
     pairs = [(i, j) for i, j in combinations(range(len(r)), 2) if fold[i] != fold[j]]
