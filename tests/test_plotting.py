@@ -34,6 +34,12 @@ PLOTS = {
     "layer_profile": lambda _, __, ax: plotting.plot_layer_profile(PROFILE, ax=ax),
     "design": lambda _, __, ax: plotting.plot_design(EVENTS, ax=ax),
     "shares": lambda _, __, ax: plotting.plot_shares({"pathology": 0.2}, [0.04, 0.06], ax=ax),
+    "graph": lambda brain, _, ax: plotting.plot_graph(
+        MATRIX, [(-2, 0, 0), (0, 0, 2), (2, 0, 4)], groups=[0, 0, 1], ax=ax
+    ),
+    "depth": lambda _, __, ax: plotting.plot_depth(
+        PROFILE.rename(columns={"share": "value"}), ylabel="AUC", limit=0.2, ax=ax
+    ),
     "bars": lambda _, __, ax: plotting.plot_bars({"a": 0.4}, {"a": (0.1, 0.5)}, ylabel="r", ax=ax),
 }
 
@@ -307,3 +313,27 @@ def test_more_curves_than_colours_are_all_drawn():
     assert len(ax.lines) == 1 + len(names)  # and the diagonal
     doses = {name: {0.1: (0, -1, 1), 0.2: (0, -1, 1)} for name in names}
     assert len(plotting.plot_doses(doses).get_legend().get_texts()) == len(names)
+
+
+def test_a_graph_has_the_strongest_links_and_a_colour_a_community():
+    ax = plotting.plot_graph(
+        MATRIX, [(-2, 0, 0), (0, 0, 2), (2, 0, 4)], groups=[0, 0, 1], share=0.4
+    )
+    (link,) = ax.collections[0].get_segments()  # one of three pairs: .31, between the last two
+    np.testing.assert_allclose(link[[0, -1]], [(0, 2), (2, 4)])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "community 1 (2)",
+        "community 2 (1)",
+    ]
+
+
+def test_a_depth_profile_has_a_line_a_site_and_dots_for_the_baseline():
+    table = PROFILE.rename(columns={"share": "value"}).assign(baseline=0.1)
+    ax = plotting.plot_depth(table, ylabel="AUC", limit=0.2, chance=0.5)
+    lines = {line.get_label(): line for line in ax.lines}
+    np.testing.assert_array_equal(lines["mlp"].get_xydata(), [(1, 0.1), (2, 0.2), (3, 0.3)])
+    assert sum(line.get_linestyle() == ":" for line in ax.lines) == 2
+    names = [f"p{i}" for i in range(6)]
+    many = pd.DataFrame({"layer": 1, "site": names, "value": 0.5})
+    drawn = [line.get_color() for line in plotting.plot_depth(many, ylabel="r").lines]
+    assert len(set(drawn)) == 6

@@ -33,9 +33,10 @@ styled = mpl.rc_context(
 # Okabe and Ito's colours: distinct with every common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SITES = dict(zip(("attn", "mlp", "resid", "norm", "embed"), PALETTE, strict=False))
+SITES = frozenset(_SITES)  # those that have the same colour in every figure
 _OTHERS = ("#56B4E9", "#882255", "#999933", "#332288")
 _MOST_NUMBERED = 24  # rows of a matrix whose cells have room for a number
-_MARKERS = "osD^vP"
+MARKERS = "osD^vP"
 
 
 def site_colors(names: Sequence[str]) -> list[str]:
@@ -184,7 +185,7 @@ def plot_layer_profile(profile: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     """
     ax = ax or new_axes(6.2, 3.0)
     names = list(profile["site"].unique())
-    for name, color, marker in zip(names, site_colors(names), cycle(_MARKERS)):
+    for name, color, marker in zip(names, site_colors(names), cycle(MARKERS)):
         rows = profile[profile["site"] == name].sort_values("layer")
         ax.plot(rows["layer"], 100 * rows["share"], color=color, marker=marker, ms=4, label=name)
     ax.set(xlabel="Layer (0 is the embedding)", ylabel="Units in the network (%)", ylim=(0, None))
@@ -313,7 +314,7 @@ def plot_auc(
     if null is not None:
         steps = range(1, len(null["low"]) + 1)
         ax.fill_between(steps, null["low"], null["high"], color="#DDDDDD", label="shuffled labels")
-    for (name, points), color, marker in zip(curves.items(), cycle(PALETTE), cycle(_MARKERS)):
+    for (name, points), color, marker in zip(curves.items(), cycle(PALETTE), cycle(MARKERS)):
         values, low, high = ([p[key] for p in points] for key in ("value", "low", "high"))
         if name in at_end:
             limits = [[values[-1] - low[-1]], [high[-1] - values[-1]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from numpy.typing import ArrayLike
 
-from llm2nifti.plotting.charts import PALETTE, new_axes, site_colors, styled
+from llm2nifti.plotting.charts import MARKERS, PALETTE, SITES, new_axes, site_colors, styled
 
 _TURN = 0.35  # of y to the side, so that parcels behind each other are seen apart
 
@@ -83,13 +84,13 @@ def plot_depth(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw a value of each parcel over depth, one line a site.
+    """Draw a value of each parcel over depth, one line a site or another kind.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``layer``, ``site``, ``value`` and, optionally, ``baseline``, drawn as dots. Of
-        several parcels of a site in a layer, the mean is drawn.
+        Columns ``layer``, ``site`` (or what else names a line), ``value`` and, optionally,
+        ``baseline``, drawn as dots. Of several parcels in a layer, the mean is drawn.
     ylabel : str
         What is measured.
     limit, chance : float, optional
@@ -104,9 +105,10 @@ def plot_depth(
     """
     ax = ax or new_axes(6.2, 3.2)
     names = list(dict.fromkeys(table["site"]))
-    for name, color in zip(names, site_colors(names), strict=True):
+    colors = site_colors(names) if SITES & set(names) else PALETTE
+    for name, color, marker in zip(names, cycle(colors), cycle(MARKERS)):
         rows = table[table["site"] == name].groupby("layer").mean(numeric_only=True)
-        ax.plot(rows.index, rows["value"], "-o", ms=4, color=color, label=name)
+        ax.plot(rows.index, rows["value"], f"-{marker}", ms=4, color=color, label=name)
         if "baseline" in rows:
             ax.plot(rows.index, rows["baseline"], ":", lw=1.2, color=color)
     if limit is not None:
