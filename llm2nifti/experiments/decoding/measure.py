@@ -136,7 +136,8 @@ def _times(
             by_site.setdefault(parcel.site, []).append(areas)
     times = {}
     for site, measured in by_site.items():
+        of_site = sorted({parcel.layer for parcel in kept if parcel.site == site})
         mean = np.mean(measured, axis=0)
         limit = float(np.percentile(mean[:, :, 1:].max(axis=(0, 1)), 95))
-        times[site] = Timing(mean[:, :, 0].round(6).tolist(), limit, [int(n) for n in chosen])
+        times[site] = Timing(mean[:, :, 0].round(6).tolist(), limit, of_site)
     return times
