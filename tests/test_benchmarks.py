@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +25,26 @@ def bench(monkeypatch):
     return importlib.import_module
 
 
-def run(script, *options):
-    command = [sys.executable, str(FOLDER / script), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=FOLDER.parent)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a script in this process, which has imported torch already; what it prints."""
+
+    def printed(script, *options):
+        monkeypatch.setattr(sys, "argv", [str(FOLDER / script), *options])
+        monkeypatch.syspath_prepend(FOLDER)
+        monkeypatch.chdir(FOLDER.parent)
+        n_threads, code = torch.get_num_threads(), None
+        capsys.readouterr()
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            torch.set_num_threads(n_threads)
+        assert not code, code
+        return capsys.readouterr().out
+
+    return printed
 
 
 @pytest.mark.parametrize("n", [6, 20, 33])
@@ -151,20 +168,18 @@ def test_linear_layers_are_what_torch_counts(bench, tiny_model):
         ("monitor.py", "--pairs 1 --tokens 2 --model TINY", "| monitored / bare `generate` | 1 |"),
     ],
 )
-def test_a_script_prints_its_section(script, options, expected, tiny_folders):
+def test_a_script_prints_its_section(script, options, expected, tiny_folders, run):
     if script == "memory.py" and not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
-    done = run(script, *options.replace("TINY", str(tiny_folders["llama"])).split())
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("## ")
-    assert expected in done.stdout
+    told = run(script, *options.replace("TINY", str(tiny_folders["llama"])).split())
+    assert told.startswith("## ")
+    assert expected in told
 
 
-def test_peers_compares_every_way_that_is_installed(tiny_folders):
+def test_peers_compares_every_way_that_is_installed(tiny_folders, run):
     options = "--pairs 1 --trials 3 --frames 2 --batches 2 --ways naive,hidden,bare,limit --model"
-    done = run("peers.py", *options.split(), str(tiny_folders["llama"]))
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    told = run("peers.py", *options.split(), str(tiny_folders["llama"]))
+    rows = [line for line in told.splitlines() if line.startswith("| ")]
     titles = [row.split("|")[1].strip() for row in rows]
     assert titles[1:4] == [
         "naive hooks",
@@ -175,7 +190,5 @@ def test_peers_compares_every_way_that_is_installed(tiny_folders):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
-def test_without_a_device_gpu_says_so():
-    done = run("gpu.py")
-    assert done.returncode == 0
-    assert done.stdout.startswith("No CUDA device here")
+def test_without_a_device_gpu_says_so(run):
+    assert run("gpu.py").startswith("No CUDA device here")
