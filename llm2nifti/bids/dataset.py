@@ -29,9 +29,16 @@ _HERE = Path(__file__).parent
 # Columns of our tables as BIDS describes them, by the last word of the table's name.
 COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
 # What interventions write, of all runs together: hours of work.
-RESULTS = ("lesion.json", "lesion_masks.json", "steer.json", "detection.json", "training.json")
+RESULTS = ["lesion.json", "lesion_masks.json", "steer.json", "detection.json", "training.json"]
+RESULTS += ["decomposition.json"]
 _IGNORED = ["*.html", "summary.json", *RESULTS, "*_evaluations.jsonl", "figures", "figures/"]
-_IGNORED += ["*_statmap.*", "*_timeseries.*", "*_units.tsv", "*_desc-trial_events.tsv"]
+_IGNORED += [
+    "*_components.*",
+    "*_statmap.*",
+    "*_timeseries.*",
+    "*_units.tsv",
+    "*_desc-trial_events.tsv",
+]
 PARTICIPANTS = "participants.tsv"
 SESSIONS = "_sessions.tsv"
 # Keys of info["Model"] that are not the name of their column with a capital letter.
