@@ -27,6 +27,7 @@ COMMANDS += [
     "target",
     "train",
     "check",
+    "decompose",
 ]
 README = Path(__file__).parents[1] / "README.md"
 

@@ -88,6 +88,9 @@ def _remove(paths: RunPaths, *, results: Collection[str]) -> None:
     ]
     names = (dataset.SUMMARY.name, REPORT, *results)
     old += [folder / name for folder in (whole, whole / paths.folder) for name in names]
+    if results:  # components and parcels
+        of_all_runs = f"{paths.who}_space-{paths.space}_desc-*"
+        old += [*func.glob(of_all_runs), *paths.anat("").parent.glob(of_all_runs)]
     manifest.remove(paths.root, dict.fromkeys(old))
 
 

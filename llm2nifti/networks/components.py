@@ -73,6 +73,8 @@ class Component:
     """One map of all runs together."""
 
     between_runs: float  #: mean |r| of its counterparts in pairs of run numbers
+    #: How many units carry it: (sum of squares)² / sum of fourth powers
+    n_units: float
     tasks: dict[str, float]  #: r with the t map of each task
 
 
@@ -193,7 +195,8 @@ def evaluate(
         pairs = zip(imgs, runs, strict=True)
         courses = [whole.courses(*pair, how["n_parcels"]) for pair in pairs]
     by_task = [{task: float(each[i, 0]) for task, each in tasks.items()} for i in range(len(r))]
-    named = list(map(Component, r[order].tolist(), by_task))
+    n_units = (whole.maps**2).sum(axis=1) ** 2 / np.maximum((whole.maps**4).sum(axis=1), 1e-300)
+    named = list(map(Component, r[order].tolist(), n_units.tolist(), by_task))
     return Decomposition(named, *alike, *_beyond_chance(tasks)), whole, courses
 
 

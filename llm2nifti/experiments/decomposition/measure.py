@@ -19,10 +19,12 @@ def measure(session: Session, plan: DecomposePlan, *, verbose: int = 1) -> Decom
     """
     session.check_repeated()
     n_left = min(len(run.events) - confounds(run).shape[1] for run in session)
-    if plan.n_components > n_left:
+    n_units = session.brain.n_units
+    if plan.n_components > min(n_left, n_units) or plan.n_parcels > n_units:
         raise ExperimentError(
-            f"n_components is {plan.n_components}, but of the {len(session.first.events)} prompts "
-            f"of a run, its mean and question frames leave {n_left} dimensions: ask for fewer"
+            f"n_components is {plan.n_components} and n_parcels {plan.n_parcels}; a run allows "
+            f"{n_left} components (prompts less the mean and question frames), and there are "
+            f"{n_units} units. Ask for fewer"
         )
     made_from = {"plan": plan.asked, "runs": digest_of_runs(session), "versions": versions()}
     kept = None if plan.redo else DecompositionResult.read(session)

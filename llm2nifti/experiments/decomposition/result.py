@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_MAPS = 6  # that are drawn
 LEAST = 2.5  # SDs of a map from which its units are drawn
-_NULLS = {"shuffled": "Units shuffled within sites", "rotated": "Random directions"}
+_NULLS = {"rotated": "random directions", "shuffled": "shuffled units"}
 _BASIS = (
     "Independence, sparsity and parcels belong to the basis of the model's units. Were the units "
     "of a site rotated, the model would compute the same, and principal time courses would span "
@@ -81,12 +81,12 @@ class DecompositionResult(Result):
         """Likeness of the maps of different run numbers, beside random directions."""
         from llm2nifti import plotting
 
-        bars = {}
+        values, ends = {}, {}
         for name, d in self.models.items():
-            bars[name] = (d.maps.value, d.maps.lowest, d.maps.highest)
-            bars |= {f"{name}, {k}": (e.value, e.low, e.high) for k, e in d.maps.nulls.items()}
-        values = {name: value for name, (value, *_) in bars.items()}
-        ends = {name: (low, high) for name, (_, low, high) in bars.items()}
+            values[name], ends[name] = d.maps.value, (d.maps.lowest, d.maps.highest)
+            for null, e in d.maps.nulls.items():
+                bar = f"{name}, {_NULLS[null]}"
+                values[bar], ends[bar] = e.value, (e.low, e.high)
         return plotting.plot_bars(values, ends, ax=ax, ylabel="Mean |r| between runs")
 
     def sections(self) -> list[Section]:
@@ -115,8 +115,8 @@ class DecompositionResult(Result):
         alike, tasks = [], []
         for name, a in self._agreements.items():
             cells = {"Of": name, "Between runs": with_interval(a.value, (a.lowest, a.highest))}
-            nulls = {_NULLS[null]: with_interval(e.value, e) for null, e in a.nulls.items()}
-            alike.append({**cells, **nulls})
+            nulls = {_NULLS[null].capitalize(): with_interval(e.value, e) for null, e in a.nulls.items()}
+            alike.append(cells | nulls)
         for task in self.trained.task_p:
             cells = {"Task": task}
             for name, d in self.models.items():
@@ -137,7 +137,8 @@ class DecompositionResult(Result):
         img = bids.read_img(session.first.paths.parts(self.method)["components"])
         how = {"bg_img": bids.anatomy(session.root, session.subject, session.session)}
         for i, each in enumerate(self.trained.components[:MOST_MAPS]):
-            title = f"Component {i + 1}: {number(each.between_runs)} between runs"
+            title = f"Component {i + 1}: r {number(each.between_runs)} between runs, "
+            title += plural(round(each.n_units), "unit")
             how |= {"threshold": LEAST, "title": title, "label": "SD"}
             draw = partial(plotting.plot_map, img.slicer[..., i], **how)
             caption = f"{title}. Units beyond {LEAST} SD of the map; its sign is arbitrary."
