@@ -27,6 +27,10 @@ COMMANDS += [
     "target",
     "train",
     "check",
+    "decompose",
+    "connectivity",
+    "decode",
+    "rsa",
 ]
 README = Path(__file__).parents[1] / "README.md"
 

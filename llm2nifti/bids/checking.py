@@ -33,7 +33,8 @@ _PARTS = {
     "stimuli": re.compile("^stimuli/"),
     "results": re.compile(
         rf"^{DERIVATIVES.as_posix()}/(sub-[^/]*/(ses-[^/]*/)?)?"
-        rf"(?!({'|'.join(map(re.escape, NO_RESULTS))})$)[^/]*\.jsonl?$|_relmat\.[^/]*$"
+        rf"(?!({'|'.join(map(re.escape, NO_RESULTS))})$)[^/]*\.jsonl?$"
+        r"|_(relmat|components)\.[^/]*$|_desc-(kmeans|canica|dictlearning)_[^/]*$"
     ),
     "analysis": re.compile(
         rf"^{DERIVATIVES.as_posix()}/(?!(.*/)?({'|'.join(map(re.escape, _DESCRIBING))})$)"

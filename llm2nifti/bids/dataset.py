@@ -31,7 +31,7 @@ COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
 # Results of experiments lie beside the summary, a file each, and are hours of work.
 NO_RESULTS = (DESCRIPTION, VALIDATOR_CONFIG, SUMMARY.name)
 _IGNORED = ["*.html", "/*.json", f"!/{DESCRIPTION}", "/sub-*/*.json", "/sub-*/ses-*/*.json"]
-_IGNORED += ["*_evaluations.jsonl", "figures", "figures/", "*_relmat.*"]
+_IGNORED += ["*_evaluations.jsonl", "figures", "figures/", "*_relmat.*", "*_components.*"]
 _IGNORED += ["*_statmap.*", "*_timeseries.*", "*_units.tsv", "*_desc-trial_events.tsv"]
 PARTICIPANTS = "participants.tsv"
 SESSIONS = "_sessions.tsv"

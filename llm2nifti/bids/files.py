@@ -1,7 +1,8 @@
 """How is a file written? Whole or not at all, the same bytes each time, and by whom? Locks.
 
-`path` is a file, `root` the dataset it is in, and `merged` whether what is written has in it what
-others wrote to the file.
+`path` is a file, `root` the dataset it is in, `table` or `img` what is written, `sidecar` the
+content of the JSON file beside it, and `merged` whether what is written has in it what others wrote
+to the file.
 """
 
 from __future__ import annotations
@@ -150,7 +151,14 @@ def as_json(content: Mapping[str, object]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_tsv(path: Path, root: Path, table: pd.DataFrame, *, merged: bool = False) -> None:
+def write_tsv(
+    path: Path,
+    root: Path,
+    table: pd.DataFrame,
+    sidecar: Mapping[str, object] | None = None,
+    *,
+    merged: bool = False,
+) -> None:
     r"""Write a BIDS table: tabs, ``n/a`` for missing values.
 
     Inside cells, ``\t``, ``\n`` and ``\r`` are spelled out, other control characters replaced.
@@ -160,6 +168,13 @@ def write_tsv(path: Path, root: Path, table: pd.DataFrame, *, merged: bool = Fal
         table[column] = [_cell(value) for value in table[column]]
     text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
     write_text(path, root, text, merged=merged)
+    _write_sidecar(path, root, sidecar)
+
+
+def _write_sidecar(path: Path, root: Path, content: Mapping[str, object] | None) -> None:
+    """Write the JSON file beside a table or image, where there is something to say."""
+    if content is not None:
+        write_json(path.with_name(f"{path.name.partition('.')[0]}.json"), root, content)
 
 
 def _cell(value: object) -> str:
@@ -170,7 +185,9 @@ def _cell(value: object) -> str:
     return text if text.strip() else "n/a"
 
 
-def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:
+def write_img(
+    path: Path, root: Path, img: nib.Nifti1Image, sidecar: Mapping[str, object] | None = None
+) -> None:
     """Write an image; float64 is stored as float32, ``.gz`` without time stamp or file name."""
     data = np.asanyarray(img.dataobj)
     stored_as = {"f": np.float32, "b": np.uint8}.get(data.dtype.kind, data.dtype)
@@ -180,6 +197,7 @@ def write_img(path: Path, root: Path, img: nib.Nifti1Image) -> None:
     raw = set_header(stored).to_bytes()
     with _image_file(path, root) as file:
         file.write(raw)
+    _write_sidecar(path, root, sidecar)
 
 
 @contextmanager

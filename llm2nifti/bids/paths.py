@@ -97,6 +97,15 @@ class RunPaths:
         """File of the anatomy, such as ``dseg.nii.gz``: each session has its own weights."""
         return self._derived("anat", self.who, ending)
 
+    def parts(self, method: str, prefix: str = "") -> dict[str, Path]:
+        """Maps, parcels, names of parcels and time courses of all runs of a session together."""
+        return {
+            "components": self.anat(f"desc-{prefix}{method}_components.nii.gz"),
+            "parcels": self.anat(f"desc-{prefix}kmeans_dseg.nii.gz"),
+            "names": self.anat(f"desc-{prefix}kmeans_dseg.tsv"),
+            "courses": self._derived("func", self.who, f"desc-{prefix}{method}_timeseries.tsv"),
+        }
+
     def stat_map(self, stat: str, *, only_run: bool = False) -> Path:
         """Statistical map of this run, or of all runs of its task together."""
         stem = self.stem if only_run else f"{self.who}_task-{self.task}"

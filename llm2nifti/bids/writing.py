@@ -88,6 +88,9 @@ def _remove(paths: RunPaths, *, with_results: bool) -> None:
     for folder in (whole, whole / paths.folder):
         old += [folder / dataset.SUMMARY.name, folder / REPORT]
         old += dataset.results_of(folder) if with_results else []
+    if with_results:  # components and parcels
+        of_all_runs = f"{paths.who}_space-{paths.space}_desc-*"
+        old += [*func.glob(of_all_runs), *paths.anat("").parent.glob(of_all_runs)]
     manifest.remove(paths.root, dict.fromkeys(old))
 
 

@@ -37,7 +37,17 @@ class Result:
     def read(cls, session: bids.Session) -> Self | None:
         """Result that a session keeps, or None."""
         path = session.folder / cls.file
-        return cls.of(bids.read_json(path), path) if path.exists() else None
+        return cls.of(bids.read_json(path), path)._of(session) if path.exists() else None
+
+    @property
+    def session(self) -> bids.Session | None:
+        """Whose result it is, if it was measured or read here: where its images are."""
+        return vars(self).get("_session")
+
+    def _of(self, session: bids.Session) -> Self:
+        """The same result, which knows whose it is."""
+        object.__setattr__(self, "_session", session)
+        return self
 
     @classmethod
     def kept(cls, session: bids.Session, source: Json) -> Self | None:
@@ -51,7 +61,7 @@ class Result:
 
     def keep(self, session: bids.Session) -> None:
         """Write the result into the dataset, where it is kept and not there already."""
-        path, content = session.folder / self.file, self.content()
+        path, content = session.folder / self._of(session).file, self.content()
         if self.file and not (path.exists() and bids.read_json(path) == content):
             bids.write_json(path, session.root, content)
 

@@ -260,7 +260,7 @@ def fit(
     runs = list(runs) if isinstance(runs, Sequence) else [runs]
     imgs, designs = _opened(runs, is_token=frames == "token")
     brain, noise_model = runs[0].brain, NOISE_MODELS[frames]
-    with plain_files(imgs) as paths, _one_thread():
+    with plain_files(imgs) as paths, one_thread():
         slabs = [
             slab
             for run, (path, design) in enumerate(zip(paths, designs, strict=True))
@@ -313,7 +313,7 @@ def check_tokens(run: RunLike) -> None:
 def fit_slab(slab: Slab) -> Part:
     """Fit one slab."""
     values = read_slab(slab.path, slab.voxels)
-    with _one_thread():  # again, because this may be another process than that of `fit`
+    with one_thread():  # again, because this may be another process than that of `fit`
         part = fit_values(values, slab.design, slab.noise_model)
     return replace(part, run=slab.run, units=slab.units[part.units])
 
@@ -334,7 +334,7 @@ def fit_values(values: NDArray, design: NDArray[np.float64], noise_model: NoiseM
 _libraries = cache(ThreadpoolController)  # to look for them takes a few milliseconds
 
 
-def _one_thread() -> AbstractContextManager:
+def one_thread() -> AbstractContextManager:
     """Linear algebra in one thread: for products of matrices as flat as these, more are slower."""
     return _libraries().limit(limits=1, user_api="blas")
 

@@ -201,7 +201,6 @@ def _write(session: Session, result: ConnectivityResult) -> None:
                 continue
             stem = f"{paths.who}_task-{name}_space-{paths.space}_stat-{measure_name}_relmat"
             path = paths.trial_bold.parent / f"{stem}.tsv"
-            bids.write_tsv(path, session.root, pd.DataFrame(matrix, columns=result.parcels))
             sidecar = {
                 "RelationshipMeasure": MEASURES[measure_name],
                 "Weighted": True,
@@ -212,7 +211,8 @@ def _write(session: Session, result: ConnectivityResult) -> None:
                 "NodeFiles": [f"bids::{atlas}"],
                 "Nodes": result.parcels,
             }
-            bids.write_json(path.with_suffix(".json"), session.root, sidecar)
+            table = pd.DataFrame(matrix, columns=result.parcels)
+            bids.write_tsv(path, session.root, table, sidecar)
 
 
 MEASURES = {

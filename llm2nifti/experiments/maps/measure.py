@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -77,7 +75,7 @@ def _write(
     for name, img in (("t", maps.t_img), ("z", maps.z_img), ("effect", maps.effect_img)):
         path = run.paths.stat_map(name + kind, only_run=only_run)
         sidecar = {"Contrast": maps.name, "Statistic": name, "DegreesOfFreedom": maps.df}
-        _write_img(path, root, img, {**sidecar, "Note": maps.note or "n/a"})
+        bids.write_img(path, root, img, {**sidecar, "Note": maps.note or "n/a"})
     sidecar = {
         "Type": "ROI",
         "Sources": [f"bids::{run.paths.trial_bold.relative_to(root / bids.DERIVATIVES)}"],
@@ -86,11 +84,5 @@ def _write(
         "Rule": asdict(rule),
     }
     path = run.paths.network(only_run=only_run, desc=desc)
-    _write_img(path, root, network.mask_img(), sidecar)
+    bids.write_img(path, root, network.mask_img(), sidecar)
     return network
-
-
-def _write_img(path: Path, root: Path, img: Any, sidecar: dict[str, object]) -> None:
-    """Write an image and the JSON file beside it."""
-    bids.write_img(path, root, img)
-    bids.write_json(path.with_name(path.name.removesuffix(".nii.gz") + ".json"), root, sidecar)

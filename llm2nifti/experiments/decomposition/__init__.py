@@ -1,0 +1,1 @@
+"""Which components and parcels do activations fall into, without any labels?"""
