@@ -117,8 +117,8 @@ def rdm_similarity(
 ) -> NDArray[np.float64]:
     """(n_a, n_b) whitened correlations of (n_parcels, n_pairs) RDMs, by default all of `a`.
 
-    By rsatoolbox. Distances that share a condition have correlated errors: Diedrichsen et al. (2021,
-    Neurons, Behavior, Data analysis, and Theory 5(3)).
+    By rsatoolbox. Diedrichsen et al. (2021, Neurons, Behavior, Data analysis, and Theory 5(3)):
+    distances that share a condition have correlated errors.
     """
     rsatoolbox = required("rsatoolbox")
     first, other = (rsatoolbox.rdm.RDMs(np.asarray(x, float)) for x in (a, a if b is None else b))

@@ -201,17 +201,17 @@ def plot_beside(
     limits: Mapping[str, Sequence[float]],
     *,
     xlabel: str,
+    labels: tuple[str, str, str] = ("ceiling", "value", "chance stays below"),
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw values in rows, each beside what it could reach and what chance stays below.
+    """Draw values in rows, each beside a ceiling and what chance stays below.
 
     Parameters
     ----------
     values, ceilings, limits : mapping of str to sequence of float
-        For each row, values (dots), what each could reach (bars) and what chance stays below
-        (ticks).
-    xlabel : str
-        What is measured.
+        For each row, values (dots), their ceilings (bars) and what chance stays below (ticks).
+    xlabel, labels : str, tuple of str
+        What is measured, and the legend of bars, dots and ticks.
     ax
         See the other figures.
 
@@ -227,9 +227,8 @@ def plot_beside(
         ax.barh(rows, ceilings[name], height=0.45 / n, color="#DDDDDD")
         ax.plot(values[name], rows, "o", ms=5, color=PALETTE[0])
         ax.plot(limits[name], rows, "|", ms=8, mew=1.5, color="black")
-    for mark, color, label in (("s", "#DDDDDD", "could reach"), ("o", PALETTE[0], "reached")):
-        ax.plot([], [], mark, color=color, label=label)
-    ax.plot([], [], "|", ms=8, mew=1.5, color="black", label="shuffled stays below")
+    for mark, color, label in zip("so|", ("#DDDDDD", PALETTE[0], "black"), labels, strict=True):
+        ax.plot([], [], mark, ms=7, mew=1.5, color=color, label=label)
     ax.set_yticks(range(len(names)), names[::-1])
     ax.axvline(0, color="black", lw=0.6)
     ax.set(xlabel=xlabel)

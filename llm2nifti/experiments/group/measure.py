@@ -91,6 +91,7 @@ def _checked(sessions: Sessions, plan: GroupPlan) -> Sessions:
     sessions = sessions.only(plan.task)
     for one in sessions:
         one.check_repeated()
+        parcels_in(one, plan.site)  # for its error
     return sessions
 
 

@@ -17,7 +17,7 @@ from llm2nifti.experiments.results import Interval
 from llm2nifti.networks import alignment
 from llm2nifti.networks import representation as rep
 
-N_TOPIC_SHUFFLES = 200  # of an RDM, which cost next to nothing
+N_TOPIC_SHUFFLES = 100  # of an RDM, which cost next to nothing
 
 
 def _best(matrix: NDArray[np.floating]) -> float:

@@ -83,7 +83,7 @@ class Carried:
     cosine: Interval  #: mean and range over held-out runs
     null: Interval  #: prompts shuffled within runs: mean and 95 % range
     p: float
-    repeat: float  #: the target's map from the training runs: what a perfect map could reach
+    repeat: float  #: of the target's map from the other runs, in place of the carried one
     cross: float | None  #: the carried map with the target's maps of other tasks
     penalty: float  #: of the ridge regression, median over held-out runs
     untrained: float | None = None  #: from the untrained copy of the source

@@ -95,15 +95,16 @@ class GroupResult(Result):
         return plotting.plot_profiles(table, ax=ax, ylabel=ylabel)
 
     def plot_carried(self, ax: Axes | None = None) -> Axes:
-        """Carried maps beside what shuffled prompts give and what a perfect map could reach."""
+        """Carried maps beside what shuffled prompts give and how repeatable the target's are."""
         rows: dict[str, list[Carried]] = {}
         for one in self.carried:
             rows.setdefault(f"{one.source} → {one.target}", []).append(one)
         return plotting.plot_beside(
-            {name: [one.cosine.value for one in group] for name, group in rows.items()},
+            {name: [one.cosine.value or 0.0 for one in group] for name, group in rows.items()},
             {name: [one.repeat for one in group] for name, group in rows.items()},
             {name: [one.null.high or 0.0 for one in group] for name, group in rows.items()},
             ax=ax,
+            labels=("target's other runs", "carried", "shuffled stays below"),
             xlabel="Cosine with the target's map of a held-out run",
         )
 
@@ -162,8 +163,8 @@ class GroupResult(Result):
             "group_carried",
             self.plot_carried,
             "Cosines of carried maps by pair of models.",
-            "Dots: one task each; bars: the target's own repeatability; ticks: 97.5th percentile "
-            "of shuffled prompts.",
+            "A dot is a task; its bar: how repeatable the target's own map is; its tick: 97.5th "
+            "percentile of shuffled prompts.",
         )
         tables = told.carried_tables(self.carried, self.written)
         title = "The same function? Maps carried from one model into another"

@@ -25,8 +25,8 @@ ABOUT_CARRIED = [
     "prompts (ridge regression), and the same mixture of the target's responses is compared, by "
     "its cosine, with the target's effect in a run that was held out. The regression has seen "
     "neither that run nor any prompt of the task in either model. Repeatability: the target's "
-    "effect from the other runs in place of the carried one, what a perfect map could reach. Other "
-    "tasks: the carried map with the target's maps of other tasks.",
+    "effect from the other runs in place of the carried one. Other tasks: the carried map with the "
+    "target's maps of other tasks.",
 ]
 
 
