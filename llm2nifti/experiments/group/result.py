@@ -131,7 +131,8 @@ class GroupResult(Result):
             )
             for task in self.tasks
         ]
-        texts = told.about_depth(self.depth)
+        subjects = {one.name.partition("_")[0] for one in self.members}
+        texts = told.about_depth(self.depth, "models" if len(subjects) > 1 else "sessions")
         title = "Where in depth? A common space"
         return Section("group-depth", title, texts, plots, [told.depth_table(self.depth)])
 

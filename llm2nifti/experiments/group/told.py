@@ -41,7 +41,7 @@ def _too_few(n: int, what: str) -> str:
     )
 
 
-def about_depth(levels: Sequence[DepthLevel]) -> list[str]:
+def about_depth(levels: Sequence[DepthLevel], what: str) -> list[str]:
     """What is compared in the common space, and how far it can be generalised."""
     n = len(levels[0].models)
     return [
@@ -50,7 +50,7 @@ def about_depth(levels: Sequence[DepthLevel]) -> list[str]:
         "width or scale changes: the squared length of a task's effect over units, from products "
         "of different runs, in units of the noise of a prompt. Without an effect it is 0 on "
         "average.",
-        _too_few(n, "models" if n > 1 else "sessions"),
+        _too_few(n, what),
     ]
 
 
