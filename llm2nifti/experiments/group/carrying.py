@@ -17,7 +17,7 @@ from llm2nifti.bids.sessions import Sessions
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.group.parts import Written
 from llm2nifti.experiments.group.plan import GroupPlan
-from llm2nifti.experiments.group.prompts import Prompts, Responses, responses
+from llm2nifti.experiments.group.prompts import Responses, SharedPrompts, responses
 from llm2nifti.experiments.group.shuffles import Independent, p_of, range_of
 from llm2nifti.networks import alignment
 from llm2nifti.networks.network import Network, Rule, from_mask, ranked
@@ -60,7 +60,7 @@ def cargo_of(sessions: Sessions, plan: GroupPlan) -> Cargo | None:
 def write_carried(
     sessions: Sessions,
     cargo: Cargo,
-    prompts: Prompts,
+    prompts: SharedPrompts,
     read_in: Mapping[str, Responses],
     plan: GroupPlan,
 ) -> Iterator[Written]:
@@ -72,7 +72,7 @@ def write_carried(
         The dataset, and what is asked.
     cargo : Cargo
         What is carried.
-    prompts, read_in : Prompts, mapping of str to Responses
+    prompts, read_in : SharedPrompts, mapping of str to Responses
         Prompts that all saw, and what they evoked in each session.
     """
     wanted = prompts.kinds != cargo.task  # an alignment that knows the task would copy it
@@ -104,7 +104,7 @@ def write_carried(
 def _written(
     session: Session,
     cargo: Cargo,
-    prompts: Prompts,
+    prompts: SharedPrompts,
     mixtures: NDArray[np.float64],
     plan: GroupPlan,
 ) -> Written:

@@ -15,7 +15,7 @@ from llm2nifti.experiments.group.carrying import cargo_of, write_carried
 from llm2nifti.experiments.group.levels import depth_levels, shared_sites, voxel_levels
 from llm2nifti.experiments.group.parts import Carried, Member, ModelPair
 from llm2nifti.experiments.group.plan import GroupPlan
-from llm2nifti.experiments.group.prompts import Prompts, Responses, common_prompts, responses
+from llm2nifti.experiments.group.prompts import Responses, SharedPrompts, common_prompts, responses
 from llm2nifti.experiments.group.result import GroupResult
 from llm2nifti.experiments.journal import made_from
 from llm2nifti.networks.representation import required
@@ -127,7 +127,7 @@ def _pairs(
     sessions: Sessions,
     copies: dict[str, Session],
     read_in: dict[str, Responses],
-    asked: tuple[Prompts, GroupPlan],
+    asked: tuple[SharedPrompts, GroupPlan],
     *,
     verbose: int,
 ) -> tuple[list[ModelPair], list[Carried]]:

@@ -1,4 +1,8 @@
-"""Two models: similarity of their parcels, and maps of one carried into the other."""
+"""Two models: similarity of their parcels, and maps of one carried into the other.
+
+`names` and `sides` are of two models, the latter their responses to `prompts`; `copy` are those of
+the first one's untrained copy, if there is one, and `plan` is what is asked.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from scipy import stats
 
 from llm2nifti.experiments.group.parts import Carried, ModelPair
 from llm2nifti.experiments.group.plan import GroupPlan
-from llm2nifti.experiments.group.prompts import Prompts, Responses, topics_of
+from llm2nifti.experiments.group.prompts import Responses, SharedPrompts, topics_of
 from llm2nifti.experiments.group.shuffles import Independent, p_of, range_of
 from llm2nifti.experiments.results import Interval
 from llm2nifti.networks import alignment
@@ -42,21 +46,11 @@ def _depths(one: Responses) -> NDArray[np.float64]:
 def compare(
     names: tuple[str, str],
     sides: tuple[Responses, Responses],
-    prompts: Prompts,
+    prompts: SharedPrompts,
     plan: GroupPlan,
     copy: Responses | None = None,
 ) -> ModelPair:
-    """Compare every parcel of one model with every parcel of another.
-
-    Parameters
-    ----------
-    names, sides : two of them
-        Names and responses of the models.
-    prompts, plan
-        What they saw, and what is asked.
-    copy : Responses, optional
-        The untrained copy of the first.
-    """
+    """Compare every parcel of one model with every parcel of another."""
     (a, b), rng = sides, np.random.default_rng(plan.seed)
     independent = Independent(prompts, np.ones(len(prompts.trials), bool))
     still = independent.rows()
@@ -128,11 +122,11 @@ def _rdms(a: Responses, b: Responses, n: int, rng: np.random.Generator) -> dict[
 def carry(
     names: tuple[str, str],
     sides: tuple[Responses, Responses],
-    prompts: Prompts,
+    prompts: SharedPrompts,
     plan: GroupPlan,
     copy: Responses | None = None,
 ) -> list[Carried]:
-    """Carry every task's map from one model into another; parameters as in `compare`.
+    """Carry every task's map from one model into another.
 
     The alignment has seen neither the held-out run nor any prompt of the task.
     """
@@ -181,7 +175,7 @@ class Fold:
     """A task and a run that are held out."""
 
     def __init__(
-        self, prompts: Prompts, tasks: list[str], task: str, inside: NDArray[np.bool_]
+        self, prompts: SharedPrompts, tasks: list[str], task: str, inside: NDArray[np.bool_]
     ) -> None:
         self.independent = Independent(prompts, inside & (prompts.kinds != task))
         self.still = self.independent.rows()

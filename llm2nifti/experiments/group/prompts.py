@@ -21,7 +21,7 @@ _KEY = ["task", "run", "trial_type", "stim_id", "prompt", "copy"]
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
+class SharedPrompts:
     """Prompts that all sessions saw in the same run, in the order of the first session."""
 
     trials: pd.DataFrame  #: (n,) see `llm2nifti.parcels.trials_of`
@@ -59,7 +59,7 @@ def _keys(session: Session) -> pd.DataFrame:
     return table.assign(copy=table.groupby(names).cumcount(), row=np.arange(len(table)))
 
 
-def common_prompts(sessions: Sequence[Session], *, most: int, seed: int) -> Prompts:
+def common_prompts(sessions: Sequence[Session], *, most: int, seed: int) -> SharedPrompts:
     """Find the prompts that all sessions saw; of too many, as large a share of every condition.
 
     ExperimentError if there are none.
@@ -81,7 +81,7 @@ def common_prompts(sessions: Sequence[Session], *, most: int, seed: int) -> Prom
     rows = {}
     for session, table in zip(sessions, tables, strict=True):
         rows[session.name] = shared[_KEY].merge(table, on=_KEY)["row"].to_numpy()
-    return Prompts(shared.drop(columns=["copy", "row"]).reset_index(drop=True), rows)
+    return SharedPrompts(shared.drop(columns=["copy", "row"]).reset_index(drop=True), rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class Responses:
     rdms: list[NDArray[np.float64]] = field(default_factory=list)  #: (n_pairs,) of each parcel
 
 
-def topics_of(prompts: Prompts) -> tuple[NDArray[np.int64], NDArray, NDArray]:
+def topics_of(prompts: SharedPrompts) -> tuple[NDArray[np.int64], NDArray, NDArray]:
     """Rows of prompts whose topic is in every run, their topics, and numbers of runs."""
     trials = prompts.trials
     topics = (trials["trial_type"] + " " + trials["topic"]).to_numpy(str)
@@ -111,7 +111,7 @@ def topics_of(prompts: Prompts) -> tuple[NDArray[np.int64], NDArray, NDArray]:
 
 def responses(
     session: Session,
-    prompts: Prompts,
+    prompts: SharedPrompts,
     folder: Path,
     *,
     sites: Sequence[str] = (),

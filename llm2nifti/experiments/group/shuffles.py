@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2nifti.experiments.group.prompts import Prompts
+from llm2nifti.experiments.group.prompts import SharedPrompts
 from llm2nifti.experiments.results import Interval
 from llm2nifti.parcels import shuffle_within, without_nuisance
 
@@ -27,7 +27,7 @@ def range_of(null: NDArray | list[float]) -> Interval:
 class Independent:
     """Prompts without nuisances: rows that are independent of each other."""
 
-    prompts: Prompts
+    prompts: SharedPrompts
     wanted: NDArray[np.bool_]  #: (n,) which prompts
 
     def rows(self, order: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
