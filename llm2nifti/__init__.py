@@ -5,9 +5,9 @@ llm2nifti shows block-designed prompts to a Hugging Face transformer, writes wha
 
     from llm2nifti import bids, glm, models, networks, paradigm, scanner
 
-and its four verbs are here::
+and its verbs are here::
 
-    from llm2nifti import measure, run, scan, session
+    from llm2nifti import measure, run, scan, session, sessions
 
 Nothing is imported here until it is asked for, so that ``import llm2nifti`` and
 ``llm2nifti --help`` stay fast.
@@ -17,7 +17,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_VERBS = {"session": "bids", "scan": "study", "run": "study", "measure": "experiments"}
+_VERBS = {
+    "session": "bids",
+    "sessions": "bids.sessions",
+    "scan": "study",
+    "run": "study",
+    "measure": "experiments",
+}
 
 
 def __getattr__(name: str) -> Any:

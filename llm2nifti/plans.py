@@ -50,6 +50,7 @@ class Plan:
     """Something that can be asked for; unknown names and impossible values raise PlanError."""
 
     command: ClassVar[str] = ""  # of the command line that asks for it
+    whole: ClassVar[bool] = False  # whether it is about all sessions of a dataset together
 
     def __post_init__(self) -> None:
         """Check every value, and keep it as its type says: lists as tuples, whole as real."""

@@ -112,6 +112,7 @@ def dataset_run(
     number: int = 1,
     compress: bool = False,
     right: str = "mlp",
+    **model: str,
 ) -> bids.Run:
     """Write (n_trials, n_frames, n_units) values as a run of a dataset, and read it back."""
     values = np.asarray(values, np.float32)
@@ -119,12 +120,13 @@ def dataset_run(
     tokens = pd.DataFrame({name: np.zeros(n_trials * n_frames) for name in TOKEN_COLUMNS})
     text = [f"answer {i}" for i in range(n_trials)]
     paradigm = Paradigm(task, number, n_frames, table)
-    info = {"Model": {"Subject": "planted", "WeightsHash": "none"}}
+    info = {"Model": {"Subject": "planted", "WeightsHash": "none", **model}}
     recording = Recording(
         values.reshape(-1, n_units), paradigm, brain(n_units, right), tokens, text, text, info
     )
     bids.write(recording, root, compress=compress)
-    return bids.read(root, task=task, run=number)
+    who = {"subject": info["Model"]["Subject"], "session": info["Model"].get("Session")}
+    return bids.read(root, task=task, run=number, **who)
 
 
 def lstsq_contrast(X: np.ndarray, weights: np.ndarray, Y: np.ndarray) -> tuple:
@@ -396,3 +398,54 @@ def special(n: int, rng: np.random.Generator) -> np.ndarray:
     """A random rotation, then random flips of signs."""
     basis, _ = np.linalg.qr(rng.normal(size=(n, n)))
     return basis * rng.choice([-1, 1], size=n)
+
+
+class Latent:
+    """Responses of two tasks' prompts in a space that models share; a model is an image of it."""
+
+    n_latent, n_runs = 6, 3
+
+    def __init__(self, *, tasks: tuple[str, ...] = ("pain", "joy"), seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.tables, self.responses = {}, {}
+        axes, _ = np.linalg.qr(rng.normal(size=(self.n_latent,) * 2))
+        topics: dict[str, np.ndarray] = {}
+        for task, axis in zip(tasks, axes, strict=False):
+            for number in range(1, self.n_runs + 1):
+                table = topic_trials(task, rng)
+                table["prompt"] = [f"{task} {number} {text}" for text in table["prompt"]]
+                for topic in sorted(set(table["topic"])):
+                    topics.setdefault(topic, rng.normal(size=self.n_latent))
+                latent = rng.normal(size=(len(table), self.n_latent))
+                latent += np.stack([topics[topic] for topic in table["topic"]])
+                latent[(table["trial_type"] == task).to_numpy()] += 4 * axis
+                self.tables[task, number], self.responses[task, number] = table, latent
+
+    def write(
+        self,
+        root: Path,
+        name: str,
+        *,
+        seed: int,
+        part: int = 16,
+        shared: tuple[int, ...] = tuple(range(6)),
+        turn: bool = False,
+        **model: str,
+    ) -> Path:
+        """Write a model: sites in `shared` are images of the latent responses, others noise."""
+        rng, brain_ = np.random.default_rng(seed), brain(6 * part)
+        mixing = rng.normal(size=(6, self.n_latent, part))
+        bases = [special(part, np.random.default_rng([seed, i])) for i in range(6)]
+        for (task, number), table in self.tables.items():
+            values = rng.normal(size=(len(table), 6, part))
+            for site in range(6):
+                if site in shared:
+                    signal = self.responses[task, number] @ mixing[site]
+                    values[:, site] = signal + 0.3 * values[:, site]
+                if turn:
+                    values[:, site] = values[:, site] @ bases[site]
+            values = values.reshape(len(table), 1, brain_.n_units)
+            how = {"task": task, "number": number, "Subject": name}
+            dataset_run(root, table, values, **how, **model)
+        bids.writing.clear_work(root)
+        return root

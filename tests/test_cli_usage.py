@@ -18,7 +18,7 @@ from llm2nifti.plans import PlanError
 
 DATASET = ["run", "scan", "glm", "repeatability", "identification", "null", "report", "where"]
 DATASET += ["lesion", "steer", "detect", "prune", "target", "train", "check", "monitor"]
-DATASET += ["connectivity", "decode", "decompose", "rsa"]
+DATASET += ["connectivity", "decode", "decompose", "group", "rsa"]
 NEEDED = {
     "prune": ["--network", "pathology", "--out", "small"],
     "target": ["--network", "pathology"],

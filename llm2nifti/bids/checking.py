@@ -19,7 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from llm2nifti.bids import manifest
-from llm2nifti.bids.dataset import NO_RESULTS, VALIDATOR_CONFIG
+from llm2nifti.bids.dataset import GROUP, NO_RESULTS, VALIDATOR_CONFIG
 from llm2nifti.bids.manifest import Content, name_of
 from llm2nifti.bids.paths import DERIVATIVES, DESCRIPTION, RunPaths, complete_runs
 
@@ -35,6 +35,7 @@ _PARTS = {
         rf"^{DERIVATIVES.as_posix()}/(sub-[^/]*/(ses-[^/]*/)?)?"
         rf"(?!({'|'.join(map(re.escape, NO_RESULTS))})$)[^/]*\.jsonl?$"
         r"|_(relmat|components)\.[^/]*$|_desc-(kmeans|canica|dictlearning)_[^/]*$"
+        rf"|^{DERIVATIVES.as_posix()}/{GROUP}/"
     ),
     "analysis": re.compile(
         rf"^{DERIVATIVES.as_posix()}/(?!(.*/)?({'|'.join(map(re.escape, _DESCRIBING))})$)"

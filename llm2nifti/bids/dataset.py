@@ -29,9 +29,11 @@ _HERE = Path(__file__).parent
 # Columns of our tables as BIDS describes them, by the last word of the table's name.
 COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
 # Results of experiments lie beside the summary, a file each, and are hours of work.
+GROUP = "group"  # folder of the derivatives: maps of several models together
 NO_RESULTS = (DESCRIPTION, VALIDATOR_CONFIG, SUMMARY.name)
 _IGNORED = ["*.html", "/*.json", f"!/{DESCRIPTION}", "/sub-*/*.json", "/sub-*/ses-*/*.json"]
-_IGNORED += ["*_evaluations.jsonl", "figures", "figures/", "*_relmat.*", "*_components.*"]
+_IGNORED += ["*_evaluations.jsonl", "figures", "figures/", GROUP, f"{GROUP}/"]
+_IGNORED += ["*_relmat.*", "*_components.*"]
 _IGNORED += ["*_statmap.*", "*_timeseries.*", "*_units.tsv", "*_desc-trial_events.tsv"]
 PARTICIPANTS = "participants.tsv"
 SESSIONS = "_sessions.tsv"
@@ -70,8 +72,9 @@ def ignore_all(root: Path) -> None:
 
 
 def results_of(folder: Path) -> list[Path]:
-    """Results of experiments in a session's folder."""
-    return [path for path in sorted(folder.glob("*.json")) if path.name not in NO_RESULTS]
+    """Results of experiments in a session's folder, or in that of the whole dataset."""
+    paths = [*sorted(folder.glob("*.json")), *sorted(folder.glob(f"{GROUP}/*"))]
+    return [path for path in paths if path.name not in NO_RESULTS]
 
 
 def _description(*, derivative: bool) -> dict[str, object]:

@@ -30,7 +30,8 @@ _WITH_STUDY_FILE = {"overwrite", "redo", "threads", "n_jobs", "dask", "json", "q
 def plans_by_command() -> dict[str, tuple[type[Plan], ...]]:
     """Plans whose fields are the options of each command, the command's own first."""
     out = {plan.command: (plan, *more) for plan, (_, *more) in _COMMANDS.items()}
-    out |= {command: (plan, plans.Which) for command, plan in experiments.commands().items()}
+    for command, plan in experiments.commands().items():
+        out[command] = (plan,) if plan.whole else (plan, plans.Which)
     return {command: (*kinds, plans.Output) for command, kinds in out.items()}
 
 
@@ -71,9 +72,11 @@ def _session(dataset: str, given: Given) -> Session:
 
 def _experiment(dataset: str, given: Given, plan: Plan, *, verbose: int) -> Printed:
     """Measure what a plan asks for."""
+    from llm2nifti.bids.sessions import sessions
     from llm2nifti.tell import as_text
 
-    result = experiments.measure(_session(dataset, given), plan, verbose=verbose)
+    what = sessions(dataset) if plan.whole else _session(dataset, given)
+    result = experiments.measure(what, plan, verbose=verbose)
     return result.content(), as_text(*result.sections())
 
 

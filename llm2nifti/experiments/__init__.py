@@ -17,6 +17,7 @@ from llm2nifti.plans import Plan
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.bids import Session
+    from llm2nifti.bids.sessions import Sessions
     from llm2nifti.experiments.results import Result
 
 __all__ = ["commands", "kept_results", "measure"]
@@ -54,23 +55,32 @@ def __dir__() -> list[str]:
     return [*globals(), *(kind.__name__ for kind in commands().values())]
 
 
-def kept_results() -> list[type[Result]]:
-    """Results that are kept in a file of their own, in the order of the report's sections."""
+def kept_results(*, whole: bool = False) -> list[type[Result]]:
+    """Results that are kept in a file of their own, in the order of the report's sections.
+
+    Those of one session, or of the `whole` dataset.
+    """
     from llm2nifti.experiments.results import Result
 
-    kept = [kind for kind in _kinds("result", Result) if kind.file]
+    kept = [kind for kind in _kinds("result", Result) if kind.file and kind.whole is whole]
     return sorted(kept, key=lambda kind: kind.rank)
 
 
 def measure(
-    session: Session, plan: Plan, *, verbose: int = 1, is_locked: bool = False, **more: Any
+    session: Session | Sessions,
+    plan: Plan,
+    *,
+    verbose: int = 1,
+    is_locked: bool = False,
+    **more: Any,
 ) -> Any:
     """Measure what a plan asks for, and keep the result with the dataset.
 
     Parameters
     ----------
-    session : Session
-        One model's recording, from `llm2nifti.bids.session`.
+    session : Session or Sessions
+        One model's recording, from `llm2nifti.bids.session`; for a plan that is about the whole
+        dataset, all of them, from `llm2nifti.bids.sessions.sessions`.
     plan : Plan
         What to measure, such as ``experiments.LesionPlan(share=(0.05,))``.
     verbose : int, default=1

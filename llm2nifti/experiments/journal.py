@@ -14,6 +14,7 @@ from typing import Any
 
 from llm2nifti import __version__, bids
 from llm2nifti.bids import Run, Session, checking, manifest
+from llm2nifti.bids.sessions import Sessions
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.plans import Json, Plan
 from llm2nifti.recording import Lines
@@ -92,9 +93,14 @@ def versions() -> dict[str, str]:
     return {"llm2nifti": __version__, **{name: version(name) for name in packages}}
 
 
-def made_from(session: Session, plan: Plan) -> Json:
+def made_from(session: Session | Sessions, plan: Plan) -> Json:
     """What decides a result: runs, plan and versions. Without a manifest nothing tells the runs."""
-    return {"runs": digest_of_runs(session), "plan": plan.asked, "versions": versions()}
+    runs: Json | str | None = None
+    if isinstance(session, Session):
+        runs = digest_of_runs(session)
+    elif manifest.has_manifest(session.root):
+        runs = {one.name: digest_of_runs(one) for one in session}
+    return {"runs": runs, "plan": plan.asked, "versions": versions()}
 
 
 def digest_of_runs(session: Session) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 import pandas as pd
 
 from llm2nifti import bids
+from llm2nifti.bids.sessions import Sessions
 from llm2nifti.plans import Json
 from llm2nifti.tell import Section, as_html, as_text
 
@@ -23,6 +24,7 @@ class Result:
 
     file: ClassVar[str] = ""  #: in the session's `llm2nifti.bids.analysis_folder`, if it is kept
     rank: ClassVar[int] = 0  #: place of its section on the page
+    whole: ClassVar[bool] = False  #: whether it is of all sessions of a dataset together
 
     @classmethod
     def of(cls, content: Json, path: Path | None = None) -> Self:
@@ -34,23 +36,23 @@ class Result:
             raise bids.DamagedFileError(path, str(error)) from None
 
     @classmethod
-    def read(cls, session: bids.Session) -> Self | None:
+    def read(cls, session: bids.Session | Sessions) -> Self | None:
         """Result that a session keeps, or None."""
         path = session.folder / cls.file
         return cls.of(bids.read_json(path), path)._of(session) if path.exists() else None
 
     @property
-    def session(self) -> bids.Session | None:
+    def session(self) -> Any:
         """Whose result it is, if it was measured or read here: where its images are."""
         return vars(self).get("_session")
 
-    def _of(self, session: bids.Session) -> Self:
+    def _of(self, session: Any) -> Self:
         """The same result, which knows whose it is."""
         object.__setattr__(self, "_session", session)
         return self
 
     @classmethod
-    def kept(cls, session: bids.Session, source: Json) -> Self | None:
+    def kept(cls, session: bids.Session | Sessions, source: Json) -> Self | None:
         """Result that a session keeps, if it was made from the same; see `journal.made_from`."""
         result = cls.read(session) if source["runs"] else None
         return result if result and getattr(result, "made_from", None) == plain(source) else None
@@ -59,8 +61,8 @@ class Result:
         """The result as JSON has it."""
         return plain(self)
 
-    def keep(self, session: bids.Session) -> None:
-        """Write the result into the dataset, where it is kept and not there already."""
+    def keep(self, session: Any) -> None:
+        """Write the result into the dataset of a session, or of all, if it is not there already."""
         path, content = session.folder / self._of(session).file, self.content()
         if self.file and not (path.exists() and bids.read_json(path) == content):
             bids.write_json(path, session.root, content)

@@ -112,15 +112,50 @@ def crossnobis(
     return rdm.dissimilarities[0] * features.shape[1]  # which rsatoolbox divides by
 
 
-def rdm_similarity(rdms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n_parcels, n_parcels) whitened correlations of (n_parcels, n_pairs) RDMs by rsatoolbox.
+def rdm_similarity(
+    a: NDArray[np.float64], b: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """(n_a, n_b) whitened correlations of (n_parcels, n_pairs) RDMs, by default all of `a`.
 
-    Diedrichsen et al. (2021, Neurons, Behavior, Data analysis, and Theory 5(3)): distances that
-    share a condition have correlated errors.
+    By rsatoolbox. Diedrichsen et al. (2021, Neurons, Behavior, Data analysis, and Theory 5(3)):
+    distances that share a condition have correlated errors.
     """
     rsatoolbox = required("rsatoolbox")
-    whole = rsatoolbox.rdm.RDMs(np.asarray(rdms, float))
-    return np.asarray(rsatoolbox.rdm.compare(whole, whole, method="corr_cov"))
+    first, other = (rsatoolbox.rdm.RDMs(np.asarray(x, float)) for x in (a, a if b is None else b))
+    return np.asarray(rsatoolbox.rdm.compare(first, other, method="corr_cov"))
+
+
+def effect_energy(
+    values: Sequence[NDArray[np.float64]],
+    designs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> float:
+    """Squared length of an effect over units, in units of the noise of a prompt.
+
+    Parameters
+    ----------
+    values : sequence of (n_trials, n_units) array
+        Activations of each run, at least two.
+    designs : sequence of ((n_trials, n_columns) array, (n_columns,) array)
+        Design matrix and contrast of each run.
+
+    Returns
+    -------
+    float
+        Mean product of effects from different runs, which share no noise, over the squared length
+        of residuals. About 0, on both sides of it, without an effect; no basis, scale or number
+        of units changes its expectation.
+    """
+    effects, noise = [], []
+    for rows, (design, vector) in zip(values, designs, strict=True):
+        inverse = np.linalg.pinv(design)
+        effects.append(vector @ inverse @ rows)
+        residuals = rows - design @ (inverse @ rows)
+        noise.append((residuals**2).sum() / (len(design) - np.linalg.matrix_rank(design)))
+    stack = np.stack(effects)
+    products = stack @ stack.T
+    n = len(stack)
+    mean = (products.sum() - np.trace(products)) / (n * (n - 1))
+    return float(mean / np.mean(noise)) if np.mean(noise) > 0 else 0.0
 
 
 def repeated(conditions: Sequence[str], folds: Sequence[int], *, most: int) -> list[str]:

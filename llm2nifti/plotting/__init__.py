@@ -17,12 +17,20 @@ from llm2nifti.plotting.charts import (
     plot_shares,
     save,
 )
-from llm2nifti.plotting.graphs import plot_depth, plot_graph
+from llm2nifti.plotting.graphs import (
+    plot_beside,
+    plot_cross,
+    plot_depth,
+    plot_graph,
+    plot_profiles,
+)
 
 __all__ = [
     "plot_atlas",
     "plot_auc",
     "plot_bars",
+    "plot_beside",
+    "plot_cross",
     "plot_depth",
     "plot_design",
     "plot_doses",
@@ -32,6 +40,7 @@ __all__ = [
     "plot_lesions",
     "plot_map",
     "plot_matrix",
+    "plot_profiles",
     "plot_roc",
     "plot_shares",
     "save",

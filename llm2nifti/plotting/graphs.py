@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -116,5 +116,122 @@ def plot_depth(
     if chance is not None:
         ax.axhline(chance, color="black", lw=0.6)
     ax.set(xlabel="Layer (0 is the embedding)", ylabel=ylabel, title=title)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax
+
+
+@styled
+def plot_cross(
+    matrix: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    colorbar_label: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a matrix of parcels of one model by parcels of another; a dot is the best of a row.
+
+    Parameters
+    ----------
+    matrix : (n, m) array
+        Values; colours begin at 0.
+    rows, columns : sequence of str
+        Names of the parcels.
+    xlabel, ylabel, colorbar_label : str
+        Names of the models and of the values.
+    ax
+        See the other figures.
+
+    Examples
+    --------
+    >>> ax = plot_cross([[0.1, 0.9]], ["a"], ["b", "c"], xlabel="two", ylabel="one")
+    """
+    values = np.asarray(matrix, float)
+    ax = ax or new_axes(6.6, 1.8 + min(6.0, max(2.4, 5.2 * len(rows) / len(columns))))
+    top = float(max(values.max(), 1e-6))
+    image = ax.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="none")
+    ax.plot(values.argmax(axis=1), np.arange(len(values)), "o", ms=3, mfc="none", mec="#D55E00")
+    ax.figure.colorbar(image, ax=ax, label=colorbar_label, shrink=0.8)
+    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        ticks = range(0, len(names), -(-len(names) // 32))  # of many names those that have room
+        axis.set_ticks(ticks, [names[i] for i in ticks], fontsize=7)
+    ax.tick_params(axis="x", labelrotation=90)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+@styled
+def plot_profiles(table: pd.DataFrame, *, ylabel: str, ax: Axes | None = None) -> Axes:
+    """Draw values of several models over relative depth, a colour a site, a line style a model.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``depth`` (0..1), ``site``, ``model`` and ``value``.
+    ylabel : str
+        What is measured.
+    ax
+        See the other figures.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"depth": [0.25, 0.75], "site": "mlp", "model": "a", "value": [0, 1]})
+    >>> ax = plot_profiles(table, ylabel="Effect")
+    """
+    ax = ax or new_axes(6.2, 3.2)
+    sites, models = (list(dict.fromkeys(table[name])) for name in ("site", "model"))
+    for site, color in zip(sites, site_colors(sites), strict=True):
+        for model, style in zip(models, cycle(("-", "--", ":", "-."))):
+            rows = table[(table["site"] == site) & (table["model"] == model)]
+            ax.plot(100 * rows["depth"], rows["value"], style, drawstyle="steps-mid", color=color)
+        ax.plot([], [], "-", color=color, label=site)
+    for model, style in zip(models, cycle(("-", "--", ":", "-."))):
+        ax.plot([], [], style, color="black", label=model)
+    ax.axhline(0, color="black", lw=0.6)
+    ax.set(xlabel="Relative depth: input → output (%)", ylabel=ylabel)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return ax
+
+
+@styled
+def plot_beside(
+    values: Mapping[str, Sequence[float]],
+    ceilings: Mapping[str, Sequence[float]],
+    limits: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    labels: tuple[str, str, str] = ("ceiling", "value", "chance stays below"),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw values in rows, each beside a ceiling and what chance stays below.
+
+    Parameters
+    ----------
+    values, ceilings, limits : mapping of str to sequence of float
+        For each row, values (dots), their ceilings (bars) and what chance stays below (ticks).
+    xlabel, labels : str, tuple of str
+        What is measured, and the legend of bars, dots and ticks.
+    ax
+        See the other figures.
+
+    Examples
+    --------
+    >>> ax = plot_beside({"a": [0.5]}, {"a": [0.8]}, {"a": [0.1]}, xlabel="r")
+    """
+    names = list(values)
+    ax = ax or new_axes(6.2, 1.2 + 0.5 * len(names))
+    for y, name in enumerate(names[::-1]):
+        n = len(values[name])
+        rows = y + 0.6 * (np.arange(n)[::-1] + 0.5) / n - 0.3
+        ax.barh(rows, ceilings[name], height=0.45 / n, color="#DDDDDD")
+        ax.plot(values[name], rows, "o", ms=5, color=PALETTE[0])
+        ax.plot(limits[name], rows, "|", ms=8, mew=1.5, color="black")
+    for mark, color, label in zip("so|", ("#DDDDDD", PALETTE[0], "black"), labels, strict=True):
+        ax.plot([], [], mark, ms=7, mew=1.5, color=color, label=label)
+    ax.set_yticks(range(len(names)), names[::-1])
+    ax.axvline(0, color="black", lw=0.6)
+    ax.set(xlabel=xlabel)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax

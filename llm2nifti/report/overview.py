@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llm2nifti import bids, geometry, networks
+from llm2nifti import bids, experiments, geometry, networks
 from llm2nifti.bids import Session
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.bids.reading import Who
+from llm2nifti.bids.sessions import sessions as open_all
 from llm2nifti.experiments.results import Result
 from llm2nifti.report.summary import ReportError, SessionSummary, complete
 from llm2nifti.tell import Section, Table, as_html
@@ -295,12 +296,16 @@ def write_overview(root: Path | str) -> Path:
     folder = root / bids.DERIVATIVES
     content = complete(folder, root, needed=("sessions", "versions"))
     overview = Overview.of(content, folder / bids.SUMMARY.name)
+    told = overview.sections()
+    for kind in experiments.kept_results(whole=True):
+        result = kind.read(open_all(root))
+        told += result.sections() if result else []
     text = render(
         Path(__file__).parent,
         "overview.html.j2",
         n=len(overview.sessions),
         links=[(f"{row.folder}/{REPORT}", row.name) for row in overview.sessions],
-        told=as_html(*overview.sections()),
+        told=as_html(*told),
         versions=overview.versions,
     )
     bids.write_text(folder / REPORT, root, text)

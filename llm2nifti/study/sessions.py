@@ -15,6 +15,7 @@ from llm2nifti import bids, experiments, glm, report
 from llm2nifti.bids import Session, checking
 from llm2nifti.bids.paths import REPORT
 from llm2nifti.bids.reading import Who
+from llm2nifti.bids.sessions import sessions as open_all
 from llm2nifti.cluster import Mapper
 from llm2nifti.defaults import N_RELABELLINGS
 from llm2nifti.experiments.identification.measure import measure as identify
@@ -199,8 +200,8 @@ def analyse_all(
     root : Path
         Root of the dataset.
     measured : sequence of Plan
-        Experiments that every session goes through before it is reported; a `NullPlan` says how
-        many relabellings the analysis makes.
+        Experiments that every session goes through before it is reported, and those of the whole
+        dataset, which come last; a `NullPlan` says how many relabellings the analysis makes.
     verbose : int, default=1
         0 shows no progress.
     mapper : callable, default=map
@@ -218,7 +219,8 @@ def analyse_all(
     """
     sessions = bids.analysed(root)
     n_null = next((plan.n for plan in measured if isinstance(plan, NullPlan)), N_RELABELLINGS)
-    measured = [plan for plan in measured if not isinstance(plan, NullPlan)]
+    whole = [plan for plan in measured if plan.whole]
+    measured = [plan for plan in measured if not (plan.whole or isinstance(plan, NullPlan))]
     each = partial(bring_up_to_date, n_null=n_null, measured=measured)
     if bids.analysis_folder(root, *sessions[0]) == Path(root) / bids.DERIVATIVES:
         return each(sessions[0], root=root, verbose=verbose, mapper=mapper)
@@ -226,6 +228,8 @@ def analyse_all(
     todo = [who for who in sessions if measured or not is_reported(root, who, n_null=n_null)]
     for _ in track(mapper(each, todo), "analyse", total=len(todo), unit="session", verbose=verbose):
         pass
+    for plan in whole:
+        experiments.measure(open_all(root), plan, verbose=verbose, is_locked=True)
     report.compare_sessions(root)
     return report.write_overview(root)
 

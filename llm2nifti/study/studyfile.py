@@ -90,6 +90,9 @@ def _read(path: Path) -> StudyFile:
     measured = [
         _plan(commands[name], content[name], f"[{name}] ") for name in commands if name in content
     ]
+    together = [plan.command for plan in measured if plan.whole]
+    if together and len(plans) < 2:
+        raise StudyError(f"[{together[0]}] compares sessions, and the file asks for one only")
     if "n_null" in content:
         measured.insert(0, NullPlan(n=content["n_null"]))
     return StudyFile(path.parent / content["dataset"], tuple(plans), tuple(measured))

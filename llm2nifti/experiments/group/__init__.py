@@ -1,0 +1,1 @@
+"""What do several models have in common, in space, in geometry and in function?"""
