@@ -18,6 +18,7 @@ from llm2nifti.plans import PlanError
 
 DATASET = ["run", "scan", "glm", "repeatability", "identification", "null", "report", "where"]
 DATASET += ["lesion", "steer", "detect", "prune", "target", "train", "check", "monitor"]
+DATASET += ["connectivity", "decode", "group"]
 NEEDED = {
     "prune": ["--network", "pathology", "--out", "small"],
     "target": ["--network", "pathology"],
