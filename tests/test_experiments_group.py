@@ -10,6 +10,7 @@ import pytest
 from nibabel import Nifti1Image
 from planted import Latent
 from scipy import stats
+from sklearn.linear_model import RidgeCV
 from tests_support import make_dataset
 
 from llm2nifti import bids, cli, experiments, networks, study
@@ -19,6 +20,7 @@ from llm2nifti.experiments.group.levels import bins_of
 from llm2nifti.experiments.group.measure import measure
 from llm2nifti.experiments.group.result import GroupResult
 from llm2nifti.glm.second_level import LEAST, second_level
+from llm2nifti.networks.alignment import PENALTIES, align
 from llm2nifti.networks.representation import effect_energy
 from llm2nifti.plans import PlanError
 from llm2nifti.study.studyfile import read_study
@@ -122,6 +124,21 @@ def test_effect_energy_is_0_without_an_effect_and_what_was_planted_with_one():
     assert np.mean(energies[0.5]) == pytest.approx(0.25, abs=0.01)
 
 
+def test_an_alignment_is_the_ridge_regression_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(40, 60)) * np.exp(rng.normal(size=60))
+    for noise in (0.1, 5.0):
+        b = a @ rng.normal(size=(60, 9)) + noise * rng.normal(size=(40, 9))
+        unit = (a**2).sum() / 40
+        model = RidgeCV(PENALTIES * unit, fit_intercept=False).fit(a, b)
+        fitted = align(a @ a.T, b @ b.T)
+        assert fitted.penalty * unit == pytest.approx(model.alpha_)
+        pattern = rng.normal(size=60)
+        np.testing.assert_allclose(
+            b.T @ fitted.mixture(a @ pattern), model.predict(pattern[None])[0]
+        )
+
+
 def test_layers_are_spread_over_depth_without_holes():
     np.testing.assert_allclose(bins_of([2.0] * 6, 20), 2)
     np.testing.assert_allclose(bins_of(np.arange(30.0), 15), np.arange(0.5, 30, 2))
@@ -154,7 +171,7 @@ def test_six_models_are_tested_and_fewer_are_told_what_they_do_not_show(result, 
     for i in range(LEAST):
         latent.write(tmp_path / "ds", "model", seed=9, Session=f"s{i}")
     many = sessions(tmp_path / "ds")
-    outcome = measure(many, replace(PLAN, n_null=1, n_prompts=60), verbose=0)
+    outcome = measure(many.only(["pain"]), replace(PLAN, n_null=1, n_prompts=60), verbose=0)
     assert outcome.n_prompts == 60
     for level in outcome.depth:
         assert np.shape(list(level.p_max.values())) == (3, 4)
@@ -207,7 +224,7 @@ def test_a_mask_is_carried_as_well_as_a_task(planted, tmp_path):
 def test_a_study_measures_the_group_last_and_its_page_has_the_section(tmp_path):
     for i, name in enumerate(("one", "two")):
         make_dataset(tmp_path / "ds", seed=10 * i, name=name)
-    plans = [experiments.NullPlan(n=2), replace(PLAN, n_null=1)]
+    plans = [experiments.NullPlan(n=2), replace(PLAN, n_null=1, n_perm=9)]
     page = study.analyse_all(tmp_path / "ds", measured=plans, verbose=0).read_text("utf-8")
     assert 'href="sub-one/report.html"' in page
     assert "What do several models have in common?" in page

@@ -31,43 +31,42 @@ class Alignment:
         return self.inverse @ products
 
 
-def coordinates(gram: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(m, r) coordinates of rows whose (m, m) products with each other are known."""
-    values, vectors = linalg.eigh(np.asarray(gram, float))
-    kept = values > 1e-10 * values[-1]
-    return vectors[:, kept] * np.sqrt(values[kept])
-
-
-def align(gram_a: NDArray[np.floating], space_b: NDArray[np.float64]) -> Alignment:
+def align(gram_a: NDArray[np.floating], gram_b: NDArray[np.floating]) -> Alignment:
     """Fit the map from A to B.
 
     Parameters
     ----------
-    gram_a : (m, m) array
-        Products of A's training rows with each other.
-    space_b : (m, r) array
-        `coordinates` of B's rows, in the same order.
+    gram_a, gram_b : (m, m) array
+        Products of the training rows of A, and of B, with each other; rows are matched.
 
     Returns
     -------
     Alignment
-        Its penalty predicts rows of B that are left out one at a time best (`RidgeCV`).
+        Its penalty is that of `PENALTIES` by which rows of B that are left out, one at a time, are
+        predicted best.
 
     Notes
     -----
+    What `sklearn.linear_model.RidgeCV` finds for coordinates of the rows; it would decompose the
+    products anew for every penalty, and shuffled prompts are hundreds of fits.
+
     An orthogonal map (Procrustes) would preserve A's distances: but models weigh the same contents
     differently, and the map has to turn and to reweigh. docs/group.md compares both.
     """
-    from sklearn.linear_model import RidgeCV
-
-    gram = np.asarray(gram_a, float)
-    unit = float(np.trace(gram)) / len(gram)
+    values, vectors = linalg.eigh(np.asarray(gram_a, float))
+    values = np.maximum(values, 0)
+    unit = float(values.mean())
     if unit <= 0:
-        return Alignment(np.zeros_like(gram), float("inf"))
-    space_a = coordinates(gram)
-    chosen = float(RidgeCV(PENALTIES * unit, fit_intercept=False).fit(space_a, space_b).alpha_)
-    inverse = linalg.inv(gram + chosen * np.eye(len(gram)))
-    return Alignment(inverse, chosen / unit)
+        return Alignment(np.zeros_like(vectors), float("inf"))
+    turned = vectors.T @ gram_b @ vectors
+    errors = []
+    for penalty in PENALTIES:
+        scaled = vectors / (values + penalty * unit)
+        # Residual of a row that is left out: that of the whole fit over the diagonal.
+        diagonal = np.einsum("ij,ij->i", scaled, vectors)
+        errors.append((np.einsum("ij,ij->i", scaled @ turned, scaled) / diagonal**2).sum())
+    chosen = float(PENALTIES[int(np.argmin(errors))])
+    return Alignment((vectors / (values + chosen * unit)) @ vectors.T, chosen)
 
 
 def cosine(product: float, squared_a: float, squared_b: float) -> float:

@@ -93,10 +93,10 @@ def write_carried(
         if session.name == cargo.source.name:
             continue
         b = read_in[session.name].whole
-        space = alignment.coordinates(rows[0] @ b @ rows[0].T)
+        gram_b = rows[0] @ b @ rows[0].T
         mixtures = []
         for one in rows:
-            fitted = alignment.align(one @ a @ one.T, space)
+            fitted = alignment.align(one @ a @ one.T, gram_b)
             mixtures.append(rows[0].T @ fitted.mixture(one @ products))
         yield _written(session, cargo, prompts, np.stack(mixtures), plan)
 

@@ -191,10 +191,10 @@ class Fold:
         self, b: NDArray[np.float64]
     ) -> Callable[[NDArray[np.float64], NDArray[np.float64]], Judged]:
         """Function of A's products and rows that carries A's map and compares it with B's."""
-        space_b = alignment.coordinates(self.still @ b @ self.still.T)
+        gram_b = self.still @ b @ self.still.T
 
         def carried(a: NDArray[np.float64], rows: NDArray[np.float64]) -> Judged:
-            fitted = alignment.align(rows @ a @ rows.T, space_b)
+            fitted = alignment.align(rows @ a @ rows.T, gram_b)
             mixture = self.still.T @ fitted.mixture(rows @ a @ self.known)
             cross = [_cosine(b, mixture, other) for other in self.others]
             same = _cosine(b, mixture, self.goal)

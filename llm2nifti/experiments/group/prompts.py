@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class SharedPrompts:
     trials: pd.DataFrame  #: (n,) see `llm2nifti.parcels.trials_of`
     rows: dict[str, NDArray[np.int64]]  #: their places among the trials of each session
 
-    @property
+    @cached_property
     def groups(self) -> NDArray:
         """(n,) name of each prompt's run."""
         return (self.trials["task"] + " " + self.trials["run"].astype(str)).to_numpy(str)
