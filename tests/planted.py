@@ -111,19 +111,25 @@ def dataset_run(
     task: str = "pain",
     number: int = 1,
     compress: bool = False,
+    counts: tuple[int, ...] | None = None,
+    session: str = "",
 ) -> bids.Run:
-    """Write (n_trials, n_frames, n_units) values as a run of a dataset, and read it back."""
+    """Write (n_trials, n_frames, n_units) values as a run of a dataset, and read it back.
+
+    Of each trial, `counts` frames are kept.
+    """
     values = np.asarray(values, np.float32)
     n_trials, n_frames, n_units = values.shape
-    tokens = pd.DataFrame({name: np.zeros(n_trials * n_frames) for name in TOKEN_COLUMNS})
+    kept = np.arange(n_frames) < np.reshape(counts or [n_frames] * n_trials, (-1, 1))
+    tokens = pd.DataFrame({name: np.zeros(kept.sum()) for name in TOKEN_COLUMNS})
     text = [f"answer {i}" for i in range(n_trials)]
-    paradigm = Paradigm(task, number, n_frames, table)
+    paradigm = Paradigm(task, number, n_frames, table, frame_counts=counts)
     info = {"Model": {"Subject": "planted", "WeightsHash": "none"}}
-    recording = Recording(
-        values.reshape(-1, n_units), paradigm, brain(n_units), tokens, text, text, info
-    )
+    if session:
+        info["Model"]["Session"] = session
+    recording = Recording(values[kept], paradigm, brain(n_units), tokens, text, text, info)
     bids.write(recording, root, compress=compress)
-    return bids.read(root, task=task, run=number)
+    return bids.read(root, task=task, run=number, session=session or None)
 
 
 def lstsq_contrast(X: np.ndarray, weights: np.ndarray, Y: np.ndarray) -> tuple:
