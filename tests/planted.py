@@ -112,18 +112,25 @@ def dataset_run(
     number: int = 1,
     compress: bool = False,
     right: str = "mlp",
+    counts: tuple[int, ...] | None = None,
+    session: str = "",
     **model: str,
 ) -> bids.Run:
-    """Write (n_trials, n_frames, n_units) values as a run of a dataset, and read it back."""
+    """Write (n_trials, n_frames, n_units) values as a run of a dataset, and read it back.
+
+    Of each trial, `counts` frames are kept.
+    """
     values = np.asarray(values, np.float32)
     n_trials, n_frames, n_units = values.shape
-    tokens = pd.DataFrame({name: np.zeros(n_trials * n_frames) for name in TOKEN_COLUMNS})
+    kept = np.arange(n_frames) < np.reshape(counts or [n_frames] * n_trials, (-1, 1))
+    tokens = pd.DataFrame({name: np.zeros(kept.sum()) for name in TOKEN_COLUMNS})
     text = [f"answer {i}" for i in range(n_trials)]
-    paradigm = Paradigm(task, number, n_frames, table)
+    paradigm = Paradigm(task, number, n_frames, table, frame_counts=counts)
     info = {"Model": {"Subject": "planted", "WeightsHash": "none", **model}}
-    recording = Recording(
-        values.reshape(-1, n_units), paradigm, brain(n_units, right), tokens, text, text, info
-    )
+    if session:
+        info["Model"]["Session"] = session
+    space = brain(n_units, right)
+    recording = Recording(values[kept], paradigm, space, tokens, text, text, info)
     bids.write(recording, root, compress=compress)
     who = {"subject": info["Model"]["Subject"], "session": info["Model"].get("Session")}
     return bids.read(root, task=task, run=number, **who)

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 
 from llm2nifti import bids, cluster, models, scanner
-from llm2nifti.bids import checking
+from llm2nifti.bids import checking, statsmodel
 from llm2nifti.bids.writing import copy_shown
 from llm2nifti.cluster import ClusterError, Workers
 from llm2nifti.models import LoadedModel
@@ -111,6 +111,9 @@ def scan(
     keep_plans(root, plans)
     for design in designs:
         copy_shown(root, design.trials, only_known=True)
+    for task in dict.fromkeys(design.task for design in designs):
+        trials = (design.trials for design in designs if design.task == task)
+        statsmodel.write(root, bids.label(task), trials)
     crew.record(root, jobs, verbose=verbose)
 
 

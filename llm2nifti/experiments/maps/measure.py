@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llm2nifti import bids, cluster, glm, networks
-from llm2nifti.bids import Run, Session
+from llm2nifti.bids import Run, Session, statsmodel
 from llm2nifti.experiments.maps.plan import GlmPlan
 from llm2nifti.experiments.maps.result import MapsResult, TaskMaps
 from llm2nifti.networks import Rule
@@ -34,6 +34,7 @@ def measure(
         for task in session.tasks:
             bar.set_description(f"glm {task}")
             runs, contrast, shares = session.of(task), f"{task} - {glm.CONTROL}", []
+            statsmodel.write(session.root, task, (run.events for run in runs))
             fitted = glm.fit(runs, frames=plan.frames, verbose=0, mapper=mapped)
             for i, run in enumerate(runs):
                 maps = fitted.of_run(i).contrast(contrast)
