@@ -31,6 +31,7 @@ COMMANDS += [
     "connectivity",
     "decode",
     "rsa",
+    "group",
 ]
 README = Path(__file__).parents[1] / "README.md"
 
