@@ -1,7 +1,7 @@
 """How is a file written? Whole or not at all, the same bytes each time, and by whom? Locks.
 
-`path` is a file, `root` the dataset it is in, `sidecar` the content of the JSON file beside it, and
-`merged` whether what is written has in it what others wrote to the file.
+`path` is a file, `root` the dataset it is in, `table` what it holds, `sidecar` the content of the
+JSON file beside it, and `merged` whether what is written has in it what others wrote to the file.
 """
 
 from __future__ import annotations

@@ -58,7 +58,12 @@ def paradigms(design: Design) -> list[Paradigm]:
         bids.writing.stimulus_names(table)  # for its checks
     names = ("n_runs", "n_blocks", "trials_per_block", "n_frames", "seed")
     sizes = {name: getattr(design, name) for name in names}
-    return paradigm.experiment(design.tasks or known, **sizes, table=table)
+    runs = paradigm.experiment(design.tasks or known, **sizes, table=table)
+    if design.rest:
+        numbers = range(1, design.n_runs + 1)
+        how = {"n_frames": design.n_frames}
+        runs += [paradigm.rest(design.rest, run=number, **how) for number in numbers]
+    return runs
 
 
 def row_of(design: Design, message: str) -> str:
@@ -124,6 +129,8 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
         )
     if is_begun:
         kept, asked = _read(root), dict(content)
+        if not kept["design"]["rest"]:  # rest runs can be added, as models can
+            kept["design"] |= {k: asked["design"][k] for k in ("rest", "rest_temperature")}
         old, new = kept["scans"], asked.pop("scans")
         gone = [f"{name} was scanned, now it is not asked for" for name in old if name not in new]
         common = {name: new[name] for name in old if name in new}

@@ -115,7 +115,9 @@ class DecompositionResult(Result):
         alike, tasks = [], []
         for name, a in self._agreements.items():
             cells = {"Of": name, "Between runs": with_interval(a.value, (a.lowest, a.highest))}
-            nulls = {_NULLS[null].capitalize(): with_interval(e.value, e) for null, e in a.nulls.items()}
+            nulls = {
+                _NULLS[null].capitalize(): with_interval(e.value, e) for null, e in a.nulls.items()
+            }
             alike.append(cells | nulls)
         for task in self.trained.task_p:
             cells = {"Task": task}
