@@ -30,7 +30,7 @@ _HERE = Path(__file__).parent
 COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
 # What interventions write, of all runs together: hours of work.
 RESULTS = ["lesion.json", "lesion_masks.json", "steer.json", "detection.json", "training.json"]
-RESULTS += ["decomposition.json"]
+RESULTS += ["decomposition.json", "decomposition_rest.json"]
 _IGNORED = ["*.html", "summary.json", *RESULTS, "*_evaluations.jsonl", "figures", "figures/"]
 _IGNORED += [
     "*_components.*",

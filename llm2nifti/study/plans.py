@@ -18,6 +18,7 @@ from llm2nifti.plans import Design, Json, ModelChoice, ScanPlan, Settings
 from llm2nifti.study.sessions import StudyError
 
 PLAN_FILE = Path("code") / "llm2nifti_plan.json"
+_OF_REST = ("rest", "rest_temperature")  # of a design
 _THEIRS = ("subject", "session")  # of a model's settings: the key of a scan in the file
 
 
@@ -117,7 +118,7 @@ def check_together(plans: Sequence[ScanPlan]) -> None:
 def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
     """Write the plans into the dataset; StudyError if it was begun with other settings.
 
-    Further models and sessions are welcome.
+    Further models and sessions are welcome, and rest where there was none.
     """
     path = root / PLAN_FILE
     content = json.loads(json.dumps(_content(plans)))
@@ -129,8 +130,8 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
         )
     if is_begun:
         kept, asked = _read(root), dict(content)
-        if not kept["design"]["rest"]:  # rest runs can be added, as models can
-            kept["design"] |= {k: asked["design"][k] for k in ("rest", "rest_temperature")}
+        if not kept["design"]["rest"]:
+            asked["design"] = asked["design"] | {k: kept["design"][k] for k in _OF_REST}
         old, new = kept["scans"], asked.pop("scans")
         gone = [f"{name} was scanned, now it is not asked for" for name in old if name not in new]
         common = {name: new[name] for name in old if name in new}
