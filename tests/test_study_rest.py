@@ -43,7 +43,7 @@ def test_rest_runs_are_valid_and_say_what_was_shown(scanned, validate):
     assert set(run.events["prompt"]) == {""}
     assert list(run.events["stim_id"])[:2] == ["rest-2-0000", "rest-2-0001"]
     assert run.sidecar["Rendered"] == ["<end>"] * 9
-    assert "shown no prompt but '<end>'" in run.sidecar["Instructions"]
+    assert "shown no prompt; it reads '<end>'" in run.sidecar["Instructions"]
     assert run.sidecar["TaskDescription"].startswith("Free generation from an empty prompt")
     assert run.sidecar["Settings"]["temperature"] == 1.0
     assert bids.read(scanned, task="pathology").sidecar["Settings"]["temperature"] == 0.0

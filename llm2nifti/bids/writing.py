@@ -186,7 +186,7 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
     if paradigm.task == REST:
         what, shown = "Free generation from an empty prompt, one seed a trial.", "no prompt"
         if recording.rendered[0]:
-            shown += f" but {recording.rendered[0]!r}, with which every text begins"
+            shown += f"; it reads {recording.rendered[0]!r}"
     return {
         "TaskName": label(paradigm.task),
         "TaskDescription": (

@@ -42,7 +42,7 @@ class DecompositionResult(Result):
     rank: ClassVar[int] = 5
     prefix: ClassVar[str] = ""  #: of names of files
     title: ClassVar[str] = "Which components are there without labels?"
-    shown: ClassVar[str] = "prompts, without labels and question frames,"
+    shown: ClassVar[str] = "prompts"
 
     method: str
     n_runs: int  #: numbers of runs, which are decomposed apart
@@ -90,8 +90,8 @@ class DecompositionResult(Result):
         d, hits = self.trained, [t for t, p in self.trained.task_p.items() if p < 0.05]
         r = {what: number(e.value) for what, e in d.maps.items()}
         told = [
-            f"{count(self.n_trials)} {self.shown} decomposed by {self.method} and k-means; the "
-            f"{plural(self.n_runs, 'run number')}, which share no prompt, also apart.",
+            f"{count(self.n_trials)} {self.shown} are decomposed by {self.method} and k-means, "
+            f"without labels; the {plural(self.n_runs, 'run number')} are decomposed apart, too.",
             f"Maps of different runs have |r| = {r['between runs']} on average, random directions "
             f"of the spaces that they span {r['random directions']}; "
             f"{d.n_reproducible} of {plural(len(d.components), 'component')} are more alike than "
@@ -147,4 +147,4 @@ class RestResult(DecompositionResult):
     rank = 6
     prefix = "rest"
     title = "Which components does free generation have?"
-    shown = "trials of free generation, none of which saw a prompt,"
+    shown = "trials of free generation"
