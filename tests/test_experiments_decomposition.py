@@ -20,6 +20,7 @@ from llm2nifti.experiments.decomposition.plan import DecomposePlan
 from llm2nifti.experiments.decomposition.result import DecompositionResult
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.networks import components
 from llm2nifti.networks.components import pair_up
 from llm2nifti.tell import as_text
 
@@ -83,6 +84,10 @@ def test_time_courses_are_a_row_a_prompt(dataset, result):
     run = session.of("pain").first
     rows = table[(table["task"] == "pain") & (table["run"] == 1)]
     assert list(rows["trial_type"]) == list(run.events["trial_type"])
+    maps = geometry.from_img(session.brain, bids.read_img(files["components"]))
+    values = geometry.from_img(session.brain, components.cleaned(run))
+    expected = np.linalg.lstsq(maps.T.astype(float), values.T.astype(float))[0].T
+    assert rows[list(table)[4:7]].to_numpy() == pytest.approx(expected, abs=1e-4)
     best = f"component{result.trained.best('pain')[0]:02d}"
     means = rows.groupby("trial_type")[best].mean()
     assert abs(means["pain"] - means["control"]) > 1

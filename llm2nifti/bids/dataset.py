@@ -32,13 +32,8 @@ COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
 RESULTS = ["lesion.json", "lesion_masks.json", "steer.json", "detection.json", "training.json"]
 RESULTS += ["decomposition.json", "decomposition_rest.json"]
 _IGNORED = ["*.html", "summary.json", *RESULTS, "*_evaluations.jsonl", "figures", "figures/"]
-_IGNORED += [
-    "*_components.*",
-    "*_statmap.*",
-    "*_timeseries.*",
-    "*_units.tsv",
-    "*_desc-trial_events.tsv",
-]
+_IGNORED += ["*_statmap.*", "*_timeseries.*", "*_units.tsv", "*_desc-trial_events.tsv"]
+_IGNORED += ["*_components.*"]
 PARTICIPANTS = "participants.tsv"
 SESSIONS = "_sessions.tsv"
 # Keys of info["Model"] that are not the name of their column with a capital letter.
