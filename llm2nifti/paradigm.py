@@ -221,6 +221,22 @@ def _draw(stock: _Stock, task: str, seed: int, sizes: dict[str, int]) -> Paradig
     return Paradigm(task, 1, sizes["n_frames"], trials)
 
 
+def rest(n_trials: int, *, run: int = 1, n_frames: int = N_FRAMES) -> Paradigm:
+    """Design a rest run: as many trials with an empty prompt, from which a model goes on freely.
+
+    They differ in the seed of the sampling alone, of which the identifier is part.
+
+    Examples
+    --------
+    >>> rest(20)
+    Paradigm: task rest, run 1, 20 task and 0 control trials of 8 frames in 1 blocks
+    """
+    names = [f"{stimuli.REST}-{run}-{i:04d}" for i in range(n_trials)]
+    trials = pd.DataFrame({"trial_type": stimuli.REST, "block": 1, "stim_id": names})
+    empty = dict.fromkeys(("topic", "concept", "question_frame", "prompt"), "")
+    return Paradigm(stimuli.REST, run, n_frames, trials.assign(**empty))
+
+
 def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
     """Rows in random order, drawn as `DataFrame.sample` draws it: designs made before stay."""
     return rows[rng.choice(len(rows), len(rows), replace=False)]

@@ -305,6 +305,10 @@ class Design(Plan):
         Your own TSV with columns task and prompt, image or audio.
     split : {"evaluation", "development"}
         Split of the stimuli.
+    rest : int
+        Trials of a rest run beside each run number: free generation from an empty prompt.
+    rest_temperature : float
+        Temperature at which tokens of rest runs are sampled.
     """
 
     tasks: Names = field(default=(), metadata={"option": "--task"})
@@ -315,6 +319,8 @@ class Design(Plan):
     seed: Seed = 0
     stimuli: str | None = None
     split: Literal["evaluation", "development"] = "evaluation"
+    rest: AnyCount = 0
+    rest_temperature: Positive = 1.0
 
 
 @dataclass(frozen=True)

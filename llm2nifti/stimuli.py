@@ -25,6 +25,7 @@ TASKS = (
 )
 CONTROL = "control"
 WORDLESS = "randomstrings"  # told apart by anything, so means over tasks are taken without it
+REST = "rest"  # task of free generation from an empty prompt
 SPLITS = ("development", "evaluation")
 COLUMNS = {
     "stim_id": "unique identifier of the prompt",
@@ -209,6 +210,8 @@ def _check_tasks(tasks: pd.Series, name: str) -> None:
     """
     labels = tasks.map(lambda task: re.sub("[^0-9a-z]", "", task.lower()))
     _raise_at(labels == "", name, "task has no ASCII letter or digit to name files by", tasks)
+    what = f"task is called {REST!r}, which is free generation from an empty prompt; rename it"
+    _raise_at(labels == REST, name, what)
     is_like = (labels == CONTROL) & (tasks != CONTROL)
     _raise_at(is_like, name, f"task has the same BIDS label as {CONTROL!r}; rename it", tasks)
     first = tasks.groupby(labels).transform("first")

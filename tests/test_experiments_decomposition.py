@@ -20,6 +20,7 @@ from llm2nifti.experiments.decomposition.plan import DecomposePlan
 from llm2nifti.experiments.decomposition.result import DecompositionResult
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.networks import components
 from llm2nifti.networks.components import pair_up
 from llm2nifti.tell import as_text
 
@@ -77,12 +78,16 @@ def test_time_courses_are_a_row_a_prompt(dataset, result):
     names = bids.read_tsv(files["names"])
     assert list(table)[4:7] == ["component01", "component02", "component03"]
     assert list(table)[7:] == list(names["name"]) == [f"parcel{i:02d}" for i in range(1, 5)]
-    assert len(table) == result.n_prompts == sum(len(run.events) for run in session)
+    assert len(table) == result.n_trials == sum(len(run.events) for run in session)
     sidecar = bids.read_json(files["courses"].with_suffix(".json"))
     assert list(sidecar) == list(table)
     run = session.of("pain").first
     rows = table[(table["task"] == "pain") & (table["run"] == 1)]
     assert list(rows["trial_type"]) == list(run.events["trial_type"])
+    maps = geometry.from_img(session.brain, bids.read_img(files["components"]))
+    values = geometry.from_img(session.brain, components.cleaned(run))
+    expected = np.linalg.lstsq(maps.T.astype(float), values.T.astype(float))[0].T
+    assert rows[list(table)[4:7]].to_numpy() == pytest.approx(expected, abs=1e-4)
     best = f"component{result.trained.best('pain')[0]:02d}"
     means = rows.groupby("trial_type")[best].mean()
     assert abs(means["pain"] - means["control"]) > 1
@@ -104,7 +109,11 @@ def test_the_page_has_a_gallery_on_the_anatomy_of_the_model(tmp_path):
     assert len(alone.sections()[0].plots) == 1  # it does not know where its maps are
     tables = alone.tables()
     assert len(tables["components"]) == 6
-    assert {"value", "low", "high", "rotated_high"} <= set(tables["agreement"])
+    assert set(tables["likeness"]["what"]) == {
+        "between runs",
+        "random directions",
+        "shuffled units",
+    }
 
 
 def test_what_did_not_change_is_not_measured_again_but_on_demand(tmp_path, monkeypatch):
@@ -153,9 +162,9 @@ def test_one_task_an_untrained_copy_and_sparse_maps_are_fine(tmp_path):
         bids.write(copy, root)
     both = decompose(root, subject="tiny")
     assert set(both.models) == {"model", "untrained copy"}
-    assert both.untrained.maps.value != both.trained.maps.value
+    assert both.untrained.maps["between runs"] != both.trained.maps["between runs"]
     assert decompose(root, subject="tiny", untrained=False).untrained is None
-    assert set(both.tables()["agreement"]["of"]) >= {"maps, untrained copy", "parcels, model"}
+    assert set(both.tables()["likeness"]["of"]) >= {"maps, untrained copy", "parcels, model"}
 
 
 def test_what_cannot_be_decomposed_is_refused_in_a_line(tmp_path, dataset, capsys):

@@ -15,6 +15,7 @@ from llm2nifti.bids.paths import LabelError, label
 from llm2nifti.bids.reading import NoSuchRunError, Run
 from llm2nifti.geometry import ModelBrain
 from llm2nifti.plans import Json
+from llm2nifti.stimuli import REST
 
 
 class NotRepeatedError(ValueError):
@@ -23,7 +24,10 @@ class NotRepeatedError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Session(Sequence[Run]):
-    """One model's recording: the runs of one session of one model in the dataset `root`."""
+    """One model's recording: the runs of one session of one model in the dataset `root`.
+
+    Those of free generation, which have no conditions to compare, are in `rest` alone.
+    """
 
     root: Path
     runs: tuple[Run, ...]  #: sorted by task and number; at least one
@@ -105,6 +109,13 @@ class Session(Sequence[Run]):
         return replace(self, runs=tuple(run for run in self.runs if run.run != fold))
 
     @cached_property
+    def rest(self) -> Session | None:
+        """The runs of free generation from an empty prompt, or None where there are none."""
+        listed = reading.runs_of(self.root, self.subject, self.session)
+        kept = tuple(reading.open_run(paths) for paths in listed if paths.task == REST)
+        return Session(self.root, kept) if kept else None
+
+    @cached_property
     def untrained(self) -> Session | None:
         """The same runs of the untrained copy, or None where it was not scanned."""
         listed = reading.runs(self.root)
@@ -117,7 +128,8 @@ class Session(Sequence[Run]):
             wanted = copies.iloc[0]
         copy = session(self.root, subject=wanted, session=self.session)
         shown = {(run.task, run.run) for run in self.runs}
-        kept = tuple(run for run in copy if (run.task, run.run) in shown)
+        there = (copy.rest or ()) if self.tasks == (REST,) else copy
+        kept = tuple(run for run in there if (run.task, run.run) in shown)
         return Session(self.root, kept) if kept else None
 
     def check_repeated(self) -> None:
@@ -170,4 +182,5 @@ def session(root: Path | str, *, subject: str | None = None, session: str | None
     Session: sub-smollm2135m, 18 runs of archeology, medicalimaging, paleontology, ...
     """
     runs = reading.runs_of(root, subject, session)
-    return Session(Path(root), tuple(map(reading.open_run, runs)))
+    of_tasks = [paths for paths in runs if paths.task != REST]
+    return Session(Path(root), tuple(map(reading.open_run, of_tasks or runs)))

@@ -16,7 +16,7 @@ from llm2nifti.bids import checking, dataset, files, manifest
 from llm2nifti.bids.paths import DERIVATIVES, REPORT, LabelError, RunPaths, as_root, label
 from llm2nifti.media import MEDIA, medium_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
-from llm2nifti.stimuli import CONTROL
+from llm2nifti.stimuli import CONTROL, REST
 
 
 def write(
@@ -150,6 +150,8 @@ def _write_events_json(paths: RunPaths, recording: Recording) -> None:
         return
     content = deepcopy(dataset.COLUMNS["events"])
     levels = {task: f"prompts about {title}", CONTROL: "prompts about unrelated everyday topics"}
+    if task == REST:
+        levels = {REST: "free generation from an empty prompt"}
     if medium:
         levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
     content["trial_type"]["Levels"] = levels
@@ -179,14 +181,19 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
     on, off = "prompts about", "prompts about unrelated topics"
     if medium:
         on, off = f"{MEDIA[medium]} of", f"control {MEDIA[medium]}"
+    what = f"Blocks of {on} {paradigm.task} (on) alternate with {off} (off)."
+    shown = "the prompts alone"
+    if paradigm.task == REST:
+        what, shown = "Free generation from an empty prompt, one seed a trial.", "no prompt"
+        if recording.rendered[0]:
+            shown += f"; it reads {recording.rendered[0]!r}"
     return {
         "TaskName": label(paradigm.task),
         "TaskDescription": (
-            f"Blocks of {on} {paradigm.task} (on) alternate with {off} (off). The "
-            "participant is a language model: nothing here is BOLD signal and no one took part; "
-            "the suffix serves the tools."
+            f"{what} The participant is a language model: nothing here is BOLD signal and no one "
+            "took part; the suffix serves the tools."
         ),
-        "Instructions": "n/a: the model is shown the prompts alone",
+        "Instructions": f"n/a: the model is shown {shown}",
         **({"Stimuli": MEDIA[medium]} if medium else {}),
         "RepetitionTime": t_r,
         "FrameTimeConvention": f"a frame lasts {paradigm.t_r:g} s by convention",

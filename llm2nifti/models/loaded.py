@@ -200,6 +200,12 @@ class LoadedModel:
         encoded = self.tokenizer(list(texts), add_special_tokens=not rendered)
         return [list(ids) for ids in encoded["input_ids"]]
 
+    def text_start(self) -> list[int]:
+        """Token that stands for an empty text: the one that begins or else ends texts, if any."""
+        names = ("bos_token_id", "eos_token_id")
+        known = (getattr(self.tokenizer, name, None) for name in names)
+        return [start for start in known if start is not None][:1]
+
     def image_inputs(self, images: Sequence[Any], texts: Sequence[str]) -> Tensors:
         """Inputs of a batch of RGB images, each with its text where the model reads text.
 

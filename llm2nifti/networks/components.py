@@ -56,19 +56,6 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How alike parts of different run numbers are."""
-
-    value: float  #: mean over pairs of run numbers
-    lowest: float  #: lowest, highest: of the pairs
-    highest: float
-    #: Mean over pairs, and where 95 % of the draws are. ``shuffled``: units, within their sites;
-    #: ``rotated``: random directions of the spaces that the maps span. Components that are no more
-    #: alike than these have the space in common and nothing else.
-    nulls: dict[str, Estimate]
-
-
-@dataclass(frozen=True)
 class Component:
     """One map of all runs together."""
 
@@ -80,11 +67,17 @@ class Component:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Components of all runs together, most reproducible first."""
+    """Components of all runs together, most reproducible first.
+
+    Likeness between run numbers is a mean over pairs of them, with their range; beside it are
+    nulls, each with 95 % of its draws. ``shuffled units`` are shuffled within their sites.
+    ``random directions`` are of the spaces that maps span: components that are no more alike than
+    these have the space in common and nothing else.
+    """
 
     components: list[Component]
-    maps: Agreement  #: mean |r| of paired up maps
-    parcels: Agreement  #: adjusted Rand index
+    maps: dict[str, Estimate]  #: ``between runs`` and both nulls: mean |r| of paired up maps
+    parcels: dict[str, Estimate]  #: ``between runs`` and ``shuffled units``: adjusted Rand index
     reproducible: float  #: |r| that the best of random directions exceeds in 5 % of the draws
     task_limit: float  #: |r| that the best of all maps and tasks exceeds in 5 % of the shuffles
     task_p: dict[str, float]  #: of each task's best component, corrected for maps and tasks
@@ -158,6 +151,7 @@ def decompose(
 
 def evaluate(
     runs: Sequence[RunLike],
+    tasks: Sequence[RunLike],
     *,
     n: int,
     seed: int = 0,
@@ -168,8 +162,9 @@ def evaluate(
 
     Parameters
     ----------
-    runs : sequence of Run
-        Runs of one space, sorted by task; at least two run numbers.
+    runs, tasks : sequence of Run
+        Runs of one space, at least two run numbers; and those whose t maps are compared with the
+        components, sorted by task.
     n, seed, verbose : int
         Draws of the nulls; the seed of everything; 0 shows no progress.
     **how : dict
@@ -191,13 +186,13 @@ def evaluate(
         order = np.argsort(-r, kind="stable")
         whole = replace(whole, maps=whole.maps[order])
         alike = _agreement(folds, runs[0].brain.labels, n=n, seed=seed)
-        tasks = with_tasks(runs, whole.maps, n=n, seed=seed)
+        r_tasks = with_tasks(tasks, whole.maps, n=n, seed=seed)
         pairs = zip(imgs, runs, strict=True)
         courses = [whole.courses(*pair, how["n_parcels"]) for pair in pairs]
-    by_task = [{task: float(each[i, 0]) for task, each in tasks.items()} for i in range(len(r))]
+    by_task = [{task: float(each[i, 0]) for task, each in r_tasks.items()} for i in range(len(r))]
     n_units = (whole.maps**2).sum(axis=1) ** 2 / np.maximum((whole.maps**4).sum(axis=1), 1e-300)
     named = list(map(Component, r[order].tolist(), n_units.tolist(), by_task))
-    return Decomposition(named, *alike, *_beyond_chance(tasks)), whole, courses
+    return Decomposition(named, *alike, *_beyond_chance(r_tasks)), whole, courses
 
 
 def _beyond_chance(tasks: Mapping[str, Array]) -> tuple[float, dict[str, float]]:
@@ -233,21 +228,22 @@ def _between(whole: Parts, folds: Sequence[Parts]) -> Array:
 
 def _agreement(
     folds: Sequence[Parts], labels: NDArray[np.int64], *, n: int, seed: int
-) -> tuple[Agreement, Agreement, float]:
-    """Agreement of maps and of parcels, and |r| of the best random directions in 5 % of draws."""
+) -> tuple[dict[str, Estimate], dict[str, Estimate], float]:
+    """Likeness of maps and of parcels, and |r| of the best random directions in 5 % of draws."""
     rng, pairs = np.random.default_rng(seed), list(combinations(folds, 2))
-    alike = np.array([_likeness(*pair) for pair in pairs])
+    alike = np.transpose([_likeness(*pair) for pair in pairs])
     shuffled = []
     for _ in range(min(n, _UNIT_SHUFFLES)):
         moved = [(_shuffled_units(a, labels, rng), b) for a, b in pairs]
         shuffled.append(np.mean([_likeness(*pair) for pair in moved], axis=0))
-    maps, parcels = (
-        Agreement(float(r.mean()), float(r.min()), float(r.max()), {"shuffled": _spread(chance)})
-        for r, chance in zip(alike.T, np.transpose(shuffled), strict=True)
-    )
     rotated = np.mean([_rotated(a.maps, b.maps, n=n, rng=rng) for a, b in pairs], axis=0)
-    maps.nulls["rotated"] = _spread(rotated[:, 0])
-    return maps, parcels, float(np.quantile(rotated[:, 1], 0.95))
+    both = [
+        {"between runs": Estimate(*map(float, (r.mean(), r.min(), r.max())))}
+        | {"shuffled units": _spread(chance)}
+        for r, chance in zip(alike, np.transpose(shuffled), strict=True)
+    ]
+    both[0]["random directions"] = _spread(rotated[:, 0])
+    return both[0], both[1], float(np.quantile(rotated[:, 1], 0.95))
 
 
 def _spread(draws: Array) -> Estimate:

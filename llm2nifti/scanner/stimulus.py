@@ -24,6 +24,7 @@ from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import FRAMES, Settings
 from llm2nifti.scanner.prefill import Inputs
+from llm2nifti.stimuli import REST
 
 Positions = list[int]
 
@@ -98,6 +99,8 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     medium = medium_of(trials)
     files = [Path(path) for path in trials[medium]] if medium else []
     _check_kind(model, settings, medium, has_text=any(prompts))
+    if paradigm.task == REST and settings.mode == "read":
+        raise ScanError(f"rest is free generation, and {model.name} only reads here: leave it out")
     # A table need not come from `llm2nifti.stimuli.load`, which looks at the files, too.
     if medium and (bad := problems(dict(zip(stim_ids, files, strict=True)), medium)):
         raise ScanError(bad)
@@ -120,6 +123,8 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
         if not of_trial or not all(of_trial):
             raise ScanError(f"prompt {stim_id!r} has no {settings.frames} to read")
     is_chat = rendered != prompts and model.kind != "speech"
+    if not files:  # an empty text has the token that it begins with
+        rendered = [t or model.tokenizer.decode(i) for t, i in zip(rendered, encoded, strict=True)]
     shown = {"has_image": bool(files), "has_text": any(prompts)}
     mode, fused_qkv = cast(Mode, settings.mode), settings.fused_qkv
     sites = model.sites(settings.sites, mode=mode, fused_qkv=fused_qkv, **shown)
@@ -137,7 +142,11 @@ def _encode(
     if model.tokenizer is not None:
         rendered = model.render(prompts, template, has_image=has_files)
     if not has_files or (model.kind == "dual" and any(prompts)):
-        return rendered, model.encode(rendered, rendered=rendered != prompts)
+        encoded = model.encode(rendered, rendered=rendered != prompts)
+        start = model.text_start()
+        return rendered, [
+            ids or ([] if text else start) for text, ids in zip(rendered, encoded, strict=True)
+        ]
     return rendered, [[] for _ in prompts]
 
 

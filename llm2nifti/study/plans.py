@@ -18,6 +18,7 @@ from llm2nifti.plans import Design, Json, ModelChoice, ScanPlan, Settings
 from llm2nifti.study.sessions import StudyError
 
 PLAN_FILE = Path("code") / "llm2nifti_plan.json"
+_OF_REST = ("rest", "rest_temperature")  # of a design
 _THEIRS = ("subject", "session")  # of a model's settings: the key of a scan in the file
 
 
@@ -58,7 +59,12 @@ def paradigms(design: Design) -> list[Paradigm]:
         bids.writing.stimulus_names(table)  # for its checks
     names = ("n_runs", "n_blocks", "trials_per_block", "n_frames", "seed")
     sizes = {name: getattr(design, name) for name in names}
-    return paradigm.experiment(design.tasks or known, **sizes, table=table)
+    runs = paradigm.experiment(design.tasks or known, **sizes, table=table)
+    if design.rest:
+        numbers = range(1, design.n_runs + 1)
+        how = {"n_frames": design.n_frames}
+        runs += [paradigm.rest(design.rest, run=number, **how) for number in numbers]
+    return runs
 
 
 def row_of(design: Design, message: str) -> str:
@@ -112,7 +118,7 @@ def check_together(plans: Sequence[ScanPlan]) -> None:
 def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
     """Write the plans into the dataset; StudyError if it was begun with other settings.
 
-    Further models and sessions are welcome.
+    Further models and sessions are welcome, and rest where there was none.
     """
     path = root / PLAN_FILE
     content = json.loads(json.dumps(_content(plans)))
@@ -124,6 +130,8 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
         )
     if is_begun:
         kept, asked = _read(root), dict(content)
+        if not kept["design"]["rest"]:
+            asked["design"] = asked["design"] | {k: kept["design"][k] for k in _OF_REST}
         old, new = kept["scans"], asked.pop("scans")
         gone = [f"{name} was scanned, now it is not asked for" for name in old if name not in new]
         common = {name: new[name] for name in old if name in new}

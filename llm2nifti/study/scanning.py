@@ -34,6 +34,7 @@ from llm2nifti.progress import stage
 from llm2nifti.scanner import ScanError
 from llm2nifti.scanner.kernels import check_threads, torch_threads
 from llm2nifti.scanner.stimulus import resolved
+from llm2nifti.stimuli import REST
 from llm2nifti.study.plans import (
     check_together,
     keep_plans,
@@ -69,6 +70,8 @@ class Job:
         tokens: it is a baseline at the level of prompts, and its tokens are not its own.
         """
         settings = self.plan.settings
+        if self.design.task == REST:
+            settings = replace(settings, temperature=self.plan.design.rest_temperature)
         generates = resolved(settings, model).mode == "generate"
         if self.untrained and generates and settings.frames == "auto":
             settings = replace(settings, frames="trial")
@@ -279,13 +282,26 @@ class DaskCrew:
         try:
             for job in jobs:
                 if not job.is_done(root):
-                    after = begun.get(replace(job, untrained=False).name) if job.untrained else None
+                    first = [other.name for other in _before(job, jobs)]
+                    after = [begun[name] for name in first if name in begun]
                     sent = replace(job, plan=_anywhere(job.plan))
                     args = (root, sent, permit, workers.threads, after)
                     begun[job.name] = workers.submit(_record, *args, name=job.name)
             workers.finish("scan", verbose=verbose, n_done=len(jobs) - len(begun))
         finally:
             permit.unlink(missing_ok=True)
+
+
+def _before(job: Job, jobs: Sequence[Job]) -> list[Job]:
+    """Jobs that come first: that whose tokens are replayed, and one that describes the session.
+
+    The table of sessions has the temperature of tasks, not that of rest.
+    """
+    first = [replace(job, untrained=False)] if job.untrained else []
+    if job.design.task == REST:
+        mine = (job.plan, job.untrained)
+        first.append(next(other for other in jobs if (other.plan, other.untrained) == mine))
+    return first
 
 
 Crew = ThisProcess | DaskCrew

@@ -24,6 +24,8 @@ class DecomposePlan(Plan):
         Shuffled labels, rotations and shuffled units of the nulls.
     seed : int
         Seed of the decompositions and of the nulls.
+    rest : bool
+        Decompose free generation (scan --rest) instead of the tasks' prompts.
     untrained : bool
         The same with the untrained copy, where the dataset has one.
     redo : bool
@@ -37,9 +39,10 @@ class DecomposePlan(Plan):
     command: ClassVar[str] = "decompose"
 
     method: Literal["canica", "dictlearning"] = "canica"
-    n_components: Count = 12  # reproduced best beyond chance: docs/decomposition.md
+    n_components: Count = 15  # reproduced best beyond chance: docs/decomposition.md
     n_parcels: Count = 12
     n_shuffles: Count = 200
     seed: Seed = 0
+    rest: bool = False
     untrained: bool = True
     redo: bool = how(False)

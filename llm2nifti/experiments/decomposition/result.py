@@ -10,7 +10,8 @@ import pandas as pd
 
 from llm2nifti import bids
 from llm2nifti.experiments.results import Result
-from llm2nifti.networks.components import Agreement, Decomposition
+from llm2nifti.networks.components import Decomposition
+from llm2nifti.networks.similarity import Estimate
 from llm2nifti.plans import Json
 from llm2nifti.tell import Plot, Section, Table
 from llm2nifti.tell.wording import count, listing, number, p_value, plural, with_interval
@@ -18,35 +19,34 @@ from llm2nifti.tell.wording import count, listing, number, p_value, plural, with
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_MAPS = 6  # that are drawn
-LEAST = 2.5  # SDs of a map from which its units are drawn
-_NULLS = {"rotated": "random directions", "shuffled": "shuffled units"}
+MOST_MAPS, LEAST = 6, 2.5  # that are drawn; SDs from which units are
 _BASIS = (
-    "Independence, sparsity and parcels belong to the basis of the model's units. Were the units "
-    "of a site rotated, the model would compute the same, and principal time courses would span "
-    "the same space; maps, parcels and all figures here would be others."
+    "Independence, sparsity and parcels belong to the basis of the model's units: if a site's were "
+    "rotated, principal time courses would span the same space, but maps and parcels would change."
 )
 _NOTE = (
-    "Maps: mean |r| of components paired up one to one. Parcels: adjusted Rand index. Brackets: "
-    "range over pairs of run numbers, and 95 % of the draws of a null. p: against the largest |r| "
-    "of all components and tasks with shuffled labels; it says that a component tells a task from "
-    "control, not that it is the task's own."
+    "Maps: mean |r| of components paired up. Parcels: adjusted Rand index. Brackets: range over "
+    "pairs of run numbers, or 95 % of a null. p: of the largest |r| of all components and tasks, "
+    "labels shuffled; a component tells a task from control, and need not be the task's own."
 )
 
 
 @dataclass(frozen=True, repr=False)
 class DecompositionResult(Result):
-    """Components and parcels, made without labels.
+    """Components and parcels, made without labels; see `llm2nifti.networks.components`.
 
-    All figures change when the units of a site are rotated: see `llm2nifti.networks.components`.
+    A rotation of a site's units changes maps, parcels, and every figure that is made of them.
     """
 
     file: ClassVar[str] = "decomposition.json"
     rank: ClassVar[int] = 5
+    prefix: ClassVar[str] = ""  #: of names of files
+    title: ClassVar[str] = "Which components are there without labels?"
+    shown: ClassVar[str] = "prompts"
 
     method: str
     n_runs: int  #: numbers of runs, which are decomposed apart
-    n_prompts: int
+    n_trials: int
     n_shuffles: int  #: draws of the nulls
     trained: Decomposition
     untrained: Decomposition | None = None  #: of the copy
@@ -58,67 +58,59 @@ class DecompositionResult(Result):
         both = {"model": self.trained, "untrained copy": self.untrained}
         return {name: each for name, each in both.items() if each}
 
+    @property
+    def likeness(self) -> dict[str, dict[str, Estimate]]:
+        """Likeness between run numbers and its nulls, of each part and model."""
+        parts, models = ("maps", "parcels"), self.models.items()
+        return {f"{part}, {name}": getattr(d, part) for part in parts for name, d in models}
+
     def tables(self) -> dict[str, pd.DataFrame]:
-        """``components``: one row a component and task; ``agreement``: one a part and model."""
+        """``components``: one row a component and task; ``likeness``: one a part, model, null."""
         parts = [
             {"component": i, "between_runs": each.between_runs, "task": task, "r": r}
             for i, each in enumerate(self.trained.components, start=1)
             for task, r in each.tasks.items()
         ]
-        rows = []
-        for name, a in self._agreements.items():
-            nulls = {f"{k}_{end}": v for k, e in a.nulls.items() for end, v in vars(e).items()}
-            rows.append({"of": name, "value": a.value, "low": a.lowest, "high": a.highest, **nulls})
-        return {"components": pd.DataFrame(parts), "agreement": pd.DataFrame(rows)}
-
-    @property
-    def _agreements(self) -> dict[str, Agreement]:
-        """How alike the parts of different run numbers are."""
-        parts, models = ("maps", "parcels"), self.models.items()
-        return {f"{part}, {name}": getattr(d, part) for part in parts for name, d in models}
+        alike = self.likeness.items()
+        rows = [{"of": n, "what": what, **vars(e)} for n, of in alike for what, e in of.items()]
+        return {"components": pd.DataFrame(parts), "likeness": pd.DataFrame(rows)}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Likeness of the maps of different run numbers, beside random directions."""
+        """Likeness of the maps of different run numbers, beside its nulls."""
         from llm2nifti import plotting
 
-        values, ends = {}, {}
-        for name, d in self.models.items():
-            values[name], ends[name] = d.maps.value, (d.maps.lowest, d.maps.highest)
-            for null, e in d.maps.nulls.items():
-                bar = f"{name}, {_NULLS[null]}"
-                values[bar], ends[bar] = e.value, (e.low, e.high)
-        return plotting.plot_bars(values, ends, ax=ax, ylabel="Mean |r| between runs")
+        models = self.models.items()
+        bars = {f"{name}, {what}": e for name, d in models for what, e in d.maps.items()}
+        values = {name: e.value for name, e in bars.items()}
+        ends = {name: (e.low, e.high) for name, e in bars.items()}
+        return plotting.plot_bars(values, ends, ax=ax, ylabel="Mean |r| of maps")
 
     def sections(self) -> list[Section]:
-        """Which components are there without labels?"""
+        """Which components are there?"""
         d, hits = self.trained, [t for t, p in self.trained.task_p.items() if p < 0.05]
-        title = "Which components are there without labels?"
+        r = {what: number(e.value) for what, e in d.maps.items()}
         told = [
-            f"Made of {count(self.n_prompts)} prompts by {self.method} and k-means, which are not "
-            "told what a prompt is about; question frames are taken out. The "
-            f"{plural(self.n_runs, 'run number')}, which share no prompt, are also decomposed "
-            "apart, to compare their parts.",
-            f"Maps of different runs have |r| = {number(d.maps.value)} on average, random "
-            f"directions of the spaces that they span {number(d.maps.nulls['rotated'].value)}; "
+            f"{count(self.n_trials)} {self.shown} are decomposed by {self.method} and k-means, "
+            f"without labels; the {plural(self.n_runs, 'run number')} are decomposed apart, too.",
+            f"Maps of different runs have |r| = {r['between runs']} on average, random directions "
+            f"of the spaces that they span {r['random directions']}; "
             f"{d.n_reproducible} of {plural(len(d.components), 'component')} are more alike than "
             f"the best of random directions. {listing(hits) or 'No task'} "
             f"{'have' if len(hits) > 1 else 'has'} a component like its t map (p < .05).",
             _BASIS,
         ]
-        alt = f"Bars of the likeness of maps. {told[1]}"
         caption = "Likeness of maps between run numbers, with its range over pairs and its nulls."
-        plots = [Plot("components", self.plot, alt, caption), *self._gallery()]
-        return [Section("components", title, told, plots, self._tables(), [_NOTE])]
+        anchor = f"{self.prefix}components"
+        plots = [Plot(anchor, self.plot, f"Bars. {told[1]}", caption), *self._gallery()]
+        return [Section(anchor, self.title, told, plots, self._tables(), [_NOTE])]
 
     def _tables(self) -> list[Table]:
         """Likeness between run numbers, and with the tasks."""
-        alike, tasks = [], []
-        for name, a in self._agreements.items():
-            cells = {"Of": name, "Between runs": with_interval(a.value, (a.lowest, a.highest))}
-            nulls = {
-                _NULLS[null].capitalize(): with_interval(e.value, e) for null, e in a.nulls.items()
-            }
-            alike.append(cells | nulls)
+        alike = []
+        for name, of in self.likeness.items():
+            told = {what.capitalize(): with_interval(e.value, e) for what, e in of.items()}
+            alike.append({"Of": name} | told)
+        tasks = []
         for task in self.trained.task_p:
             cells = {"Task": task}
             for name, d in self.models.items():
@@ -126,8 +118,8 @@ class DecompositionResult(Result):
                 cells[f"Component, {name}"] = f"{i}: r {number(r)}, {p_value(d.task_p[task])}"
                 cells[f"95 % of shuffles, {name}"] = number(d.task_limit)
             tasks.append(cells)
-        captions = "Likeness of parts of different runs", "Component most like each task's t map"
-        return [Table.of(captions[0], alike), Table.of(captions[1], tasks)]
+        tables = {"Likeness of parts of different runs": alike, "Components like t maps": tasks}
+        return [Table.of(caption, rows) for caption, rows in tables.items()]
 
     def _gallery(self) -> list[Plot]:
         """The most reproducible maps; none of a result that does not know its session."""
@@ -136,15 +128,23 @@ class DecompositionResult(Result):
             return []
         from llm2nifti import plotting
 
-        img = bids.read_img(session.first.paths.parts(self.method)["components"])
+        img = bids.read_img(session.first.paths.parts(self.method, self.prefix)["components"])
         how = {"bg_img": bids.anatomy(session.root, session.subject, session.session)}
         for i, each in enumerate(self.trained.components[:MOST_MAPS]):
-            title = f"Component {i + 1}: r {number(each.between_runs)} between runs, "
-            title += plural(round(each.n_units), "unit")
+            r, n = number(each.between_runs), count(each.n_units)
+            title = f"Component {i + 1}: r {r} between runs, {n} units"
             how |= {"threshold": LEAST, "title": title, "label": "SD"}
             draw = partial(plotting.plot_map, img.slicer[..., i], **how)
             caption = f"{title}. Units beyond {LEAST} SD of the map; its sign is arbitrary."
-            plots.append(
-                Plot(f"component_{i + 1:02d}", draw, f"Slices of a map. {title}.", caption)
-            )
+            plots.append(Plot(f"{self.prefix}component_{i + 1:02d}", draw, title, caption))
         return plots
+
+
+class RestResult(DecompositionResult):
+    """Components of free generation, beside the tasks' t maps."""
+
+    file = "decomposition_rest.json"
+    rank = 6
+    prefix = "rest"
+    title = "Which components does free generation have?"
+    shown = "trials of free generation"
