@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Literal, Protocol
@@ -334,9 +334,14 @@ def fit_values(values: NDArray, design: NDArray[np.float64], noise_model: NoiseM
 _libraries = cache(ThreadpoolController)  # to look for them takes a few milliseconds
 
 
-def one_thread() -> AbstractContextManager:
-    """Linear algebra in one thread: for products of matrices as flat as these, more are slower."""
-    return _libraries().limit(limits=1, user_api="blas")
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra in one thread: for products of matrices as small as these, more are slower.
+
+    A context, or with ``@one_thread()`` a decorator.
+    """
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
 
 
 def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Contrast:

@@ -136,11 +136,11 @@ def over_time(grams: NDArray, is_on: NDArray[np.bool_], run: NDArray) -> NDArray
     out = np.zeros((n_frames, n_frames, is_on.shape[1]))
     splits = list(folds(run))
     for inside, held in splits:
-        truth = is_on[held]
+        truth = np.tile(is_on[held], n_frames)
         for frame in range(n_frames):
             train = grams[frame][inside][:, frame][:, inside]
             others = grams[:, held][:, :, frame][:, :, inside].reshape(-1, len(inside))
             _, told = fitted(train, others, is_on[inside])
-            for i, scores in enumerate(told.reshape(n_frames, len(held), -1)):
-                out[frame, i] += areas(scores, truth) / len(splits)
+            scores = told.reshape(n_frames, len(held), -1).swapaxes(0, 1).reshape(len(held), -1)
+            out[frame] += areas(scores, truth).reshape(n_frames, -1) / len(splits)
     return out

@@ -107,7 +107,7 @@ def crossnobis(
     described = {"condition": conditions, "fold": folds}
     dataset = rsatoolbox.data.Dataset(features, obs_descriptors=described)
     how = {"method": "crossnobis", "descriptor": "condition", "cv_descriptor": "fold"}
-    with warnings.catch_warnings(action="ignore"):  # of casts inside
+    with np.errstate(invalid="ignore"):  # of casts inside; unlike warnings' filters a thread's own
         rdm = rsatoolbox.rdm.calc_rdm(dataset, **how)
     return rdm.dissimilarities[0] * features.shape[1]  # which rsatoolbox divides by
 

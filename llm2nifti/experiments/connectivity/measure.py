@@ -23,13 +23,16 @@ from llm2nifti.experiments.connectivity.result import (
 from llm2nifti.experiments.connectivity.units import of_units
 from llm2nifti.experiments.journal import made_from
 from llm2nifti.experiments.results import Interval
+from llm2nifti.glm.fitting import one_thread
 from llm2nifti.networks import representation as rep
 from llm2nifti.parcels import (
+    Parcel,
     centre_of,
+    each,
     parcels_in,
-    read,
     residuals_of,
     shuffle_within,
+    threaded,
     trials_of,
     without_nuisance,
 )
@@ -48,11 +51,15 @@ class Products:
     rows: NDArray[np.int64]  #: (n,) their places among all trials
     repeats: NDArray[np.int64]  #: places of trials whose topic is in every run
     grams: NDArray[np.float32]  #: (n_parcels, n, n), filled a parcel at a time
-    rdms: list[NDArray[np.float64]] = field(default_factory=list)  #: (n_pairs,) each
+    rdms: list[NDArray[np.float64]] = field(default_factory=list)  #: (n_pairs,) a parcel
 
     def cka(self, wanted: NDArray[np.bool_]) -> NDArray[np.floating]:
         """(n_parcels, n_parcels) similarity by some of the trials."""
         return rep.debiased_cka(self.independent(wanted))
+
+    def difference(self, wanted: NDArray[np.bool_]) -> NDArray[np.floating]:
+        """(n_pairs,) similarity by some of the trials minus that by the others."""
+        return upper(self.cka(wanted) - self.cka(~wanted))
 
     def independent(
         self, wanted: NDArray[np.bool_], order: NDArray[np.int64] | None = None
@@ -64,6 +71,7 @@ class Products:
         return moved.T @ self.grams[:, rows[:, None], rows] @ moved
 
 
+@one_thread()
 def measure(session: Session, plan: ConnectivityPlan, *, verbose: int = 1) -> ConnectivityResult:
     """Measure similarity of parcels at rest (control prompts), in each task, and the difference.
 
@@ -118,16 +126,26 @@ def _products(
         grams = np.empty((len(parcels), len(rows), len(rows)), np.float32)
         states[name] = Products(trials.iloc[rows].reset_index(drop=True), rows, repeats, grams)
     residual = residuals_of(trials)
-    for i, (_, values) in enumerate(read(session, parcels, verbose=verbose)):
+    places = {parcel.name: i for i, parcel in enumerate(parcels)}
+
+    def fill(parcel: Parcel, values: NDArray) -> dict[str, NDArray[np.float64]]:
+        """Fill in a parcel's products; its RDM by state."""
         centred = values - values.mean(axis=0)
         gram = centred @ centred.T
-        white = rep.whitened_products(centred, residual(centred)) if with_rdms else gram
         for state in states.values():
-            state.grams[i] = gram[np.ix_(state.rows, state.rows)]
-            used = state.repeats
-            if with_rdms and len(used):
-                block = white[np.ix_(used, used)]
-                state.rdms.append(rep.crossnobis(block, topics[used], folds[used]))
+            state.grams[places[parcel.name]] = gram[np.ix_(state.rows, state.rows)]
+        if not with_rdms:
+            return {}
+        white = rep.whitened_products(centred, residual(centred))
+        used = {name: state.repeats for name, state in states.items() if len(state.repeats)}
+        return {
+            name: rep.crossnobis(white[np.ix_(rows, rows)], topics[rows], folds[rows])
+            for name, rows in used.items()
+        }
+
+    for rdms in each(fill, session, parcels, verbose=verbose):
+        for name, rdm in rdms.items():
+            states[name].rdms.append(rdm)
     return states
 
 
@@ -176,7 +194,7 @@ def _contrast(state: Products, plan: ConnectivityPlan) -> Contrast:
     rng, is_on = np.random.default_rng(plan.seed), state.trials["is_task"].to_numpy()
     runs = state.trials["run"].to_numpy()
     labels = [is_on, *(is_on[shuffle_within(runs, rng)] for _ in range(plan.n_null))]
-    differences = np.stack([upper(state.cka(on) - state.cka(~on)) for on in labels])
+    differences = np.stack(threaded(state.difference, labels))
     sizes = np.sqrt((differences**2).mean(axis=1))
     largest = float(np.percentile(np.abs(differences[1:]).max(axis=1), 95))
     return Contrast(

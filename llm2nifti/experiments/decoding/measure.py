@@ -14,13 +14,16 @@ from llm2nifti.evidence import n_moments
 from llm2nifti.experiments.decoding.plan import DecodePlan
 from llm2nifti.experiments.decoding.result import Comparison, DecodingResult, Timing
 from llm2nifti.experiments.journal import made_from
+from llm2nifti.glm.fitting import one_thread
 from llm2nifti.networks.decoding import decode, over_time
 from llm2nifti.networks.detection import Bootstrap, estimate
-from llm2nifti.parcels import Parcel, ParcelError, parcels_in, read, shuffle_within, trials_of
+from llm2nifti.parcels import Parcel, ParcelError, each, parcels_in, shuffle_within, trials_of
 from llm2nifti.stimuli import WORDLESS
 
 N_DEPTHS = 8  # layers whose tokens are decoded, evenly spread
 N_SHUFFLES = 20  # permutations over tokens: their products are 64 times as many
+
+Answer = tuple[NDArray, NDArray, dict[str, float]]
 
 
 class Question:
@@ -39,7 +42,24 @@ class Question:
         self.labels = np.stack([truth, *shuffled], axis=1)
         self.draws = Bootstrap(truth.astype(int), self.run, n=plan.n_boot, seed=plan.seed)
 
+    def answer(self, gram: NDArray) -> Answer:
+        """AUC and balanced accuracy of all labellings, and the interval of the true one's AUC."""
+        part = gram[np.ix_(self.rows, self.rows)]
+        auc, accuracy, scores = decode(part, self.labels, self.run)
+        is_on = self.labels[:, 0]
+        return auc, accuracy, estimate(self.draws.areas(scores, is_on, ~is_on))
 
+    def over_time(self, values: NDArray) -> NDArray[np.float64]:
+        """AUC by the frame of training and of testing, from (n_trials, n_frames, n_units)."""
+        rows = values[self.rows].astype(np.float32)
+        rows -= rows.mean(axis=0)
+        n_trials, n_frames, n_units = rows.shape
+        flat = rows.swapaxes(0, 1).reshape(-1, n_units)
+        grams = (flat @ flat.T).reshape(n_frames, n_trials, n_frames, n_trials)
+        return over_time(grams, self.labels, self.run)
+
+
+@one_thread()
 def measure(session: Session, plan: DecodePlan, *, verbose: int = 1) -> DecodingResult:
     """Decode every task from control, and from every other task, from each parcel alone.
 
@@ -78,22 +98,17 @@ def _comparisons(
     """Every task against control and against the others, by parcel."""
     pairs = [(task, glm.CONTROL) for task in session.tasks] + list(combinations(session.tasks, 2))
     questions = {f"{on} - {off}": Question(session, plan, on, off) for on, off in pairs}
-    told: dict[str, list[tuple[NDArray, NDArray, dict[str, float]]]] = {
-        name: [] for name in questions
-    }
-    for _, values in read(session, parcels, verbose=verbose):
+
+    def answers(_: Parcel, values: NDArray) -> dict[str, Answer]:
         centred = values - values.mean(axis=0)
         gram = centred @ centred.T
-        for name, asked in questions.items():
-            part = gram[np.ix_(asked.rows, asked.rows)]
-            auc, accuracy, scores = decode(part, asked.labels, asked.run)
-            is_on = asked.labels[:, 0]
-            drawn = asked.draws.areas(scores, is_on, ~is_on)
-            told[name].append((auc, accuracy, estimate(drawn)))
-    return {name: _comparison(rows) for name, rows in told.items()}
+        return {name: asked.answer(gram) for name, asked in questions.items()}
+
+    told = each(answers, session, parcels, verbose=verbose)
+    return {name: _comparison([one[name] for one in told]) for name in questions}
 
 
-def _comparison(rows: list[tuple[NDArray, NDArray, dict[str, float]]]) -> Comparison:
+def _comparison(rows: list[Answer]) -> Comparison:
     """Results of all parcels with p values corrected over these by the largest under the null."""
     auc = np.stack([auc for auc, _, _ in rows])
     accuracy = np.stack([accuracy for _, accuracy, _ in rows])
@@ -124,20 +139,16 @@ def _times(
     fewer = replace(plan, n_null=N_SHUFFLES, n_boot=1)
     words = [task for task in session.tasks if task != WORDLESS] or list(session.tasks)
     asked = [Question(session, fewer, task, glm.CONTROL) for task in words]
-    by_site: dict[str, list[NDArray]] = {}
-    for parcel, values in read(session, kept, frames=True, verbose=verbose):
-        for question in asked:
-            rows = values[question.rows].astype(np.float32)
-            rows -= rows.mean(axis=0)
-            n_trials, n_frames, n_units = rows.shape
-            flat = rows.swapaxes(0, 1).reshape(-1, n_units)
-            grams = (flat @ flat.T).reshape(n_frames, n_trials, n_frames, n_trials)
-            areas = over_time(grams, question.labels, question.run)
-            by_site.setdefault(parcel.site, []).append(areas)
+
+    def answers(_: Parcel, values: NDArray) -> list[NDArray]:
+        return [question.over_time(values) for question in asked]
+
+    told = each(answers, session, kept, frames=True, verbose=verbose)
     times = {}
-    for site, measured in by_site.items():
+    for site in dict.fromkeys(parcel.site for parcel in kept):
         of_site = sorted({parcel.layer for parcel in kept if parcel.site == site})
-        mean = np.mean(measured, axis=0)
+        rows = zip(kept, told, strict=True)
+        mean = np.mean([area for parcel, areas in rows if parcel.site == site for area in areas], 0)
         limit = float(np.percentile(mean[:, :, 1:].max(axis=(0, 1)), 95))
         times[site] = Timing(mean[:, :, 0].round(6).tolist(), limit, of_site)
     return times

@@ -18,12 +18,14 @@ from llm2nifti.experiments.group.plan import GroupPlan
 from llm2nifti.experiments.group.prompts import Responses, SharedPrompts, common_prompts, responses
 from llm2nifti.experiments.group.result import GroupResult
 from llm2nifti.experiments.journal import made_from
+from llm2nifti.glm.fitting import one_thread
 from llm2nifti.networks.representation import required
 from llm2nifti.parcels import parcels_in
 from llm2nifti.plans import Json
 from llm2nifti.progress import track
 
 
+@one_thread()
 def measure(session: Sessions, plan: GroupPlan, *, verbose: int = 1) -> GroupResult:
     """Compare models and sessions; `session` are all of them.
 

@@ -14,9 +14,10 @@ from llm2nifti.bids import Session
 from llm2nifti.experiments.journal import made_from
 from llm2nifti.experiments.rsa.plan import RsaPlan
 from llm2nifti.experiments.rsa.result import Explained, Matched, RsaResult
+from llm2nifti.glm.fitting import one_thread
 from llm2nifti.networks import properties as props
 from llm2nifti.networks import representation as rep
-from llm2nifti.parcels import ParcelError, parcels_in, read, residuals_of, trials_of
+from llm2nifti.parcels import Parcel, ParcelError, each, parcels_in, residuals_of, trials_of
 from llm2nifti.progress import track
 from llm2nifti.stimuli import WORDLESS
 
@@ -33,6 +34,7 @@ class Rdms:
     ceilings: list[tuple[float, float]] = field(default_factory=list)
 
 
+@one_thread()
 def measure(session: Session, plan: RsaPlan, *, verbose: int = 1) -> RsaResult:
     """Explain RDMs over prompts and over topics; each property beyond all others.
 
@@ -116,15 +118,22 @@ def _rdms(session: Session, trials: pd.DataFrame, plan: RsaPlan, *, verbose: int
     rows = {int(n): np.flatnonzero(is_task & (run == n)) for n in np.unique(run)}
     residual, out = residuals_of(trials), Rdms({number: [] for number in rows})
     means = {n: _means(names[used], run[used] == n, topics) for n in rows}
-    for _, values in read(session, parcels_in(session, plan.site), verbose=verbose):
+
+    def of_parcel(_: Parcel, values: NDArray) -> tuple[NDArray, tuple[float, float], list[NDArray]]:
         centred = values - values.mean(axis=0)
         white = rep.whitened_products(centred, residual(centred))
         block = white[np.ix_(used, used)]
-        out.topics.append(rep.crossnobis(block, names[used], run[used]))
         by_run = [props.squared_distances(mean @ block @ mean.T) for mean in means.values()]
-        out.ceilings.append(props.noise_ceiling(np.stack(by_run)))
-        for number, of_run in rows.items():
-            vector = props.squared_distances(white[np.ix_(of_run, of_run)])
+        prompts = [props.squared_distances(white[np.ix_(i, i)]) for i in rows.values()]
+        topics_rdm = rep.crossnobis(block, names[used], run[used])
+        return topics_rdm, props.noise_ceiling(np.stack(by_run)), prompts
+
+    for rdm, ceiling, prompts in each(
+        of_parcel, session, parcels_in(session, plan.site), verbose=verbose
+    ):
+        out.topics.append(rdm)
+        out.ceilings.append(ceiling)
+        for number, vector in zip(rows, prompts, strict=True):
             out.prompts[number].append(vector.astype(np.float32))
     return out
 
