@@ -95,7 +95,8 @@ def test_what_was_ignored_from_the_beginning_stays_ignored(name, tmp_path):
 
 def test_a_closed_terminal_ends_a_command_as_a_signal_does(tiny_folders, tmp_path):
     """Nothing can be written any more, be it a progress bar or the last line."""
-    sizes = ["--task", "pathology", "--n-runs", "1", "--n-blocks", "2", "--n-frames", "2"]
+    # Long enough that it cannot be over when the terminal closes.
+    sizes = ["--task", "pathology", "--n-runs", "1", "--n-blocks", "2", "--n-frames", "40"]
     words = ["scan", str(tmp_path / "ds"), "--model", str(tiny_folders["llama"]), *sizes]
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 80))
