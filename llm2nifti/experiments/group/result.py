@@ -53,6 +53,11 @@ class GroupResult(Result):
     made_from: Json
     written: list[Written] = field(default_factory=list)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What readers see in place of the names of models and sessions."""
+        return told.names_for([one.name for one in self.members])
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """``depth``: one row a model, task, site and bin; ``pairs``, ``carried``: one row each."""
         rows = []
@@ -84,13 +89,14 @@ class GroupResult(Result):
         by_site = [np.lexsort((m.layers, [m.sites.index(s) for s in m.sites])) for m in (a, b)]
         cka = np.array(one.cka)[np.ix_(*by_site)]
         names = [[m.parcels[i] for i in order] for m, order in zip((a, b), by_site, strict=True)]
-        labels = {"ylabel": a.name, "xlabel": b.name, "colorbar_label": "Debiased CKA"}
-        return plotting.plot_cross(cka, *names, ax=ax, **labels)
+        labels = {"ylabel": self.names[a.name], "xlabel": self.names[b.name]}
+        return plotting.plot_cross(cka, *names, ax=ax, colorbar_label="Debiased CKA", **labels)
 
     def plot_depth(self, ax: Axes | None = None, *, task: str = "", kind: str = "effect") -> Axes:
         """Effect of a task at relative depths, a colour a site, a line style a model."""
         table = self.tables()["depth"]
         table = table[(table["task"] == (task or self.tasks[0])) & (table["kind"] == kind)]
+        table = table.assign(model=table["model"].map(self.names))
         ylabel = "Effect energy (noise of a prompt)"
         return plotting.plot_profiles(table, ax=ax, ylabel=ylabel)
 
@@ -98,7 +104,7 @@ class GroupResult(Result):
         """Carried maps beside what shuffled prompts give and how repeatable the target's are."""
         rows: dict[str, list[Carried]] = {}
         for one in self.carried:
-            rows.setdefault(f"{one.source} → {one.target}", []).append(one)
+            rows.setdefault(f"{self.names[one.source]} → {self.names[one.target]}", []).append(one)
         return plotting.plot_beside(
             {name: [one.cosine.value or 0.0 for one in group] for name, group in rows.items()},
             {name: [one.repeat for one in group] for name, group in rows.items()},
@@ -110,10 +116,10 @@ class GroupResult(Result):
 
     def sections(self) -> list[Section]:
         """What do several models have in common?"""
-        names = ", ".join(one.name for one in self.members)
         first = (
-            f"{count(len(self.members))} models or sessions: {names}. Pairs of them are compared "
-            f"by {count(self.n_prompts)} prompts that all saw in the same runs."
+            f"{count(len(self.members))} models or sessions: {', '.join(self.names.values())}. "
+            f"Pairs of them are compared by {count(self.n_prompts)} prompts that all saw in the "
+            "same runs."
         )
         parts = [self._in_depth(), *self._in_units(), self._in_geometry(), self._in_function()]
         title = "What do several models have in common?"
@@ -134,7 +140,9 @@ class GroupResult(Result):
         subjects = {one.name.partition("_")[0] for one in self.members}
         texts = told.about_depth(self.depth, "models" if len(subjects) > 1 else "sessions")
         title = "Where in depth? A common space"
-        return Section("group-depth", title, texts, plots, [told.depth_table(self.depth)])
+        return Section(
+            "group-depth", title, texts, plots, [told.depth_table(self.depth, self.names)]
+        )
 
     def _in_units(self) -> list[Section]:
         """Effects unit by unit, where sessions share a geometry."""
@@ -149,13 +157,14 @@ class GroupResult(Result):
             Plot(
                 f"group_cka_{i + 1}",
                 lambda i=i: self.plot(pair=i),  # type: ignore[misc]
-                f"Matrix of parcels of {one.a} and {one.b}.",
-                f"{one.a} and {one.b}: shuffled prompts stay below {number(one.limit)} in all "
-                "cells (95th percentile).",
+                f"Matrix of parcels of {both}.",
+                f"{both}: shuffled prompts stay below {number(one.limit)} in all cells (95th "
+                "percentile).",
             )
             for i, one in enumerate(self.pairs[:_MOST_PLOTS])
+            for both in [f"{self.names[one.a]} and {self.names[one.b]}"]
         ]
-        tables = told.pair_tables(self.pairs)
+        tables = told.pair_tables(self.pairs, self.names)
         return Section("group-geometry", "The same geometry?", told.ABOUT_PAIRS, plots, tables)
 
     def _in_function(self) -> Section:
@@ -167,6 +176,6 @@ class GroupResult(Result):
             "A dot is a task; its bar: how repeatable the target's own map is; its tick: 97.5th "
             "percentile of shuffled prompts.",
         )
-        tables = told.carried_tables(self.carried, self.written)
+        tables = told.carried_tables(self.carried, self.written, self.names)
         title = "The same function? Maps carried from one model into another"
         return Section("group-function", title, told.ABOUT_CARRIED, [plot], tables)

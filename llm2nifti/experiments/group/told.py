@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,10 +24,21 @@ ABOUT_CARRIED = [
     "A task's effect in the source is written as a mixture of the source's responses to shared "
     "prompts (ridge regression), and the same mixture of the target's responses is compared, by "
     "its cosine, with the target's effect in a run that was held out. The regression has seen "
-    "neither that run nor any prompt of the task in either model. Repeatability: the target's "
-    "effect from the other runs in place of the carried one. Other tasks: the carried map with the "
+    "neither that run nor any prompt of the task in either model. Target's other runs: the "
+    "target's effect from these in place of the carried one. Other tasks: the carried map with the "
     "target's maps of other tasks.",
 ]
+
+
+Names = Mapping[str, str]  # what readers see in place of the names of models and sessions
+
+
+def names_for(members: Sequence[str]) -> dict[str, str]:
+    """Names for readers: of ``sub-a_ses-b``, ``a b``, or ``b`` where all are sessions of ``a``."""
+    parts = {name: name.removeprefix("sub-").split("_ses-") for name in members}
+    n_subjects = len({of_one[0] for of_one in parts.values()})
+    first = 0 if n_subjects > 1 or min(map(len, parts.values())) < 2 else 1
+    return {name: " ".join(of_one[first:]) for name, of_one in parts.items()}
 
 
 def _too_few(n: int, what: str) -> str:
@@ -54,7 +65,7 @@ def about_depth(levels: Sequence[DepthLevel], what: str) -> list[str]:
     ]
 
 
-def depth_table(levels: Sequence[DepthLevel]) -> Table:
+def depth_table(levels: Sequence[DepthLevel], names: Names) -> Table:
     """Where effects are largest, and what passes."""
     rows = []
     for level in levels:
@@ -66,7 +77,7 @@ def depth_table(levels: Sequence[DepthLevel]) -> Table:
         at = int(np.argmax(cells[site]))
         row = {"Task": level.task, "Largest at": f"{site}, {_depth(at, len(cells[site]))} deep"}
         for name, grid in level.models.items():
-            row[name] = number(grid[site][at], 3)
+            row[names[name]] = number(grid[site][at], 3)
         row["Mean of all cells"] = number(float(np.mean(list(cells.values()))), 3)
         row["Cells with an effect"] = _passing(level)
         row["Cells unlike the mean"] = _passing(profile)
@@ -117,11 +128,11 @@ def voxel_table(levels: Sequence[VoxelLevel]) -> Table:
     return Table.of("Effects over sessions of one geometry; ranges over pairs", rows)
 
 
-def pair_tables(pairs: Sequence[ModelPair]) -> list[Table]:
+def pair_tables(pairs: Sequence[ModelPair], names: Names) -> list[Table]:
     """Similarity of models."""
     rows, rdms = [], []
     for pair in pairs:
-        name = f"{pair.a}, {pair.b}"
+        name = f"{names[pair.a]}, {names[pair.b]}"
         row = {
             "Models": name,
             "Mean": number(pair.mean),
@@ -151,19 +162,21 @@ def pair_tables(pairs: Sequence[ModelPair]) -> list[Table]:
     return [*tables, Table.of("Similarity of parcels by RDMs", rdms)] if rdms else tables
 
 
-def carried_tables(carried: Sequence[Carried], written: Sequence[Written]) -> list[Table]:
+def carried_tables(
+    carried: Sequence[Carried], written: Sequence[Written], names: Names
+) -> list[Table]:
     """Carried maps, and networks that were written."""
     rows = []
     for one in carried:
         row = {
-            "From": one.source,
-            "Into": one.target,
+            "From": names[one.source],
+            "Into": names[one.target],
             "Task": one.task,
             "Cosine": with_interval(one.cosine.value, one.cosine),
             "Shuffled": interval(one.null),
             "p": p_value(one.p),
             "Other tasks": number(one.cross),
-            "Repeatability": number(one.repeat),
+            "Target's other runs": number(one.repeat),
         }
         if any(other.untrained is not None for other in carried):
             row["From untrained"] = number(one.untrained)
@@ -173,7 +186,7 @@ def carried_tables(carried: Sequence[Carried], written: Sequence[Written]) -> li
     nets = [
         {
             "Network": one.what,
-            "From": one.source,
+            "From": names[one.source],
             "File": one.mask,
             "Units": count(one.n_units),
             "Dice with the target's": number(one.dice),
