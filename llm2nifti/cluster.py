@@ -195,7 +195,7 @@ class Workers:
         from distributed import as_completed
 
         total = len(self._futures) + n_done
-        with stage(what, total=total, unit="run", initial=n_done, verbose=verbose) as bar:
+        with stage(what, total=total, unit="batch", initial=n_done, verbose=verbose) as bar:
             for _ in self._results(as_completed):
                 bar.update()
 

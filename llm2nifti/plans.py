@@ -248,7 +248,8 @@ class Settings(Plan):
     template : {"auto", "chat", "none"}
         Whether to use the model's chat template.
     batch_size : int
-        Prompts generated together; part of the plan, because another size changes values by
+        Prompts computed together: runs that follow each other share a batch as far as it reaches,
+        longer ones take several. Part of the plan, because another size changes values by
         rounding.
     temperature : float
         0 is greedy; otherwise tokens are sampled with one generator a trial.

@@ -225,7 +225,7 @@ def test_the_head_is_read_where_it_is_asked_for(tiny_model):
 def test_a_site_that_is_not_called_is_an_error_and_not_zeros(tiny_model):
     out = np.zeros((1, 24), np.float32)
     site = geometry.Site("resid", 1, "model.layers.0", 24)
-    sink = scanner.generating.Sink(tiny_model, geometry.layout([site]), out)
+    sink = scanner.generating.Sink(tiny_model, geometry.layout([site]), [out])
     with pytest.raises(scanner.ScanError, match=r"'model.layers.0' was not called"):
         sink.finish()
 

@@ -100,7 +100,7 @@ def test_rest_can_be_added_later_and_resumed_to_the_same_bytes(scanned, tiny_fol
     job = scanning.Job(plan, paradigms(plan.design)[-1])
     model = scanning.ThisProcess().load(plan.model, untrained=False)
     with pytest.raises(KeyboardInterrupt):
-        scanning.record(root, job, model, on_trials=interrupt)
+        scanning.record(root, [job], model, on_trials=interrupt)
     (journal,) = (root / bids.WORK).rglob("batches.jsonl")
     assert len(journal.read_text().splitlines()) == 1  # of three batches
     study.scan(root, plan, verbose=0)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -24,13 +26,24 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import Json, Settings
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, TrialRow, volume_counts
+from llm2nifti.scanner import prefill
 from llm2nifti.scanner.generating import Generator, answer
 from llm2nifti.scanner.kernels import fast_linear, name_for
 from llm2nifti.scanner.likelihood import dialogues, log_likelihoods
 from llm2nifti.scanner.reading import Reader
-from llm2nifti.scanner.stimulus import ScanError, prepare, resolved
+from llm2nifti.scanner.stimulus import ScanError, Stimuli, prepare, resolved
 
-__all__ = ["ScanError", "Settings", "answer", "check", "dialogues", "log_likelihoods", "scan"]
+__all__ = [
+    "ScanError",
+    "Settings",
+    "Shown",
+    "answer",
+    "check",
+    "dialogues",
+    "log_likelihoods",
+    "scan",
+    "scan_together",
+]
 
 
 def scan(
@@ -76,55 +89,155 @@ def scan(
     >>> scanner.scan(models.load(), paradigm.blocks("pathology"))  # doctest: +SKIP
     Recording: task pathology, run 1, 56 trials x 8 frames x 52992 units
     """
+    shown = Shown(paradigm, Path(folder) if folder is not None else None, replay)
+    (recording,) = scan_together(model, [shown], settings=settings, on_trials=on_trials)
+    assert recording is not None  # it is wanted
+    return recording
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A run that is recorded."""
+
+    paradigm: Paradigm
+    folder: Path | None = None  #: of the values; None for a temporary one
+    replay: Sequence[Sequence[int]] | None = None  #: token ids to force, see `scan`
+    is_wanted: bool = True  #: otherwise it is computed with the others alone, and not kept
+
+
+def scan_together(
+    model: LoadedModel,
+    shown: Sequence[Shown],
+    *,
+    settings: Settings | None = None,
+    on_trials: Callable[[int], object] | None = None,
+) -> list[Recording | None]:
+    """Record several runs in one batch, or one run in batches of ``settings.batch_size``.
+
+    Products of large matrices are faster, and what prompts begin with together is read once for
+    all runs. Which trials share a batch changes values by rounding. Runs of files, and those of a
+    model that reads padding as text, are recorded one after the other.
+
+    Parameters
+    ----------
+    model, settings, on_trials
+        See `scan`.
+    shown : sequence of Shown
+        Runs with as many frames a trial.
+
+    Returns
+    -------
+    list of Recording or None
+        None of a run that is not wanted.
+    """
     settings = resolved(settings or Settings(), model)
-    stimuli = prepare(model, paradigm, settings)
-    brain = layout(stimuli.sites)
-    if settings.mode == "read":  # as many frames as there are to read
-        counts = tuple(map(len, stimuli.frames))
-        differing = counts if len(set(counts)) > 1 else None
-        paradigm = replace(paradigm, n_frames=max(counts), frame_counts=differing)
-    if replay is not None:
-        replay = [list(map(int, tokens)) for tokens in replay]
-        lengths = {len(tokens) for tokens in replay}
-        if (len(replay), lengths) != (paradigm.n_trials, {paradigm.n_frames}):
-            raise ScanError(
-                f"replay has {len(replay)} trials of {sorted(lengths)} tokens, the paradigm has "
-                f"{paradigm.n_trials} of {paradigm.n_frames}"
-            )
-    info = _provenance(model, settings, is_chat=stimuli.is_chat, replayed=replay is not None)
-    plan = {
-        "info": info,
-        "space": brain.space,
-        "rendered": stimuli.rendered,
-        "images": [path.name for path in stimuli.files],
-        "replay": replay,
-    }
-    temporary = None
-    if folder is None:
-        temporary = tempfile.TemporaryDirectory(prefix="llm2nifti-", ignore_cleanup_errors=True)
-        folder = temporary.name
+    begun = [_Run(model, one, settings) for one in shown]
+    if len(begun) > 1 and not _can_share(model, begun, settings):
+        how: Json = {"settings": settings, "on_trials": on_trials}
+        return [scan_together(model, [one], **how)[0] for one in shown]
+    stimuli, brain = Stimuli.joined([run.stimuli for run in begun]), begun[0].brain
     # The operator first: what it refuses must not leave a journal that other settings clash with.
     if settings.mode == "generate":
-        operator: Generator | Reader = Generator(model, brain, settings, stimuli, replay)
+        replay = [tokens for run in begun for tokens in run.replay or ()]
+        operator: Generator | Reader = Generator(model, brain, settings, stimuli, replay or None)
     else:
         operator = Reader(model, brain, settings, stimuli)
-    n_volumes = volume_counts(paradigm, settings.frames).tolist()
-    journal = Journal(Path(folder), n_volumes, brain.n_units, plan)
+    for run in begun:
+        run.open()
     with fast_linear(model.module):
-        _record(operator, journal, paradigm, settings.batch_size, on_trials)
-    rows = journal.rows()
-    return Recording(
-        values=journal.values,
-        paradigm=paradigm,
-        brain=brain,
-        tokens=_token_table(rows),
-        responses=[row["response"] for row in rows],
-        rendered=stimuli.rendered,
-        info=info,
-        norms=model.weight_norms(brain.sites),
-        frames=settings.frames,
-        owner=temporary,
-    )
+        _record(operator, begun, settings.batch_size, on_trials)
+    return [run.recording(model) if run.shown.is_wanted else None for run in begun]
+
+
+def _can_share(model: LoadedModel, runs: Sequence[_Run], settings: Settings) -> bool:
+    """Whether trials of different runs can be in one batch."""
+    if any(run.stimuli.files or run.brain.sites != runs[0].brain.sites for run in runs):
+        return False
+    is_plain = settings.mode == "generate" and model.kind == "causal"
+    return not is_plain or prefill.can_continue(model) or prefill.leaves_padding_out(model)
+
+
+class _Run:
+    """A run while it is recorded: what is shown, and where its values go."""
+
+    def __init__(self, model: LoadedModel, shown: Shown, settings: Settings) -> None:
+        self.shown, self.settings = shown, settings
+        self.stimuli = prepare(model, shown.paradigm, settings)
+        self.brain = layout(self.stimuli.sites)
+        self.paradigm = shown.paradigm
+        if settings.mode == "read":  # as many frames as there are to read
+            counts = tuple(map(len, self.stimuli.frames))
+            differing = counts if len(set(counts)) > 1 else None
+            self.paradigm = replace(self.paradigm, n_frames=max(counts), frame_counts=differing)
+        self.replay = None if shown.replay is None else _checked(shown.replay, self.paradigm)
+        is_replayed = self.replay is not None
+        chat = self.stimuli.is_chat
+        self.info = _provenance(model, settings, is_chat=chat, replayed=is_replayed)
+        self._n_volumes = volume_counts(self.paradigm, settings.frames)
+        self._owner: object = None
+        self._journal: Journal | None = None
+
+    def open(self) -> None:
+        """Open the journal, if the run is wanted."""
+        folder = self.shown.folder
+        if not self.shown.is_wanted:
+            return
+        if folder is None:
+            owner = tempfile.TemporaryDirectory(prefix="llm2nifti-", ignore_cleanup_errors=True)
+            self._owner, folder = owner, Path(owner.name)
+        plan = {
+            "info": self.info,
+            "space": self.brain.space,
+            "rendered": self.stimuli.rendered,
+            "images": [path.name for path in self.stimuli.files],
+            "replay": self.replay,
+        }
+        self._journal = Journal(folder, self._n_volumes.tolist(), self.brain.n_units, plan)
+
+    def is_recorded(self, start: int) -> bool:
+        """Whether the batch that begins with this trial is done, or nobody wants it."""
+        journal = self._journal
+        return journal is None or any(batch["start"] == start for batch in journal.batches)
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """(n_volumes, n_units) where the values of some trials go."""
+        if self._journal is not None and not self.is_recorded(start):
+            return self._journal.open(start, stop)
+        return np.empty((int(self._n_volumes[start:stop].sum()), self.brain.n_units), np.float32)
+
+    def commit(self, start: int, stop: int, values: np.ndarray, rows: list[TrialRow]) -> None:
+        """Make trials permanent, unless they are or nobody wants them."""
+        if self._journal is not None and not self.is_recorded(start):
+            self._journal.commit(start, stop, cast(np.memmap, values), rows)
+
+    def recording(self, model: LoadedModel) -> Recording:
+        """What was recorded."""
+        assert self._journal is not None
+        rows = self._journal.rows()
+        return Recording(
+            values=self._journal.values,
+            paradigm=self.paradigm,
+            brain=self.brain,
+            tokens=_token_table(rows),
+            responses=[row["response"] for row in rows],
+            rendered=self.stimuli.rendered,
+            info=self.info,
+            norms=model.weight_norms(self.brain.sites),
+            frames=self.settings.frames,
+            owner=self._owner,
+        )
+
+
+def _checked(replay: Sequence[Sequence[int]], paradigm: Paradigm) -> list[list[int]]:
+    """Tokens to force as JSON has them; ScanError unless they fit the paradigm."""
+    tokens = [list(map(int, of_trial)) for of_trial in replay]
+    lengths = {len(of_trial) for of_trial in tokens}
+    if (len(tokens), lengths) != (paradigm.n_trials, {paradigm.n_frames}):
+        raise ScanError(
+            f"replay has {len(tokens)} trials of {sorted(lengths)} tokens, the paradigm has "
+            f"{paradigm.n_trials} of {paradigm.n_frames}"
+        )
+    return tokens
 
 
 def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
@@ -134,23 +247,29 @@ def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
 
 def _record(
     operator: Generator | Reader,
-    journal: Journal,
-    paradigm: Paradigm,
+    runs: Sequence[_Run],
     batch_size: int,
     on_trials: Callable[[int], object] | None,
 ) -> None:
-    """Record the batches that are not in the journal yet; show a bar, unless the caller does."""
-    finished = {batch["start"] for batch in journal.batches}
-    label = f"scan {paradigm.task} run {paradigm.run}"
+    """Record the batches that are not in a journal yet; show a bar, unless the caller does."""
+    label = ", ".join(f"{run.paradigm.task} run {run.paradigm.run}" for run in runs)
+    sizes = [run.paradigm.n_trials for run in runs]
+    batches = [[(run, 0, size) for run, size in zip(runs, sizes, strict=True)]]
+    if len(runs) == 1:
+        starts = range(0, sizes[0], batch_size)
+        batches = [[(runs[0], start, min(start + batch_size, sizes[0]))] for start in starts]
     hide = None if on_trials is None else True
-    with tqdm(total=paradigm.n_trials, desc=label, unit="trial", disable=hide) as bar:
-        for start in range(0, paradigm.n_trials, batch_size):
-            stop = min(start + batch_size, paradigm.n_trials)
-            if start not in finished:
-                values = journal.open(start, stop)
-                rows = operator.record(slice(start, stop), values)
-                journal.commit(start, stop, values, rows)
-            (on_trials or bar.update)(stop - start)
+    first = 0
+    with tqdm(total=sum(sizes), desc=f"scan {label}", unit="trial", disable=hide) as bar:
+        for batch in batches:
+            counts = [stop - start for _, start, stop in batch]
+            if not all(run.is_recorded(start) for run, start, _ in batch):
+                outs = [run.values(start, stop) for run, start, stop in batch]
+                rows = iter(operator.record(slice(first, first + sum(counts)), outs))
+                for (run, start, stop), values in zip(batch, outs, strict=True):
+                    run.commit(start, stop, values, list(islice(rows, stop - start)))
+            first += sum(counts)
+            (on_trials or bar.update)(sum(counts))
 
 
 def _provenance(model: LoadedModel, settings: Settings, *, is_chat: bool, replayed: bool) -> Json:

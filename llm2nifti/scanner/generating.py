@@ -32,17 +32,21 @@ from llm2nifti.scanner.stimulus import ScanError, Stimuli, check_length
 class Sink:
     """Values of one batch on their way from the hooks to the recording.
 
-    On the CPU, frames are written straight into `out`, (n_volumes, n_units) float32. Where
-    `n_summed` frames add up to one volume, their mean is kept, summed up on the device.
+    On the CPU, frames are written straight into `outs`, (n_volumes, n_units) float32 of each run
+    of the batch. Where `n_summed` frames add up to one volume, their mean is kept, summed up on
+    the device.
     """
 
     def __init__(
-        self, model: LoadedModel, brain: ModelBrain, out: np.ndarray, n_summed: int = 1
+        self, model: LoadedModel, brain: ModelBrain, outs: Sequence[np.ndarray], n_summed: int = 1
     ) -> None:
-        self._model, self._out, self._n_summed = model, out, n_summed
-        self.values = torch.from_numpy(out)
-        if model.device.type != "cpu" or n_summed > 1:
-            self.values = torch.zeros(out.shape, dtype=torch.float32, device=model.device)
+        self._model, self._outs, self._n_summed = model, outs, n_summed
+        self._first = np.cumsum([0, *map(len, outs)]).tolist()
+        self._targets = [torch.from_numpy(out) for out in outs]
+        self._is_staged = model.device.type != "cpu" or n_summed > 1
+        if self._is_staged:
+            shape = (self._first[-1], brain.n_units)
+            self._targets = [torch.zeros(shape, dtype=torch.float32, device=model.device)]
         self._parts = parts(model, brain)
         self._unseen = set(self._parts)
 
@@ -55,21 +59,29 @@ class Sink:
         self._unseen.discard(point)
         for units, index in self._parts.get(point, ()):
             part = values if index is None else values[:, index.to(values.device)]
-            if self._n_summed > 1:
-                self.values[rows, units] += part.to(self.values)
+            if len(self._targets) > 1:
+                self._spread(rows, units, part)
+            elif self._n_summed > 1:
+                self._targets[0][rows, units] += part.to(self._targets[0])
             else:
-                self.values[rows, units] = part.to(self.values)
+                self._targets[0][rows, units] = part.to(self._targets[0])
+
+    def _spread(self, rows: slice | torch.Tensor, units: slice, part: torch.Tensor) -> None:
+        """Store rows of a batch in the runs that they belong to."""
+        index = torch.arange(self._first[-1])[rows] if isinstance(rows, slice) else rows
+        for target, start in zip(self._targets, self._first, strict=False):
+            is_here = (index >= start) & (index < start + len(target))
+            target[index[is_here] - start, units] = part[is_here].to(target)
 
     def finish(self) -> None:
         """Bring what is on the device to the recording."""
         if self._unseen:  # its values would be zeros that nothing gave
             name = min(self._unseen).module
             raise ScanError(f"module {name!r} was not called in this mode; do not record it")
-        if self._n_summed > 1:
-            self.values /= self._n_summed
-        values = self.values.numpy(force=True)
-        if not np.shares_memory(self._out, values):
-            self._out[:] = values
+        if self._is_staged:
+            values = (self._targets[0] / self._n_summed).numpy(force=True)
+            for out, start in zip(self._outs, self._first, strict=False):
+                out[:] = values[start : start + len(out)]
 
 
 @dataclass(eq=False)
@@ -100,23 +112,25 @@ class Generator:
             )
 
     @torch.no_grad()  # of the encoder's pass, too
-    def record(self, trials: slice, out: np.ndarray) -> list[TrialRow]:
-        """Record some trials into `out` (n_volumes, n_units); return their metadata."""
+    def record(self, trials: slice, outs: Sequence[np.ndarray]) -> list[TrialRow]:
+        """Record some trials into `outs`, see `Sink`; return their metadata."""
         inputs = self._file_inputs(trials) if self.stimuli.files else self._text_inputs(trials)
         n_frames = self.stimuli.n_frames
         is_reduced = self.settings.frames == "trial"
-        sink = Sink(self.model, self.brain, out, n_summed=n_frames if is_reduced else 1)
+        sink = Sink(self.model, self.brain, outs, n_summed=n_frames if is_reduced else 1)
         device = self.model.device
         norms = torch.empty((trials.stop - trials.start, n_frames), device=device)
         if self.replay is None:
-            tokens, logits = self._generate(inputs, self.stimuli.stim_ids[trials], sink, norms)
+            meter = Meter(norms.shape)
+            tokens = self._generate(inputs, self.stimuli.stim_ids[trials], sink, norms, meter)
+            log_probability, entropy = meter.log_probability, meter.entropy
         else:
             tokens = torch.tensor(self.replay[trials], device=device)
             with self._keeping(n_frames, sink, norms):
                 result = self.model.module(**self._forced_inputs(inputs, tokens))
             logits = cast(torch.Tensor, first_tensor(result.logits)[0])[:, -n_frames:]
+            log_probability, entropy = measure(logits, tokens)
         sink.finish()
-        log_probability, entropy = measure(logits, tokens)
         decode, columns = self.model.tokenizer.decode, (tokens, log_probability, entropy, norms)
         return [
             TrialRow(
@@ -191,9 +205,14 @@ class Generator:
             yield
 
     def _generate(
-        self, inputs: Inputs, stim_ids: Sequence[str], sink: Sink, norms: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Generate tokens with hooks on; (n_trials, n_frames) ids and their logits."""
+        self,
+        inputs: Inputs,
+        stim_ids: Sequence[str],
+        sink: Sink,
+        norms: torch.Tensor,
+        meter: Meter,
+    ) -> torch.Tensor:
+        """Generate tokens with hooks on; (n_trials, n_frames) ids."""
         from transformers import GenerationMixin  # imports much
 
         module, how, n_frames = self.model.module, self.settings, norms.shape[1]
@@ -201,14 +220,19 @@ class Generator:
         if self.model.kind == "speech":  # Whisper's own makes passes in between, and cuts up sounds
             generate = partial(GenerationMixin.generate, module)
         samplers = [OwnGenerators(how.temperature, how.seed, stim_ids)] if how.temperature else []
-        options = {"return_dict_in_generate": True, "output_logits": True}
         with (
             quiet(),  # of masks, which the encoder has read already
             self._keeping(1, sink, norms),
-            greedy(self.model, n_frames, min_new_tokens=n_frames, **options) as config,
+            meter.reading(module),
+            greedy(self.model, n_frames, min_new_tokens=n_frames) as config,
         ):
-            result = generate(**inputs, generation_config=config, logits_processor=samplers)
-        return result.sequences[:, -n_frames:], torch.stack(result.logits, dim=1)
+            result = generate(
+                **inputs,
+                generation_config=config,
+                logits_processor=samplers,
+                stopping_criteria=[meter],
+            )
+        return result[:, -n_frames:]
 
     def _forced_inputs(self, inputs: Inputs, tokens: torch.Tensor) -> Inputs:
         """Inputs of one pass over the prompt and given tokens; the last is produced, never read."""
@@ -229,6 +253,39 @@ class Generator:
         if "logits_to_keep" in signature(module.forward).parameters:
             forced["logits_to_keep"] = tokens.shape[1]
         return forced
+
+
+class Meter:
+    """Measures every token as it is generated; of all of them, logits would fill the memory.
+
+    It never stops generation. `shape` is (n_trials, n_tokens), as are what it measures.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.log_probability, self.entropy = torch.empty(shape), torch.empty(shape)
+        self._logits = torch.empty(0)
+        self._n_read = 0
+
+    @contextmanager
+    def reading(self, module: torch.nn.Module) -> Iterator[None]:
+        """Read the logits of every pass before what decodes changes them."""
+
+        def read(_module: Any, _args: Any, output: Any) -> None:
+            self._logits = cast(torch.Tensor, first_tensor(output.logits)[0])[:, -1:]
+
+        handle = module.register_forward_hook(read)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_more: Any) -> torch.Tensor:
+        """Measure the token that was chosen last, of every trial."""
+        t = slice(self._n_read, self._n_read + 1)
+        chosen = input_ids[:, -1:].to(self._logits.device)
+        self.log_probability[:, t], self.entropy[:, t] = measure(self._logits, chosen)
+        self._n_read += 1
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

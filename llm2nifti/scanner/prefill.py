@@ -214,5 +214,7 @@ def _merge(
                 for k, row in enumerate(rows):
                     buffer[row, :, longest - lengths[row] : longest] = states[k, :, : lengths[row]]
             buffers.append(buffer)
+        for cache, _ in chunks:
+            cache.layers[i] = None  # there may be no memory for all layers twice
         merged.layers.append(RoomyLayer(buffers[0], buffers[1], longest))
     return merged

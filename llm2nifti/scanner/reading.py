@@ -50,9 +50,9 @@ class Reader:
         self.has_logits = self.model.kind == "causal" and is_fine
 
     @torch.no_grad()
-    def record(self, trials: slice, out: np.ndarray) -> list[TrialRow]:
-        """Record some trials into `out` (n_volumes, n_units); return their metadata."""
-        sink, frames = Sink(self.model, self.brain, out), self.stimuli.frames[trials]
+    def record(self, trials: slice, outs: Sequence[np.ndarray]) -> list[TrialRow]:
+        """Record some trials into `outs`, see `Sink`; return their metadata."""
+        sink, frames = Sink(self.model, self.brain, outs), self.stimuli.frames[trials]
         counts = [len(shown) for shown in frames]
         volumes, measures = torch.arange(sum(counts)).split(counts), torch.empty(3, sum(counts))
         for group, inputs in self._batches(trials):

@@ -22,7 +22,7 @@ from llm2nifti.media import MEDIA, listed, medium_of, problems, read_image, read
 from llm2nifti.models import LoadedModel, Mode
 from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
-from llm2nifti.plans import FRAMES, Settings
+from llm2nifti.plans import FRAMES, Json, Settings
 from llm2nifti.scanner.prefill import Inputs
 from llm2nifti.stimuli import REST
 
@@ -54,6 +54,15 @@ class Stimuli:
     is_chat: bool
     files: list[Path]  #: images or sounds, one a trial, or none
     frames: list[list[Positions]]  #: in mode read: what makes up each frame of each trial
+
+    @classmethod
+    def joined(cls, parts: Sequence[Stimuli]) -> Stimuli:
+        """Trials of several runs that a model reads at the same sites, one run after the other."""
+        columns = ("stim_ids", "rendered", "encoded", "files", "frames")
+        whole: Json = {
+            name: [one for part in parts for one in getattr(part, name)] for name in columns
+        }
+        return replace(parts[0], **whole)
 
     def batches(self, model: LoadedModel, trials: slice) -> Iterator[tuple[list[int], Inputs]]:
         """Inputs of files, together where they have one shape; with the numbers of their trials.

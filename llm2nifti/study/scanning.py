@@ -1,20 +1,21 @@
 """Scan all runs of a study into a dataset; interrupted work is resumed.
 
 A job is one run of one model and session. Jobs are independent of each other, but for those of an
-untrained copy, which replay the tokens of the trained model's run.
+untrained copy, which replay the tokens of the trained model's run. Short runs that follow each
+other are recorded `together`, in one batch.
 
-A `crew` does them: this process, or the workers of a Dask cluster, one job a task. A worker keeps
-one model loaded, records a run in the dataset's own work folder (which it must see under the same
-path) and writes it there. What is lost with a worker is done again by another one, which goes on
-from the last finished batch. `root`, `plans`, `overwrite` and `verbose` are as in
-`llm2nifti.study.scan`.
+A `crew` does them: this process, or the workers of a Dask cluster, one batch of runs a task. A
+worker keeps one model loaded, records runs in the dataset's own work folder (which it must see
+under the same path) and writes them there. What is lost with a worker is done again by another
+one, which goes on from the last finished batch. `root`, `plans`, `overwrite` and `verbose` are as
+in `llm2nifti.study.scan`.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -27,11 +28,12 @@ from llm2nifti import bids, cluster, models, scanner
 from llm2nifti.bids import checking, statsmodel
 from llm2nifti.bids.writing import copy_shown
 from llm2nifti.cluster import ClusterError, Workers
+from llm2nifti.media import medium_of
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import ModelChoice, ScanPlan, Settings
 from llm2nifti.progress import stage
-from llm2nifti.scanner import ScanError
+from llm2nifti.scanner import ScanError, Shown
 from llm2nifti.scanner.kernels import check_threads, torch_threads
 from llm2nifti.scanner.stimulus import resolved
 from llm2nifti.stimuli import REST
@@ -76,6 +78,13 @@ class Job:
         if self.untrained and generates and settings.frames == "auto":
             settings = replace(settings, frames="trial")
         return resolved(settings, model)
+
+    def goes_with(self, other: Job) -> bool:
+        """Whether another run may be recorded in the same batch; files come one run at a time."""
+        is_rest = [one.design.task == REST for one in (self, other)]
+        has_files = any(medium_of(one.design.trials) for one in (self, other))
+        same = (self.plan, self.untrained) == (other.plan, other.untrained)
+        return same and is_rest[0] == is_rest[1] and not has_files
 
     def is_done(self, root: Path) -> bool:
         """Whether the dataset has this run, complete and undamaged."""
@@ -146,31 +155,60 @@ def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:
         )
 
 
-def record(root: Path, job: Job, model: LoadedModel, *, on_trials: Callable[[int], object]) -> None:
-    """Record one run in the work folder, unless it is done, write it, and drop the working copy.
+def together(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs that follow each other, in groups whose trials are one batch; larger runs are alone.
+
+    It depends on the plan alone: what shares a batch decides the last digits of values.
+    """
+    groups: list[list[Job]] = []
+    for job in jobs:
+        size = job.plan.settings.batch_size
+        before = groups[-1] if groups else []
+        n_trials = sum(other.design.n_trials for other in before) + job.design.n_trials
+        if before and before[0].goes_with(job) and n_trials <= size:
+            before.append(job)
+        else:
+            groups.append([job])
+    return groups
+
+
+def record(
+    root: Path, jobs: Sequence[Job], model: LoadedModel, *, on_trials: Callable[[int], object]
+) -> None:
+    """Record a group of runs in the work folder, and write those that are not done.
 
     `on_trials` is called with the number of trials of every finished batch.
     """
     locks = root / bids.WORK / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    # Another process may record the same run: a worker that a cluster gave up.
-    with FileLock(locks / f"{job.name}.lock"):
-        if job.is_done(root):
+    with ExitStack() as stack:
+        # Another process may record the same runs: a worker that a cluster gave up.
+        for job in jobs:
+            stack.enter_context(FileLock(locks / f"{job.name}.lock"))
+        todo = [job for job in jobs if not job.is_done(root)]
+        if not todo:
             return
-        _check_weights(root, job, model)
-        folder, settings = root / bids.WORK / job.name, job.settings(model)
-        _drop_outdated(folder, settings)
-        replays = job.untrained and settings.mode == "generate"
-        recording = scanner.scan(
-            model,
-            job.design,
-            settings=settings,
-            folder=folder,
-            replay=_tokens(root, job) if replays else None,
-            on_trials=on_trials,
-        )
-        bids.write(recording, root, compress=job.plan.compress)
-        shutil.rmtree(folder)
+        settings = jobs[0].settings(model)
+        for job in todo:
+            _check_weights(root, job, model)
+            _drop_outdated(root / bids.WORK / job.name, settings)
+        replays = jobs[0].untrained and settings.mode == "generate"
+        shown = [
+            Shown(
+                job.design,
+                folder=root / bids.WORK / job.name,
+                replay=_tokens(root, job) if replays else None,
+                is_wanted=job in todo,
+            )
+            for job in jobs
+        ]
+        recordings = scanner.scan_together(model, shown, settings=settings, on_trials=on_trials)
+        for job, recording in zip(jobs, recordings, strict=True):
+            if recording is not None:
+                # A file of all runs may have been what was damaged; the first run mended it.
+                if not job.is_done(root):
+                    bids.write(recording, root, compress=job.plan.compress)
+                shutil.rmtree(root / bids.WORK / job.name)
 
 
 def _tokens(root: Path, job: Job) -> list[list[int]]:
@@ -249,13 +287,14 @@ class ThisProcess:
             todo = list(same)
             n_trials = sum(job.design.n_trials for job in todo)
             with stage(f"scan {whose}", total=n_trials, unit="trial", verbose=verbose) as bar:
-                for job in todo:
-                    bar.set_description(f"scan {job.name}")
-                    if job.is_done(root):
-                        bar.update(job.design.n_trials)
+                for group in together(todo):
+                    first = group[0]
+                    bar.set_description(f"scan {first.name}")
+                    if all(job.is_done(root) for job in group):
+                        bar.update(sum(job.design.n_trials for job in group))
                     else:
-                        choice, copy = job.plan.model, job.untrained
-                        record(root, job, self.load(choice, untrained=copy), on_trials=bar.update)
+                        choice, copy = first.plan.model, first.untrained
+                        record(root, group, self.load(choice, untrained=copy), on_trials=bar.update)
         self._kept = None  # what follows needs no model
 
 
@@ -277,17 +316,20 @@ class DaskCrew:
         """Do all jobs; those of untrained copies come after those they replay."""
         root, workers = root.resolve(), self._workers
         begun: dict[str, Any] = {}
+        groups = together(jobs)
         permit = root / bids.WORK / f"permit-{workers.token}"
         permit.touch()  # once it is gone, workers stop after the batch they are at
         try:
-            for job in jobs:
-                if not job.is_done(root):
-                    first = [other.name for other in _before(job, jobs)]
+            for group in groups:
+                if not all(job.is_done(root) for job in group):
+                    first = {other.name: 0 for job in group for other in _before(job, jobs)}
                     after = [begun[name] for name in first if name in begun]
-                    sent = replace(job, plan=_anywhere(job.plan))
+                    sent = [replace(job, plan=_anywhere(job.plan)) for job in group]
                     args = (root, sent, permit, workers.threads, after)
-                    begun[job.name] = workers.submit(_record, *args, name=job.name)
-            workers.finish("scan", verbose=verbose, n_done=len(jobs) - len(begun))
+                    future = workers.submit(_record, *args, name=group[0].name)
+                    begun |= {job.name: future for job in group}
+            n_sent = len({id(future) for future in begun.values()})
+            workers.finish("scan", verbose=verbose, n_done=len(groups) - n_sent)
         finally:
             permit.unlink(missing_ok=True)
 
@@ -326,17 +368,18 @@ def _check(plan: ScanPlan, designs: list[Paradigm], token: str) -> None:
     cluster.kept(token, ThisProcess).check([plan], designs)
 
 
-def _record(root: Path, job: Job, permit: Path, threads: int, _after: object) -> str:
-    """Record one run, after the run that it replays."""
+def _record(root: Path, jobs: list[Job], permit: Path, threads: int, _after: object) -> str:
+    """Record a group of runs, after those that they replay."""
+    first = jobs[0]
 
     def stop_if_asked(_n_trials: int) -> None:
         if not permit.exists():
-            raise ClusterError(f"recording {job.name} was stopped")
+            raise ClusterError(f"recording {first.name} was stopped")
 
     with torch_threads(threads):
         stop_if_asked(0)
-        if not job.is_done(root):
+        if not all(job.is_done(root) for job in jobs):
             here: ThisProcess = cluster.kept(permit.name.removeprefix("permit-"), ThisProcess)
-            model = here.load(job.plan.model, untrained=job.untrained)
-            record(root, job, model, on_trials=stop_if_asked)
-    return job.name
+            model = here.load(first.plan.model, untrained=first.untrained)
+            record(root, jobs, model, on_trials=stop_if_asked)
+    return first.name
