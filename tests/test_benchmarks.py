@@ -165,6 +165,11 @@ def test_linear_layers_are_what_torch_counts(bench, tiny_model):
             "| token-level null of a run | 1 |",
         ),
         ("load.py", "--tasks 2 --no-untrained", "| seconds | 2 tasks |"),
+        (
+            "batches.py",
+            "--pairs 1 --runs 3 --blocks 2 --trials 2 --frames 2 --no-peaks --model TINY",
+            "| 3 | 30 | 1 |",
+        ),
         ("monitor.py", "--pairs 1 --tokens 2 --model TINY", "| monitored / bare `generate` | 1 |"),
     ],
 )

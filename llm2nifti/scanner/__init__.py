@@ -176,6 +176,7 @@ class _Run:
         self._n_volumes = volume_counts(self.paradigm, settings.frames)
         self._owner: object = None
         self._journal: Journal | None = None
+        self._finished: set[int] = set()  # first trials of the batches that are in the journal
 
     def open(self) -> None:
         """Open the journal, if the run is wanted."""
@@ -193,11 +194,11 @@ class _Run:
             "replay": self.replay,
         }
         self._journal = Journal(folder, self._n_volumes.tolist(), self.brain.n_units, plan)
+        self._finished = {batch["start"] for batch in self._journal.batches}
 
     def is_recorded(self, start: int) -> bool:
         """Whether the batch that begins with this trial is done, or nobody wants it."""
-        journal = self._journal
-        return journal is None or any(batch["start"] == start for batch in journal.batches)
+        return self._journal is None or start in self._finished
 
     def values(self, start: int, stop: int) -> np.ndarray:
         """(n_volumes, n_units) where the values of some trials go."""
@@ -209,6 +210,7 @@ class _Run:
         """Make trials permanent, unless they are or nobody wants them."""
         if self._journal is not None and not self.is_recorded(start):
             self._journal.commit(start, stop, cast(np.memmap, values), rows)
+            self._finished.add(start)
 
     def recording(self, model: LoadedModel) -> Recording:
         """What was recorded."""
