@@ -105,6 +105,8 @@ def test_rest_can_be_added_later_and_resumed_to_the_same_bytes(scanned, tiny_fol
     assert len(journal.read_text().splitlines()) == 1  # of three batches
     study.scan(root, plan, verbose=0)
     assert_same(root, whole)
+    study.scan(root, rest_plan(tiny_folders["llama"], rest=0), verbose=0)  # what is there stays
+    assert_same(root, whole)
     with pytest.raises(StudyError, match=r"design.rest_temperature was 1.0, now 0.5"):
         study.scan(root, rest_plan(tiny_folders["llama"], rest_temperature=0.5), verbose=0)
 

@@ -118,7 +118,8 @@ def check_together(plans: Sequence[ScanPlan]) -> None:
 def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
     """Write the plans into the dataset; StudyError if it was begun with other settings.
 
-    Further models and sessions are welcome, and rest where there was none.
+    Further models and sessions are welcome, and rest where there was none; it need not be asked for
+    again.
     """
     path = root / PLAN_FILE
     content = json.loads(json.dumps(_content(plans)))
@@ -129,9 +130,13 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
             "could appear again; choose another folder, or overwrite=True to start anew"
         )
     if is_begun:
-        kept, asked = _read(root), dict(content)
-        if not kept["design"]["rest"]:
-            asked["design"] = asked["design"] | {k: kept["design"][k] for k in _OF_REST}
+        kept = _read(root)
+        rest = {name: kept["design"][name] for name in _OF_REST}
+        if not content["design"]["rest"]:  # what is there stays
+            content["design"] |= rest
+        asked = dict(content)
+        if not rest["rest"]:
+            asked["design"] = asked["design"] | rest
         old, new = kept["scans"], asked.pop("scans")
         gone = [f"{name} was scanned, now it is not asked for" for name in old if name not in new]
         common = {name: new[name] for name in old if name in new}
