@@ -95,13 +95,18 @@ def test_what_was_ignored_from_the_beginning_stays_ignored(name, tmp_path):
 
 def test_a_closed_terminal_ends_a_command_as_a_signal_does(tiny_folders, tmp_path):
     """Nothing can be written any more, be it a progress bar or the last line."""
-    # Long enough that it cannot be over when the terminal closes.
+    # Long enough that it cannot be over when the terminal closes; with buffers that stay full then.
     sizes = ["--task", "pathology", "--n-runs", "1", "--n-blocks", "2", "--n-frames", "40"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     words = ["scan", str(tmp_path / "ds"), "--model", str(tiny_folders["llama"]), *sizes]
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 80))
     process = subprocess.Popen(
-        [sys.executable, "-c", ON_TERMINAL, *words], stdin=slave, stdout=slave, stderr=slave
+        [sys.executable, "-c", ON_TERMINAL, *words],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=buffered,
     )
     os.close(slave)
     shown = b""

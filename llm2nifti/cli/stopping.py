@@ -7,6 +7,7 @@ SIGHUP under ``nohup``, Ctrl-C in a shell's background.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -67,6 +68,11 @@ class Stop:
         is_anew = any(word.startswith("--ov") for word in argv)  # --overwrite, abbreviated or not
         with suppress(OSError):  # the terminal may be gone
             print(what if is_anew else f"{what}; the same command resumes", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # what is left would fail again, and end the process with 120
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 1 if is_ctrl_c else 128 + self.number
 
     def _raise(self, number: int, _frame: FrameType | None) -> None:
