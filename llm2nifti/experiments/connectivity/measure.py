@@ -102,7 +102,7 @@ def measure(session: Session, plan: ConnectivityPlan, *, verbose: int = 1) -> Co
         centres=[centre_of(session.brain, parcel) for parcel in parcels],
         states=states,
         contrasts=contrasts,
-        graph=Graph(**rep.communities(rest, n_null=N_NETWORKS, seed=plan.seed)),
+        graph=Graph(**rep.communities(rest, n_null=N_NETWORKS, seed=plan.seed, verbose=verbose)),
         made_from=source,
         units=of_units(session, plan),
         untrained=copy.subject if copy else None,
