@@ -72,7 +72,9 @@ class Stop:
             try:
                 stream.flush()
             except OSError:  # what is left would fail again, and end the process with 120
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
         return 1 if is_ctrl_c else 128 + self.number
 
     def _raise(self, number: int, _frame: FrameType | None) -> None:

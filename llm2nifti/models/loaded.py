@@ -142,16 +142,7 @@ class LoadedModel:
 
     def weight_norms(self, sites: tuple[Site, ...]) -> NDArray[np.float32]:
         """(n_units,) norms of the weights that write into each unit."""
-        now = (sites, *((p.data_ptr(), p._version) for p in self.module.parameters()))
-        if now not in self._norms:  # as long as no weight changes, the same for every run
-            self._norms.clear()
-            self._norms[now] = weight_norms(self.module, self.anatomy.stacks, sites)
-        return self._norms[now]
-
-    @cached_property
-    def _norms(self) -> dict[tuple[Any, ...], NDArray[np.float32]]:
-        """Norms that were computed last, by what they are of."""
-        return {}
+        return weight_norms(self.module, self.anatomy.stacks, sites)
 
     def render(
         self, prompts: Sequence[str], template: str = "auto", *, has_image: bool = False
