@@ -11,6 +11,7 @@ import rsatoolbox
 from scipy.stats import ortho_group
 from sklearn.covariance import LedoitWolf
 
+from llm2nifti.networks import representation
 from llm2nifti.networks.representation import (
     MissingPackageError,
     communities,
@@ -137,6 +138,22 @@ def test_planted_communities_come_out_and_null_networks_have_none():
     hub = matrix.copy()
     hub[0] = hub[:, 0] = 0.9
     assert np.argmax(communities(hub, n_null=1)["strength"]) == 0
+
+
+@pytest.mark.parametrize("n_nodes", [24, 120])
+def test_null_networks_keep_weights_signs_degrees_and_strengths(n_nodes):
+    rng = np.random.default_rng(3)
+    noise = rng.normal(0.3, 1, size=(n_nodes, n_nodes)).round(6)
+    matrix = np.triu(noise, 1) + np.triu(noise, 1).T
+    null = representation._null_network(matrix, seed=1)
+    assert np.allclose(np.sort(null, axis=None), np.sort(matrix, axis=None), atol=1e-8)
+    assert (np.sign(null) != np.sign(matrix)).any()
+    assert ((null > 0).sum(axis=0) == (matrix > 0).sum(axis=0)).all()
+    for sign in (1, -1):
+        strengths = [np.maximum(sign * w, 0).sum(axis=0) for w in (matrix, null)]
+        assert np.corrcoef(strengths)[0, 1] > 0.8
+    told = communities(matrix, n_null=5)
+    assert told["modularity"] == pytest.approx(np.mean(told["null"]), rel=0.2)  # noise has none
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

@@ -182,7 +182,7 @@ def communities(matrix: NDArray, *, n_null: int, seed: int = 0, verbose: int = 0
     seed : int, default=0
         Of the algorithm and of the null networks.
     verbose : int, default=0
-        0 shows no progress; a null network of 300 nodes takes a quarter of a minute.
+        0 shows no progress; a null network of 300 nodes takes three seconds.
 
     Returns
     -------
@@ -202,8 +202,7 @@ def communities(matrix: NDArray, *, n_null: int, seed: int = 0, verbose: int = 0
     labels, modularity = bct.community_louvain(weights, B="negative_asym", seed=seed)
     null = []
     for draw in track(range(n_null), "null networks", unit="network", verbose=verbose):
-        with warnings.catch_warnings(action="ignore"):  # nodes of no variance correlate with none
-            other, _ = bct.null_model_und_sign(weights, seed=seed + draw)
+        other = _null_network(weights, seed + draw)
         null.append(float(bct.community_louvain(other, B="negative_asym", seed=seed)[1]))
     participation = bct.participation_coef(np.maximum(weights, 0), labels)
     strength = weights.sum(axis=1) / max(1, len(weights) - 1)
@@ -214,3 +213,27 @@ def communities(matrix: NDArray, *, n_null: int, seed: int = 0, verbose: int = 0
         "participation": np.asarray(participation, float).tolist(),
         "strength": strength.tolist(),
     }
+
+
+def _null_network(weights: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Exchange weights at random; each node keeps its degrees and nearly its strengths.
+
+    The work is that of bctpy's defaults up to a hundred nodes without negative weights. Beyond,
+    edges of the rarer sign are swapped five times each, since a swap needs two of either sign,
+    and weights are sorted 500 times, not once for every ten edges.
+    """
+    bct = required("bct")
+    upper = np.triu_indices(len(weights), 1)
+    positive = weights[upper] > 0
+    swaps, sorts = 5 * min(positive.mean(), (~positive).mean()), min(0.1, 500 / len(positive))
+    # Release 0.6.1 gives negative weights to the wrong edges and loses their sign (its issue 137),
+    # so that each sign is drawn alone. One seed moves the edges of both alike, without zeros.
+    whole = np.where(weights == 0, 1e-12, weights)
+    null = np.zeros_like(weights)
+    for sign in (1, -1) if (weights < 0).any() else (1,):
+        with warnings.catch_warnings(action="ignore"):  # the other sign has no strengths
+            drawn, _ = bct.null_model_und_sign(
+                np.maximum(sign * whole, 0), bin_swaps=swaps, wei_freq=sorts, seed=seed
+            )
+        null += sign * drawn
+    return null

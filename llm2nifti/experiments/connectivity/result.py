@@ -135,8 +135,12 @@ class ConnectivityResult(Result):
 
     def plot_graph(self, ax: Axes | None = None) -> Axes:
         """Communities on the floor plan: depth is up, sites side by side."""
-        cka = self.states["control"].cka
-        return plotting.plot_graph(cka, self.centres, groups=self.graph.community, ax=ax)
+        cka, groups = self.states["control"].cka, self.graph.community
+        return plotting.plot_graph(cka, self.centres, groups=groups, share=self._drawn(), ax=ax)
+
+    def _drawn(self) -> float:
+        """Share of the links that a graph shows: one in twenty, at most 250."""
+        return min(0.05, 500 / (len(self.parcels) * (len(self.parcels) - 1)))
 
     def sections(self) -> list[Section]:
         """How alike do parcels represent the same prompts?"""
@@ -163,7 +167,7 @@ class ConnectivityResult(Result):
                 "connectivity_graph",
                 self.plot_graph,
                 "Parcels as points, layers upwards.",
-                "The strongest twentieth of the links; colours are communities.",
+                f"The strongest {percent(self._drawn())} of the links; colours are communities.",
             ),
         ]
         tables = [self._told_states(), self._told_contrasts()]
