@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from tests_support import assert_same, contents
 
-from llm2nifti import bids, cli, paradigm, scanner, stimuli, study
+from llm2nifti import bids, cli, experiments, paradigm, scanner, stimuli, study
+from llm2nifti.experiments.decomposition.plan import DecomposePlan
+from llm2nifti.experiments.journal import digest_of_runs
 from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.plans import Design, ModelChoice, PlanError, ScanPlan, Settings
 from llm2nifti.scanner import ScanError
@@ -168,6 +170,24 @@ def test_rest_is_decomposed_and_matched_with_the_tasks(scanned, tmp_path, capsys
     page = (folder / "report.html").read_text("utf-8")
     assert "Which components does free generation have?" in page
     assert "Which components are there without labels?" in page
+
+
+def test_results_of_tasks_outlive_rest_runs_that_are_added(tiny_folders, tmp_path):
+    root, llama = tmp_path / "ds", tiny_folders["llama"]
+    asked = DecomposePlan(n_components=3, n_parcels=3, n_shuffles=20)
+    study.run(root, rest_plan(llama, rest=0), measured=[NullPlan(n=2), asked], verbose=0)
+    folder = root / bids.DERIVATIVES
+    kept = {name: folder / name for name in ("decomposition.json", "summary.json", "report.html")}
+    before = {name: path.stat().st_mtime_ns for name, path in kept.items()}
+    of_tasks = digest_of_runs(bids.session(root))
+    study.scan(root, rest_plan(llama), verbose=0)
+    study.run(root, rest_plan(llama), measured=[NullPlan(n=2), asked], verbose=0)
+    assert {name: path.stat().st_mtime_ns for name, path in kept.items()} == before
+    session = bids.session(root)
+    assert digest_of_runs(session) == of_tasks
+    assert digest_of_runs(session, with_rest=True) != of_tasks
+    result = experiments.measure(session, dataclasses.replace(asked, rest=True), verbose=0)
+    assert result.made_from["runs"] == digest_of_runs(session, with_rest=True)
 
 
 def test_a_rest_run_waits_for_what_it_replays_and_for_a_run_that_describes_its_session(

@@ -132,14 +132,19 @@ def analysis_files(root: Path, folder: Path) -> list[Path]:
     return [root / name for name in images if part_of(name) == "analysis"]
 
 
-def digest(root: Path, parts: Iterable[str], folders: Iterable[Path]) -> str:
+def digest(
+    root: Path, parts: Iterable[str], folders: Iterable[Path], *, but_task: str | None = None
+) -> str:
     """SHA-256 of what the manifest says of the files of some `parts` in some `folders`.
 
-    Folders of a model or session, such as ``sub-x/ses-y``, are those in the derivatives, too.
+    Folders of a model or session, such as ``sub-x/ses-y``, are those in the derivatives, too. Runs
+    of one task may be left out.
     """
     starts = tuple(f"{f.as_posix()}/" for folder in folders for f in (folder, DERIVATIVES / folder))
     ours, parts = manifest.written(root), set(parts)
     names = sorted(name for name in ours if name.startswith(starts) and part_of(name) in parts)
+    if but_task:
+        names = [name for name in names if f"_task-{but_task}_" not in name]
     return hashlib.sha256("".join(ours[name].line(name) for name in names).encode()).hexdigest()
 
 

@@ -86,7 +86,8 @@ def _remove(paths: RunPaths, *, with_results: bool) -> None:
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
     ]
     for folder in (whole, whole / paths.folder):
-        old += [folder / dataset.SUMMARY.name, folder / REPORT]
+        if paths.task != REST:  # which the analysis of tasks leaves out
+            old += [folder / dataset.SUMMARY.name, folder / REPORT]
         old += dataset.results_of(folder) if with_results else []
     if with_results:  # components and parcels
         of_all_runs = f"{paths.who}_space-{paths.space}_desc-*"

@@ -18,6 +18,7 @@ from llm2nifti.bids.sessions import Sessions
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.plans import Json, Plan
 from llm2nifti.recording import Lines
+from llm2nifti.stimuli import REST
 
 
 class ResultJournal:
@@ -97,16 +98,17 @@ def made_from(session: Session | Sessions, plan: Plan) -> Json:
     """What decides a result: runs, plan and versions. Without a manifest nothing tells the runs."""
     runs: Json | str | None = None
     if isinstance(session, Session):
-        runs = digest_of_runs(session)
+        runs = digest_of_runs(session, with_rest=bool(plan.asked.get("rest")))
     elif manifest.has_manifest(session.root):
         runs = {one.name: digest_of_runs(one) for one in session}
     return {"runs": runs, "plan": plan.asked, "versions": versions()}
 
 
-def digest_of_runs(session: Session) -> str | None:
+def digest_of_runs(session: Session, *, with_rest: bool = False) -> str | None:
     """Digest of the runs of a session and of its untrained copy; None without a manifest."""
     if not manifest.has_manifest(session.root):
         return None
     subjects = (session.subject, bids.label(f"{session.subject}-untrained"))
     folders = [bids.folder_of(name, session.session) for name in subjects]
-    return checking.digest(session.root, ("run", "anatomy"), folders)
+    but_task = None if with_rest else REST
+    return checking.digest(session.root, ("run", "anatomy"), folders, but_task=but_task)
