@@ -35,7 +35,7 @@ import tiny
 from llm2nifti import report, study
 from llm2nifti.plans import Design, ModelChoice, ScanPlan, Settings
 from llm2nifti.report import page
-from llm2nifti.study import scanning, sessions
+from llm2nifti.study import crews, scanning, sessions
 
 FRAMES = ("What is {}?", "Tell me about {}.")
 TOPICS = 60  # of the control
@@ -99,8 +99,8 @@ def timed(stack, now):
 
     places = {
         "design": [(scanning, "paradigms")],
-        "prompts checked": [(scanning.ThisProcess, "check")],
-        "scan": [(scanning.ThisProcess, "record")],
+        "prompts checked": [(crews.ThisProcess, "check")],
+        "scan": [(crews.ThisProcess, "record")],
         "maps": [(sessions, "fit_maps")],
         "similarity": [(sessions, "compare")],
         "identification": [(sessions, "identify")],

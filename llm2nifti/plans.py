@@ -247,10 +247,11 @@ class Settings(Plan):
         `llm2nifti.models.sites.find_sites`.
     template : {"auto", "chat", "none"}
         Whether to use the model's chat template.
-    batch_size : int
+    batch_size : int or None
         Prompts computed together: runs that follow each other share a batch as far as it reaches,
-        longer ones take several. Part of the plan, because another size changes values by
-        rounding.
+        longer ones take several. By default 128 where the model generates text, fewer if these
+        would take more than a gibibyte, and 64 elsewhere. Part of the plan, because another size
+        changes values by rounding.
     temperature : float
         0 is greedy; otherwise tokens are sampled with one generator a trial.
     seed : int
@@ -268,7 +269,7 @@ class Settings(Plan):
 
     sites: str = "default"
     template: Template = "auto"
-    batch_size: Count = defaults.BATCH_SIZE
+    batch_size: Count | None = None
     temperature: Annotated[float, Meta(ge=0)] = 0.0
     seed: Seed = 0
     mode: Literal["auto", "generate", "read"] = "auto"

@@ -9,8 +9,10 @@ import pytest
 from tiny import draw_images
 
 from llm2nifti import models, paradigm, scanner, stimuli
+from llm2nifti.defaults import BATCH_SIZE
 from llm2nifti.plans import Design, ModelChoice, ScanPlan, Settings
-from llm2nifti.scanner import Shown, scan_together
+from llm2nifti.scanner import Shown, batches, scan_together
+from llm2nifti.scanner.stimulus import resolved
 from llm2nifti.study import scanning
 from llm2nifti.study.plans import paradigms
 
@@ -105,6 +107,31 @@ def test_a_model_that_reads_padding_gets_one_run_after_the_other(tiny_folders):
         assert np.array_equal(recording.values, record(model, [one], batch_size=1)[0].values)
     with pytest.raises(scanner.ScanError, match="use batch_size=1"):
         record(model, shown)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(2**30, 128), (300_000, None), (1, 1)])
+def test_batches_are_as_large_as_the_memory_allows(tiny_model, monkeypatch, budget, expected):
+    design, settings = designs()[0], resolved(Settings(), tiny_model)
+    monkeypatch.setattr(batches, "BUDGET", budget)
+    size = scanner.check(tiny_model, design, settings)
+    recording = scanner.scan(tiny_model, design, on_trials=lambda _n: None)
+    assert recording.info["Settings"]["batch_size"] == size
+    config, embed = tiny_model.module.config, tiny_model.module.get_input_embeddings()
+    n_tokens = 3 + max(len(tiny_model.tokenizer(text).input_ids) for text in recording.rendered)
+    kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * n_tokens
+    of_trial = 4 * (kept + 3 * (embed.num_embeddings + recording.brain.n_units))
+    if expected is None:
+        assert size * of_trial <= budget < 2 * size * of_trial
+    else:
+        assert size == expected
+
+
+def test_a_batch_size_that_is_asked_for_is_taken_and_files_have_their_own(tiny_models, image_table):
+    model = tiny_models("llama")
+    assert scanner.check(model, designs()[0], Settings(batch_size=999)) == 999
+    assert scanner.check(model, designs()[0], Settings(mode="read")) == BATCH_SIZE
+    images = paradigm.blocks("discs", table=image_table, n_blocks=1, trials_per_block=2)
+    assert scanner.check(tiny_models("vit"), images, Settings()) == BATCH_SIZE
 
 
 def jobs(*, untrained=False, batch_size=64, **design):

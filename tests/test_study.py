@@ -24,7 +24,7 @@ from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
 from llm2nifti.plans import Design, ModelChoice, PlanError, ScanPlan, Settings
 from llm2nifti.scanner import ScanError
-from llm2nifti.study import StudyError, scanning
+from llm2nifti.study import StudyError, crews, scanning
 from llm2nifti.study.plans import PLAN_FILE, load, paradigms
 
 SIZES = ["--n-runs", "2", "--n-blocks", "2", "--trials-per-block", "4", "--n-frames", "2"]
@@ -265,7 +265,7 @@ def test_a_copy_that_was_begun_with_tokens_is_begun_anew(scanned, tiny_folders):
 def test_one_model_is_held_at_a_time_and_none_after_the_scan(tiny_folders, tmp_path):
     loaded, n_held = [], []
 
-    class Watched(scanning.ThisProcess):
+    class Watched(crews.ThisProcess):
         def load(self, choice, *, untrained):
             model = super().load(choice, untrained=untrained)
             loaded.append(weakref.ref(model.module))

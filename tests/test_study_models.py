@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from campaign import counted
 from tests_support import assert_same, contents
 
 from llm2nifti import bids, cli, scanner, study
-from llm2nifti.plans import Design, ModelChoice, ScanPlan
+from llm2nifti.plans import Design, ModelChoice, ScanPlan, Settings
 from llm2nifti.study import StudyError, plans
 from llm2nifti.study.studyfile import read_study
 
@@ -212,6 +213,22 @@ def test_a_dataset_from_before_there_were_some_settings_is_resumed(tiny_folders,
     (tmp_path / "ds" / bids.manifest.MANIFEST).unlink()  # there was none
     study.scan(tmp_path / "ds", plan, verbose=0)
     assert list(json.loads(path.read_text())["scans"]) == ["sub-tinyllama"]
+
+
+def test_a_dataset_keeps_its_batch_size_and_a_new_one_gets_that_of_its_model(
+    tiny_folders, tmp_path
+):
+    plan = small_plan(tiny_folders)
+    study.scan(tmp_path / "ds", replace(plan, settings=Settings(batch_size=3)), verbose=0)
+    more = replace(plan, model=ModelChoice(str(tiny_folders["gpt2"]), untrained=False))
+    study.scan(tmp_path / "ds", [plan, more], verbose=0)
+    scans = json.loads((tmp_path / "ds" / plans.PLAN_FILE).read_text())["scans"]
+    assert [scan["settings"]["batch_size"] for scan in scans.values()] == [3, 128]
+    with pytest.raises(StudyError, match=r"batch_size was 3, now 4"):
+        study.scan(tmp_path / "ds", [replace(plan, settings=Settings(batch_size=4)), more])
+    study.scan(tmp_path / "ds", [plan, more], overwrite=True, verbose=0)
+    scans = json.loads((tmp_path / "ds" / plans.PLAN_FILE).read_text())["scans"]
+    assert [scan["settings"]["batch_size"] for scan in scans.values()] == [128, 128]
 
 
 def test_labels_that_clash_are_refused_before_anything_is_written(tiny_folders, tmp_path):

@@ -17,7 +17,7 @@ from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.plans import Design, ModelChoice, PlanError, ScanPlan, Settings
 from llm2nifti.scanner import ScanError
 from llm2nifti.stimuli import StimulusError
-from llm2nifti.study import StudyError, scanning
+from llm2nifti.study import StudyError, crews, scanning
 from llm2nifti.study.plans import paradigms
 
 SIZES = {"n_runs": 2, "n_blocks": 2, "trials_per_block": 4, "n_frames": 3}
@@ -100,7 +100,7 @@ def test_rest_can_be_added_later_and_resumed_to_the_same_bytes(scanned, tiny_fol
         raise KeyboardInterrupt
 
     job = scanning.Job(plan, paradigms(plan.design)[-1])
-    model = scanning.ThisProcess().load(plan.model, untrained=False)
+    model = crews.ThisProcess().load(plan.model, untrained=False)
     with pytest.raises(KeyboardInterrupt):
         scanning.record(root, [job], model, on_trials=interrupt)
     (journal,) = (root / bids.WORK).rglob("batches.jsonl")
@@ -199,7 +199,7 @@ def test_a_rest_run_waits_for_what_it_replays_and_for_a_run_that_describes_its_s
         for untrained in (False, True)
         for design in paradigms(plan.design)
     ]
-    by_name = {job.name: [other.name for other in scanning._before(job, jobs)] for job in jobs}
+    by_name = {job.name: [other.name for other in crews._before(job, jobs)] for job in jobs}
     assert by_name["sub-tinyllama_task-pathology_run-1"] == []
     assert by_name["sub-tinyllama_task-rest_run-2"] == ["sub-tinyllama_task-pathology_run-1"]
     assert by_name["sub-tinyllamauntrained_task-rest_run-1"] == [

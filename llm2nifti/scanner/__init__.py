@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from llm2nifti import __version__
@@ -27,6 +28,7 @@ from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import Json, Settings
 from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, TrialRow, volume_counts
 from llm2nifti.scanner import prefill
+from llm2nifti.scanner.batches import n_together
 from llm2nifti.scanner.generating import Generator, answer
 from llm2nifti.scanner.kernels import fast_linear, name_for
 from llm2nifti.scanner.likelihood import dialogues, log_likelihoods
@@ -131,7 +133,10 @@ def scan_together(
         None of a run that is not wanted.
     """
     settings = resolved(settings or Settings(), model)
-    begun = [_Run(model, one, settings) for one in shown]
+    prepared = [prepare(model, one.paradigm, settings) for one in shown]
+    size = min(n_together(model, stimuli, settings) for stimuli in prepared)
+    settings = replace(settings, batch_size=size)
+    begun = [_Run(model, *one, settings) for one in zip(shown, prepared, strict=True)]
     if len(begun) > 1 and not _can_share(model, begun, settings):
         how: Json = {"settings": settings, "on_trials": on_trials}
         return [scan_together(model, [one], **how)[0] for one in shown]
@@ -145,8 +150,9 @@ def scan_together(
     for run in begun:
         run.open()
     with fast_linear(model.module):
-        _record(operator, begun, settings.batch_size, on_trials)
-    return [run.recording(model) if run.shown.is_wanted else None for run in begun]
+        _record(operator, begun, size, on_trials)
+    norms = model.weight_norms(brain.sites)
+    return [run.recording(norms) if run.shown.is_wanted else None for run in begun]
 
 
 def _can_share(model: LoadedModel, runs: Sequence[_Run], settings: Settings) -> bool:
@@ -160,9 +166,10 @@ def _can_share(model: LoadedModel, runs: Sequence[_Run], settings: Settings) -> 
 class _Run:
     """A run while it is recorded: what is shown, and where its values go."""
 
-    def __init__(self, model: LoadedModel, shown: Shown, settings: Settings) -> None:
-        self.shown, self.settings = shown, settings
-        self.stimuli = prepare(model, shown.paradigm, settings)
+    def __init__(
+        self, model: LoadedModel, shown: Shown, stimuli: Stimuli, settings: Settings
+    ) -> None:
+        self.shown, self.stimuli, self.settings = shown, stimuli, settings
         self.brain = layout(self.stimuli.sites)
         self.paradigm = shown.paradigm
         if settings.mode == "read":  # as many frames as there are to read
@@ -212,8 +219,8 @@ class _Run:
             self._journal.commit(start, stop, cast(np.memmap, values), rows)
             self._finished.add(start)
 
-    def recording(self, model: LoadedModel) -> Recording:
-        """What was recorded."""
+    def recording(self, norms: NDArray[np.float32]) -> Recording:
+        """What was recorded, with the (n_units,) norms of weights."""
         assert self._journal is not None
         rows = self._journal.rows()
         return Recording(
@@ -224,7 +231,7 @@ class _Run:
             responses=[row["response"] for row in rows],
             rendered=self.stimuli.rendered,
             info=self.info,
-            norms=model.weight_norms(self.brain.sites),
+            norms=norms,
             frames=self.settings.frames,
             owner=self._owner,
         )
@@ -242,9 +249,28 @@ def _checked(replay: Sequence[Sequence[int]], paradigm: Paradigm) -> list[list[i
     return tokens
 
 
-def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> None:
-    """Raise an error if this paradigm can't be shown to the model, or it lacks the sites."""
-    prepare(model, paradigm, resolved(settings, model))
+def check(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> int:
+    """Trials that are computed together; an error if the model can't be shown them or lacks sites.
+
+    Parameters
+    ----------
+    model, paradigm, settings
+        See `scan`.
+
+    Returns
+    -------
+    int
+        The batch size of the settings, or the default one for this model and paradigm.
+
+    Raises
+    ------
+    ScanError
+        If a prompt does not fit the model.
+    SiteError
+        If the model lacks the sites.
+    """
+    settings = resolved(settings, model)
+    return n_together(model, prepare(model, paradigm, settings), settings)
 
 
 def _record(

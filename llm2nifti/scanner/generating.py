@@ -7,7 +7,7 @@ frame is the last position of the prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -18,70 +18,15 @@ import torch
 from transformers import GenerationConfig
 
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.hooks import Callback, Point, first_tensor
+from llm2nifti.hooks import Point, first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.loading import quiet
-from llm2nifti.models.points import parts, tapped
 from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.prefill import Inputs
+from llm2nifti.scanner.sink import Sink
 from llm2nifti.scanner.stimulus import ScanError, Stimuli, check_length
-
-
-class Sink:
-    """Values of one batch on their way from the hooks to the recording.
-
-    On the CPU, frames are written straight into `outs`, (n_volumes, n_units) float32 of each run
-    of the batch. Where `n_summed` frames add up to one volume, their mean is kept, summed up on
-    the device.
-    """
-
-    def __init__(
-        self, model: LoadedModel, brain: ModelBrain, outs: Sequence[np.ndarray], n_summed: int = 1
-    ) -> None:
-        self._model, self._outs, self._n_summed = model, outs, n_summed
-        self._first = np.cumsum([0, *map(len, outs)]).tolist()
-        self._targets = [torch.from_numpy(out) for out in outs]
-        self._is_staged = model.device.type != "cpu" or n_summed > 1
-        if self._is_staged:
-            shape = (self._first[-1], brain.n_units)
-            self._targets = [torch.zeros(shape, dtype=torch.float32, device=model.device)]
-        self._parts = parts(model, brain)
-        self._unseen = set(self._parts)
-
-    def listening(self, stream: Point, callback: Callback) -> AbstractContextManager[None]:
-        """Call back with the tensors of all sites, and with the stream's end."""
-        return tapped(self._model, list(dict.fromkeys([*self._parts, stream])), callback)
-
-    def put(self, point: Point, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
-        """Store (n_rows, n_module_units) values of a point in rows of the batch, or add them."""
-        self._unseen.discard(point)
-        for units, index in self._parts.get(point, ()):
-            part = values if index is None else values[:, index.to(values.device)]
-            if len(self._targets) > 1:
-                self._spread(rows, units, part)
-            elif self._n_summed > 1:
-                self._targets[0][rows, units] += part.to(self._targets[0])
-            else:
-                self._targets[0][rows, units] = part.to(self._targets[0])
-
-    def _spread(self, rows: slice | torch.Tensor, units: slice, part: torch.Tensor) -> None:
-        """Store rows of a batch in the runs that they belong to."""
-        index = torch.arange(self._first[-1])[rows] if isinstance(rows, slice) else rows
-        for target, start in zip(self._targets, self._first, strict=False):
-            is_here = (index >= start) & (index < start + len(target))
-            target[index[is_here] - start, units] = part[is_here].to(target)
-
-    def finish(self) -> None:
-        """Bring what is on the device to the recording."""
-        if self._unseen:  # its values would be zeros that nothing gave
-            name = min(self._unseen).module
-            raise ScanError(f"module {name!r} was not called in this mode; do not record it")
-        if self._is_staged:
-            values = (self._targets[0] / self._n_summed).numpy(force=True)
-            for out, start in zip(self._outs, self._first, strict=False):
-                out[:] = values[start : start + len(out)]
 
 
 @dataclass(eq=False)
@@ -104,7 +49,7 @@ class Generator:
         self.ids_name = "decoder_input_ids" if self.model.has_decoder else "input_ids"
         self.reads_ahead = prefill.can_continue(self.model)
         is_plain = self.model.kind == "causal" and not self.reads_ahead
-        is_padded = self.settings.batch_size > 1 and len({*map(len, self.stimuli.encoded)}) > 1
+        is_padded = self.settings.batch_size != 1 and len({*map(len, self.stimuli.encoded)}) > 1
         if is_plain and is_padded and not prefill.leaves_padding_out(self.model):
             raise ScanError(
                 f"{self.model.name} reads padding as text, so prompts of different lengths cannot "

@@ -136,6 +136,12 @@ def can_continue(model: LoadedModel) -> bool:
     return grows and len(layers) == len(model.anatomy.stacks[-1].blocks)
 
 
+def bytes_of_token(model: LoadedModel) -> int:
+    """Memory that keys and values of one token take, in a model that `can_continue`."""
+    layers = extend(model, None, torch.zeros((1, 2), dtype=torch.int64)).layers
+    return sum(one.nbytes for layer in layers for one in (layer.keys, layer.values)) // 2
+
+
 @torch.no_grad()
 def leaves_padding_out(model: LoadedModel) -> bool:
     """Whether padding before a prompt changes nothing; RWKV reads it whatever the mask says."""
@@ -203,16 +209,21 @@ def _merge(
 ) -> DynamicCache:
     """One cache from those of some rows each, all ending together; zeros where nothing is."""
     merged = DynamicCache()
-    longest = max(lengths)
+    n_tokens, longest = np.array(lengths), max(lengths)
+    same = [  # where in a chunk its rows of each length are
+        [(n, torch.from_numpy(np.flatnonzero(n_tokens[rows] == n))) for n in set(n_tokens[rows])]
+        for _, rows in chunks
+    ]
     for i in range(len(chunks[0][0].layers)):
         buffers = []
         for name in ("keys", "values"):
-            parts = [(getattr(cache.layers[i], name), rows) for cache, rows in chunks]
-            n_heads, _, width = parts[0][0].shape[1:]
-            buffer = parts[0][0].new_zeros(len(lengths), n_heads, longest + room, width)
-            for states, rows in parts:
-                for k, row in enumerate(rows):
-                    buffer[row, :, longest - lengths[row] : longest] = states[k, :, : lengths[row]]
+            states = [getattr(cache.layers[i], name) for cache, _ in chunks]
+            n_heads, _, width = states[0].shape[1:]
+            buffer = states[0].new_zeros(len(lengths), n_heads, longest + room, width)
+            for part, (_, rows), of_length in zip(states, chunks, same, strict=True):
+                for n, places in of_length:
+                    into = torch.from_numpy(rows)[places]
+                    buffer[into, :, longest - n : longest] = part[places, :, :n]
             buffers.append(buffer)
         for cache, _ in chunks:
             cache.layers[i] = None  # there may be no memory for all layers twice

@@ -23,8 +23,9 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
-from llm2nifti.scanner.generating import Sink, measure
+from llm2nifti.scanner.generating import measure
 from llm2nifti.scanner.prefill import Inputs
+from llm2nifti.scanner.sink import Sink
 from llm2nifti.scanner.stimulus import Positions, ScanError, Stimuli
 
 NO_TOKENS = TrialRow(

@@ -41,10 +41,10 @@ def scan(
     dask : str, optional
         Address of a Dask scheduler whose workers do it instead, such as ``tcp://host:8786``.
     """
-    from llm2nifti.study import scanning  # needs torch, which an analysis does not load
+    from llm2nifti.study import crews, scanning  # need torch, which an analysis does not load
 
     scanning.check(root, plans)
-    with bids.locked(root), scanning.crew_of(n_jobs, dask, threads) as crew:
+    with bids.locked(root), crews.crew_of(n_jobs, dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         bids.writing.clear_work(root, recordings=True)
 
@@ -75,10 +75,10 @@ def run(  # noqa: PLR0913 - each is an option of the command line, too
     Path
         The report; with several models or sessions, the page that compares them.
     """
-    from llm2nifti.study import repairing, scanning
+    from llm2nifti.study import crews, repairing, scanning
 
     scanning.check(root, plans)
-    with bids.locked(root), scanning.crew_of(n_jobs, dask, threads) as crew:
+    with bids.locked(root), crews.crew_of(n_jobs, dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         path = analyse_all(root, measured=measured, verbose=verbose, mapper=crew.map)
         repairing.finish(root)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llm2nifti import bids, models, paradigm, stimuli
 from llm2nifti.bids import checking
+from llm2nifti.defaults import BATCH_SIZE
 from llm2nifti.media import medium_of
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.cache import sha256
@@ -151,6 +152,20 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
     bids.write_json(path, root, content)
 
 
+def with_kept_batches(root: Path, plans: Sequence[ScanPlan]) -> list[ScanPlan]:
+    """Plans with the batch sizes of the dataset, where they leave these open."""
+    scans = _read(root)["scans"] if (root / PLAN_FILE).exists() else {}
+    sizes = {name: kept["settings"]["batch_size"] for name, kept in scans.items()}
+    return [with_batch(plan, sizes.get(who(plan))) for plan in plans]
+
+
+def with_batch(plan: ScanPlan, size: int | None) -> ScanPlan:
+    """Plan with a batch size, where it leaves that open."""
+    if size is None or plan.settings.batch_size is not None:
+        return plan
+    return replace(plan, settings=replace(plan.settings, batch_size=size))
+
+
 def _content(plans: Sequence[ScanPlan]) -> Json:
     """Content of the file: what all plans share, and what each scan has of its own."""
     first = plans[0]
@@ -184,7 +199,7 @@ def _read(root: Path) -> Json:
     model = {k: v for k, v in ModelChoice().asked.items() if k not in _THEIRS}
     scans = {}
     for name, kept in content["scans"].items():
-        settings = {**Settings().asked, **kept["settings"]}
+        settings = {**Settings(batch_size=BATCH_SIZE).asked, **kept["settings"]}
         scans[name] = {"model": {**model, **kept["model"]}, "settings": settings}
     return {**content, "design": {**_design(Design()), **content["design"]}, "scans": scans}
 

@@ -140,10 +140,10 @@ def _scan_again(
     """Record damaged runs anew; the hint is about a model that is not there."""
     from llm2nifti import models
     from llm2nifti.scanner.kernels import torch_threads
-    from llm2nifti.study import scanning
+    from llm2nifti.study import crews, scanning
     from llm2nifti.study.plans import label
 
-    crew, hit = scanning.ThisProcess(), []
+    crew, hit = crews.ThisProcess(), []
     touched = {part for problem in problems for part in problem.path.parts}
     for plan in plans:
         if touched & {f"sub-{label(plan.model, untrained=copy)}" for copy in (False, True)}:

@@ -1,0 +1,38 @@
+"""How many trials are computed together? As many as fast products need and the memory allows.
+
+The number is a function of the model and what it is shown, never of the machine: which trials
+share a batch changes values by rounding, and equal plans give equal bytes everywhere.
+"""
+
+from __future__ import annotations
+
+from llm2nifti import defaults
+from llm2nifti.models import LoadedModel
+from llm2nifti.plans import Settings
+from llm2nifti.scanner import prefill
+from llm2nifti.scanner.stimulus import Stimuli
+
+MOST = 128  # more make products faster by a few percent alone: docs/benchmarks.md
+BUDGET = 2**30  # bytes for what grows with the batch
+_FLOAT = 4
+
+
+def n_together(model: LoadedModel, stimuli: Stimuli, settings: Settings) -> int:
+    """Trials in a batch: what `settings`, which are resolved, ask for, or what fits the budget."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    if settings.mode == "read" or stimuli.files or not prefill.can_continue(model):
+        return defaults.BATCH_SIZE
+    n_fit, size = BUDGET // _bytes_of_trial(model, stimuli), MOST
+    while size > max(1, n_fit):
+        size //= 2
+    return size
+
+
+def _bytes_of_trial(model: LoadedModel, stimuli: Stimuli) -> int:
+    """Keys and values of all tokens, logits of all frames, and the units of all frames."""
+    n_frames = stimuli.n_frames
+    n_tokens = max(map(len, stimuli.encoded)) + n_frames
+    n_units = sum(site.n_units for site in stimuli.sites)
+    of_frame = _FLOAT * (len(model.tokenizer) + n_units)
+    return prefill.bytes_of_token(model) * n_tokens + of_frame * n_frames
