@@ -3,7 +3,8 @@
     python benchmarks/peers.py >> docs/benchmarks.md
 
 Default model, greedy decoding, the same prompts and frames, the same weights, one process. Runs in
-pairs, in turn. `scanner.scan` (the whole call, batch as by default) against
+pairs, in turn, each way at the fastest of some batch sizes. `scanner.scan` (the whole call, batch
+as by default) against
   (a) naive: hooks, one prompt at a time
   (b) hidden: `generate` with `output_hidden_states=True`; only the stream, so does the scan
   (c) nnsight: `generate` with `tracer.iter`
@@ -40,7 +41,6 @@ import recorders
 from limit import describe_limit
 from timing import (
     N_PAIRS,
-    TASK,
     TOLERANCE,
     check_positive,
     describe_machine,
@@ -48,14 +48,17 @@ from timing import (
     draw_design,
     median_interval,
     race,
+    seconds_a_frame,
     tokens_of,
     worst_error,
 )
 
-from llm2nifti import models
-from llm2nifti.defaults import BATCH_SIZE, DEFAULT_MODEL, N_FRAMES
+from llm2nifti import models, scanner
+from llm2nifti.defaults import DEFAULT_MODEL, N_FRAMES
 
 STRIDE = 4  # slow recorders get every fourth prompt
+N_TRIALS = 256
+N_TRIED = 2  # runs of every batch size, of which the fastest counts
 SITES = "attn,resid,mlp"  # what every peer can record
 WAYS = ("naive", "hidden", "nnsight", "transformerlens", "bare", "limit")
 PACKAGES = {"nnsight": "nnsight", "transformerlens": "transformer_lens"}
@@ -95,31 +98,53 @@ def in_batches(title, record, batch, sites=SITES):
 
 
 def rivals(way, model, design, batches):
-    """All rivals of one kind, made when they are needed: each has its copy of the model."""
+    """All ways of one kind, each a list of its batch sizes, made when they are needed.
+
+    Each way has its copy of the model.
+    """
     sites, n_frames = model.sites(SITES), design.n_frames
     if way == "naive":
         names = [site.module for site in sites]
         run = partial(recorders.record_naively, model, names, n_frames=n_frames)
-        yield Rival("naive hooks", 1, run, read_naive)
+        yield [Rival("naive hooks", 1, run, read_naive)]
     elif way == "hidden":
         record = recorders.hidden_states(model, model.sites("resid"), n_frames)
-        yield in_batches("`output_hidden_states=True`", record, max(batches), "resid")
+        yield [in_batches("`output_hidden_states=True`", record, n, "resid") for n in batches]
     elif way == "nnsight":
         record = recorders.nnsight_trace(model, sites, n_frames)
-        for batch in batches:
-            yield in_batches("nnsight", record, batch)
+        yield [in_batches("nnsight", record, n) for n in batches]
     elif way == "transformerlens":
         for loop, own_loop in (("`hf_generate`", False), ("own `generate`", True)):
             record = recorders.transformer_lens(model, sites, n_frames, own_loop=own_loop)
-            yield in_batches(f"TransformerLens, {loop}", record, max(batches))
+            yield [in_batches(f"TransformerLens, {loop}", record, n) for n in batches]
     elif way == "bare":
-        padded = recorders.pad_batches(model, design, max(batches))
-        yield Rival(
-            "bare `generate`, nothing recorded",
-            max(batches),
-            lambda _prompts: recorders.generate_bare(model, padded, n_frames),
-            read_bare,
-        )
+        yield [
+            Rival(
+                "bare `generate`, nothing recorded",
+                n,
+                partial(run_bare, model, recorders.pad_batches(model, design, n), n_frames),
+                read_bare,
+            )
+            for n in batches
+        ]
+
+
+def run_bare(model, padded, n_frames, _prompts):
+    """Frames and tokens of bare `generate`."""
+    return recorders.generate_bare(model, padded, n_frames)
+
+
+def fastest(way, prompts):
+    """Batch size of a way that takes the least time, the better of two runs each."""
+    if len(way) == 1:
+        return way[0]
+    seconds = [
+        min(seconds_a_frame(lambda _pair, one=one: one.run(prompts), 0) for _ in range(N_TRIED))
+        for one in way
+    ]
+    for one, each in zip(way, seconds, strict=True):
+        print(f"{one.title}, batch {one.batch}: {1 / each:.1f} frames/s", file=sys.stderr)
+    return way[int(np.argmin(seconds))]
 
 
 def check(rival, model, design):
@@ -179,7 +204,8 @@ def measure(model, design, ways, batches, n_pairs):
         if package and find_spec(package) is None:
             missing.append(f"{way} is not installed here and was left out.")
             continue
-        for rival in rivals(way, model, design, batches):
+        for sizes in rivals(way, model, design, batches):
+            rival = fastest(sizes, list(design.trials["prompt"]))
             row, error = compare(rival, model, design, n_pairs)
             rows.append(row)
             errors += [] if error is None else [error]
@@ -198,12 +224,15 @@ def measure(model, design, ways, batches, n_pairs):
     return paragraphs
 
 
-def describe_setting(model, design):
+def describe_setting(model, design, batches):
     """Sentences on what was compared and how."""
+    batch = scanner.check(model, design, scanner.Settings())
+    tried = ", ".join(map(str, batches))
     return (
-        f"`{model.name}`, {design.n_trials} prompts ({TASK} and control) x {design.n_frames} "
+        f"`{model.name}`, {design.n_trials} prompts (tasks and control) x {design.n_frames} "
         f"frames, greedy, the same weights in one process. `scan` is the whole call at batch "
-        f"{BATCH_SIZE}, with its files; the others keep tensors in memory. Runs in pairs, their "
+        f"{batch}, its default, with its files; the others keep tensors in memory and have the "
+        f"fastest of batches {tried}, the better of {N_TRIED} runs each. Runs in pairs, their "
         f"order swapped every other pair, after a warm-up. With a batch of at most 1/{STRIDE} of "
         f"the prompts, the other way gets 1/{STRIDE} of them in each pair, in turn. Median ratio "
         "over pairs with the exact 95 % interval of the median (order statistics)."
@@ -225,9 +254,9 @@ def main():
     """Measure, print a Markdown section."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=N_PAIRS, help="pairs of runs (%(default)s)")
-    parser.add_argument("--trials", type=int, default=BATCH_SIZE, help="prompts (%(default)s)")
+    parser.add_argument("--trials", type=int, default=N_TRIALS, help="prompts (%(default)s)")
     parser.add_argument("--frames", type=int, default=N_FRAMES, help="frames (%(default)s)")
-    parser.add_argument("--batches", default="1,16,64", help="nnsight's batches (%(default)s)")
+    parser.add_argument("--batches", default="16,64,256", help="the others' (%(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="some of %(default)s")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or folder (%(default)s)")
     arguments = parser.parse_args()
@@ -236,13 +265,13 @@ def main():
     if not set(ways) <= set(WAYS):
         parser.error(f"--ways is {arguments.ways}; use some of {','.join(WAYS)}")
     if not all(batch.isdigit() and int(batch) for batch in arguments.batches.split(",")):
-        parser.error(f"--batches is {arguments.batches}; use numbers such as 1,16,64")
+        parser.error(f"--batches is {arguments.batches}; use numbers such as 16,64,256")
     batches = [int(batch) for batch in arguments.batches.split(",")]
     load = os.getloadavg()[0]
     model = models.load(arguments.model)
     design = draw_design(arguments.trials, arguments.frames)
     paragraphs = measure(model, design, ways, batches, arguments.pairs)
-    setting, machine = describe_setting(model, design), describe_machine(load)
+    setting, machine = describe_setting(model, design, batches), describe_machine(load)
     print("\n\n".join(["## Against other recorders", setting, *paragraphs, versions(), machine]))
 
 

@@ -15,24 +15,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from scipy.stats import quantile_test
 
-from llm2nifti import paradigm
+from llm2nifti import paradigm, stimuli
 from llm2nifti.defaults import N_BLOCKS
 
 TASK = "pathology"
+N_OF_TASK = 64  # prompts of one task and its control; more come from further tasks
 N_PAIRS = 20
 TOLERANCE = 1e-4  # relative L2 error of one site in one frame, float32
 
 
 def draw_design(n_trials, n_frames):
-    """Paradigm of exactly `n_trials`, spread evenly over the blocks of one run."""
-    per_block = max(2, -(-n_trials // (2 * N_BLOCKS)))
-    design = paradigm.blocks(TASK, trials_per_block=per_block, n_frames=n_frames)
-    rows = np.linspace(0, design.n_trials - 1, n_trials).round().astype(int)
-    return take_trials(design, rows)
+    """Paradigm of exactly `n_trials`, none twice, spread evenly over the blocks of a run a task."""
+    others = [task for task in stimuli.TASKS if task not in (TASK, stimuli.WORDLESS)]
+    tasks = [TASK, *others][: -(-n_trials // N_OF_TASK)]
+    per_block = max(2, -(-min(n_trials, N_OF_TASK) // (2 * N_BLOCKS)))
+    how, used = {"trials_per_block": per_block, "n_frames": n_frames}, set()
+    runs = [paradigm.blocks(task, used=used, **how) for task in tasks]
+    whole = replace(runs[0], trials=pd.concat([run.trials for run in runs], ignore_index=True))
+    rows = np.linspace(0, whole.n_trials - 1, n_trials).round().astype(int)
+    return take_trials(whole, rows)
 
 
 def take_trials(design, rows):

@@ -110,7 +110,7 @@ def test_the_recorders_agree_with_a_scan_and_an_error_is_found(bench, tiny_model
     recorders, timing, peers = bench("recorders"), bench("timing"), bench("peers")
     design = timing.draw_design(5, 3)
     recording = recorders.scan(tiny_model, design, sites=peers.SITES)[1]
-    (rival,) = peers.rivals("naive", tiny_model, design, [2])
+    ((rival,),) = peers.rivals("naive", tiny_model, design, [2])
     tokens, values = rival.read(rival.run(list(design.trials["prompt"]))[1])
     assert tokens == timing.tokens_of(recording)
     assert timing.worst_error(recording, values, recording.brain.sites) < 1e-5
@@ -182,7 +182,7 @@ def test_a_script_prints_its_section(script, options, expected, tiny_folders, ru
 
 
 def test_peers_compares_every_way_that_is_installed(tiny_folders, run):
-    options = "--pairs 1 --trials 3 --frames 2 --batches 2 --ways naive,hidden,bare,limit --model"
+    options = "--pairs 1 --trials 3 --frames 2 --batches 1,2 --ways naive,hidden,bare,limit --model"
     told = run("peers.py", *options.split(), str(tiny_folders["llama"]))
     rows = [line for line in told.splitlines() if line.startswith("| ")]
     titles = [row.split("|")[1].strip() for row in rows]
