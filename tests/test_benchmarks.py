@@ -170,6 +170,11 @@ def test_linear_layers_are_what_torch_counts(bench, tiny_model):
             "--pairs 1 --runs 3 --blocks 2 --trials 2 --frames 2 --no-peaks --model TINY",
             "| 3 | 30 | 1 |",
         ),
+        (
+            "precision.py",
+            "--pairs 1 --runs 2 --blocks 2 --trials 3 --frames 2 --model TINY",
+            "Maps of pathology over 2 runs: r = 0.99",
+        ),
         ("monitor.py", "--pairs 1 --tokens 2 --model TINY", "| monitored / bare `generate` | 1 |"),
     ],
 )
