@@ -137,18 +137,11 @@ def test_every_session_and_the_whole_are_reported(whole):
         assert row["model"] in page.read_text("utf-8")
 
 
-def test_killed_and_interrupted_it_ends_with_the_same_bytes(whole, tiny_folders, tmp_path):
+def test_killed_and_gone_on_by_a_cluster_it_ends_with_the_same_bytes(whole, tiny_folders, tmp_path):
     path = write_study(tmp_path / "a", tiny_folders, TWO_SEEDS, PLAIN)
-    for signal in ("SIGKILL", "SIGINT"):
-        killed, _ = counted.run(words(path), path.parent, at=whole[2] // 3, signal=signal)
-        assert killed.returncode == counted.CODES[signal], killed.stderr
-    again = run(command(path))
-    assert again.returncode == 0, again.stderr
-    assert_same(path.parent / "ds", contents(whole[0]))
-
-
-def test_a_cluster_makes_the_same_dataset_maps_and_reports(whole, tiny_folders, tmp_path):
-    path = write_study(tmp_path / "a", tiny_folders, TWO_SEEDS, PLAIN)
+    killed, _ = counted.run(words(path), path.parent, at=whole[2] // 3, signal="SIGKILL")
+    assert killed.returncode == counted.CODES["SIGKILL"], killed.stderr
+    assert 0 < len(bids.runs(path.parent / "ds")) < 20
     done = run([*command(path), "--n-jobs", "2"])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[:5] == whole[1].splitlines()[:5]
