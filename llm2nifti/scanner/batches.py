@@ -1,7 +1,7 @@
 """How many trials are computed together? As many as fast products need and the memory allows.
 
-The number is a function of the model and what it is shown, never of the machine: which trials
-share a batch changes values by rounding, and equal plans give equal bytes everywhere.
+The number is a function of the model and what it is shown, never of a clock or of free memory:
+which trials share a batch changes values by rounding, and equal plans are to give equal bytes.
 """
 
 from __future__ import annotations
