@@ -73,8 +73,8 @@ class MapsResult(Result):
         if "tasks" in summary and self.token_level_null is None:  # the report reads both
             object.__setattr__(self, "stale_report", True)
             tasks = {**summary["tasks"], **self.content()["tasks"]}
-            # No longer what `run` makes: no options.
-            bids.update_summary(session.root, who, tasks=tasks, options=None)
+            # No longer what `run` makes of the runs; its options stay for a repair.
+            bids.update_summary(session.root, who, tasks=tasks, made_from=None)
         bids.writing.clear_work(session.root)
 
     def tables(self) -> dict[str, pd.DataFrame]:
