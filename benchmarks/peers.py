@@ -234,7 +234,7 @@ def describe_setting(model, design, batches):
         f"{batch}, its default, with its files; the others keep tensors in memory and have the "
         f"fastest of batches {tried}, the better of {N_TRIED} runs each. Runs in pairs, their "
         f"order swapped every other pair, after a warm-up. With a batch of at most 1/{STRIDE} of "
-        f"the prompts, the other way gets 1/{STRIDE} of them in each pair, in turn. Median ratio "
+        f"the prompts, what records gets 1/{STRIDE} of them in each pair, in turn. Median ratio "
         "over pairs with the exact 95 % interval of the median (order statistics)."
     )
 

@@ -30,13 +30,18 @@ TOLERANCE = 1e-4  # relative L2 error of one site in one frame, float32
 
 
 def draw_design(n_trials, n_frames):
-    """Paradigm of exactly `n_trials`, none twice, spread evenly over the blocks of a run a task."""
+    """Paradigm of exactly `n_trials`, none twice, spread evenly over the blocks of a run a task.
+
+    There are 64 for each of five tasks; exit if more are asked for.
+    """
     others = [task for task in stimuli.TASKS if task not in (TASK, stimuli.WORDLESS)]
     tasks = [TASK, *others][: -(-n_trials // N_OF_TASK)]
     per_block = max(2, -(-min(n_trials, N_OF_TASK) // (2 * N_BLOCKS)))
     how, used = {"trials_per_block": per_block, "n_frames": n_frames}, set()
     runs = [paradigm.blocks(task, used=used, **how) for task in tasks]
     whole = replace(runs[0], trials=pd.concat([run.trials for run in runs], ignore_index=True))
+    if whole.n_trials < n_trials:
+        sys.exit(f"{n_trials} prompts are asked for, and there are {whole.n_trials}")
     rows = np.linspace(0, whole.n_trials - 1, n_trials).round().astype(int)
     return take_trials(whole, rows)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from nibabel import Nifti1Image
-from planted import Latent
+from planted_parcels import Latent
 from scipy import stats
 from sklearn.linear_model import RidgeCV
 from tests_support import make_dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from planted import Turned, brain_dataset
+from planted_parcels import Turned, brain_dataset
 
 from llm2nifti import bids, cli, experiments
 from llm2nifti.experiments.rsa.measure import measure

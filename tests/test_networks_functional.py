@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import dataset_run, topic_trials
+from planted import dataset_run
+from planted_parcels import topic_trials
 
 from llm2nifti import bids, experiments
 from llm2nifti.experiments.connectivity.units import of_units

@@ -216,7 +216,7 @@ def communities(matrix: NDArray, *, n_null: int, seed: int = 0, verbose: int = 0
 
 
 def _null_network(weights: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Exchange weights at random; each node keeps its degrees and nearly its strengths.
+    """Exchange (n, n) weights at random; each node keeps its degrees and nearly its strengths.
 
     The work is that of bctpy's defaults up to a hundred nodes without negative weights. Beyond,
     edges of the rarer sign are swapped five times each, since a swap needs two of either sign,
