@@ -221,24 +221,26 @@ class Journal:
         """Finished batches: the trials from ``start`` to ``stop``, and their ``rows``."""
         return self._lines.contents
 
-    def open(self, start: int, stop: int) -> np.memmap:
-        """(n_volumes, n_units) memory map of some trials; the file grows as far as they reach."""
-        a, b = int(self._first[start]), int(self._first[stop])
-        row = self.n_units * 4
-        _grow(self._path, b * row)
-        return np.memmap(self._path, np.float32, "r+", offset=a * row, shape=(b - a, self.n_units))
+    def open(self, start: int, stop: int) -> NDArray[np.float32]:
+        """(n_volumes, n_units) to fill and commit; the file grows as far as these trials reach.
 
-    def commit(self, start: int, stop: int, values: np.memmap, rows: list[TrialRow]) -> None:
+        It is memory, not a map of the file: there, the first touch of each page costs more than
+        writing the page.
+        """
+        a, b = int(self._first[start]), int(self._first[stop])
+        _grow(self._path, b * self.n_units * 4)
+        return np.zeros((b - a, self.n_units), np.float32)
+
+    def commit(
+        self, start: int, stop: int, values: NDArray[np.float32], rows: list[TrialRow]
+    ) -> None:
         """Make the trials from `start` to `stop` permanent, if all their values are finite."""
-        trials = np.repeat(np.arange(start, stop), np.diff(self._first[start : stop + 1]))
-        for trial, volume in zip(trials, values, strict=True):
-            if not np.isfinite(volume).all():
-                unit = int(np.argmin(np.isfinite(volume)))
-                raise RecordingError(
-                    f"trial {trial} has NaN or infinite activations (first in unit {unit}); "
-                    "try dtype='float32', or another model"
-                )
-        values.flush()
+        _check_finite(values, start, np.diff(self._first[start : stop + 1]))
+        with self._path.open("r+b") as file:
+            file.seek(int(self._first[start]) * self.n_units * 4)
+            file.write(np.ascontiguousarray(values).data)
+            file.flush()
+            os.fsync(file.fileno())
         self._lines.append({"start": start, "stop": stop, "rows": rows})
 
     @property
@@ -250,6 +252,47 @@ class Journal:
         """Metadata of all finished trials in order."""
         ordered = sorted(self.batches, key=itemgetter("start"))
         return [row for batch in ordered for row in batch["rows"]]
+
+
+class InMemory:
+    """Values of a recording that is a single batch, of which there is nothing to resume.
+
+    It is used as a `Journal` is, and saves writing all values twice.
+    """
+
+    def __init__(self, counts: Sequence[int], n_units: int) -> None:
+        self._counts = counts
+        self.values = np.zeros((sum(counts), n_units), np.float32)
+        self.batches: list[Json] = []
+
+    def open(self, _start: int, _stop: int) -> NDArray[np.float32]:
+        """(n_volumes, n_units) to fill and commit."""
+        return self.values
+
+    def commit(
+        self, start: int, stop: int, values: NDArray[np.float32], rows: list[TrialRow]
+    ) -> None:
+        """Keep the trials, if all their values are finite."""
+        _check_finite(values, start, self._counts)
+        self.batches.append({"start": start, "stop": stop, "rows": rows})
+
+    def rows(self) -> list[TrialRow]:
+        """Metadata of all trials in order."""
+        return [row for batch in self.batches for row in batch["rows"]]
+
+
+def _check_finite(
+    values: NDArray[np.float32], start: int, counts: Sequence[int] | NDArray[np.int64]
+) -> None:
+    """Raise RecordingError unless all volumes of the trials from `start` on are finite."""
+    trials = np.repeat(np.arange(start, start + len(counts)), counts)
+    for trial, volume in zip(trials, values, strict=True):
+        if not np.isfinite(volume).all():
+            unit = int(np.argmin(np.isfinite(volume)))
+            raise RecordingError(
+                f"trial {trial} has NaN or infinite activations (first in unit {unit}); "
+                "try dtype='float32', or another model"
+            )
 
 
 def _grow(path: Path, size: int) -> None:

@@ -71,6 +71,8 @@ def test_weight_norms_equal_loops_over_rows(tiny_folders, kind):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     mlp = [s for s in model.sites("mlp") if s.layer == 1]
     np.testing.assert_allclose(model.weight_norms(tuple(mlp)), expected, rtol=1e-5)
+    weight *= 2  # norms are kept, but not those of weights that changed
+    np.testing.assert_allclose(model.weight_norms(tuple(mlp)), 2 * np.array(expected), rtol=1e-5)
 
 
 def test_all_is_every_leaf_that_writes_units_but_the_logits(tiny_model):

@@ -93,3 +93,17 @@ def test_a_model_of_speech_begins_alike_when_it_generates_and_when_it_is_forced(
     forced = [[9, 10]] * len(design.trials)
     assert begins_with(model, lambda: scan(model, design)) == [1, 3, 5, 6]
     assert begins_with(model, lambda: scan(model, design, replay=forced)) == [1, 3, 5, 6, 9]
+
+
+def test_tokens_that_end_a_text_are_never_generated_in_a_scan(tiny_folders):
+    model = models.load(str(tiny_folders["llama"]))
+    design = small_design(n_frames=4)
+    ends = sorted(set(scan(model, design).tokens["token_id"]))[:3]
+    model.module.generation_config.eos_token_id = ends
+    recording = scan(model, design)
+    assert not set(recording.tokens["token_id"]) & set(ends)
+    ids = model.tokenizer(recording.rendered[0], return_tensors="pt").input_ids
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    expected = model.module.generate(ids, **options)[0, ids.shape[1] :]
+    found = recording.tokens["token_id"][recording.tokens["trial"] == 0]
+    assert list(found) == expected.tolist()

@@ -6,11 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from tiny import draw_images
 
 from llm2nifti import models, paradigm, scanner, stimuli
 from llm2nifti.defaults import BATCH_SIZE
 from llm2nifti.plans import Design, ModelChoice, ScanPlan, Settings
+from llm2nifti.recording import RecordingError
 from llm2nifti.scanner import Shown, batches, scan_together
 from llm2nifti.scanner.stimulus import resolved
 from llm2nifti.study import scanning
@@ -97,6 +99,28 @@ def test_an_interrupted_batch_of_runs_is_finished_to_the_same_bytes(tiny_model, 
     for recording, expected in zip(again, whole, strict=True):
         assert np.array_equal(recording.values, expected.values)
         assert recording.tokens.equals(expected.tokens)
+
+
+def test_a_batch_is_all_in_memory_and_more_are_in_a_file(tiny_model, tmp_path):
+    design = designs()[0]
+    whole, parts = (
+        scanner.scan(tiny_model, design, settings=Settings(batch_size=n)) for n in (99, 3)
+    )
+    assert not isinstance(whole.values, np.memmap)
+    assert isinstance(parts.values, np.memmap)
+    np.testing.assert_allclose(whole.values, parts.values, atol=1e-5)
+    kept = scanner.scan(tiny_model, design, settings=Settings(batch_size=99), folder=tmp_path)
+    assert np.array_equal(kept.values, whole.values)
+    assert (tmp_path / "values.f32").stat().st_size == whole.values.nbytes
+
+
+def test_what_is_not_a_number_is_refused_in_memory_too(tiny_folders):
+    model = models.load(str(tiny_folders["llama"]))
+    assert model.anatomy  # from probes, which find such weights too
+    with torch.no_grad():
+        model.module.model.layers[-1].mlp.down_proj.weight[:] = torch.nan
+    with pytest.raises(RecordingError, match=r"trial 0 has NaN or infinite activations"):
+        record(model, list(map(Shown, designs())))
 
 
 def test_a_model_that_reads_padding_gets_one_run_after_the_other(tiny_folders):

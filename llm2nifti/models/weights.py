@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ LAYOUTS = {
     "contiguous": "all queries, then all keys, then all values (GPT-2, Falcon-7B)",
     "interleaved": "query, key and value of one head after another (GPT-NeoX, BLOOM)",
 }
+
+
+# Norms of a model's sites and the state of its weights that they are of: a study asks for them with
+# every batch of runs, and reading all weights of a large model takes seconds.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, NDArray[np.float32]]] = WeakKeyDictionary()
 
 
 class FusedError(ModelError):
@@ -88,6 +94,19 @@ def weight_norms(
     What is added to the stream has the rows of its projection, ``resid`` all those of its block,
     inputs of a projection the weights that read them; 0 where a module has no weights.
     """
+    state = (
+        sites,
+        [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in model.parameters()],
+    )
+    if model not in _KNOWN or _KNOWN[model][0] != state:
+        _KNOWN[model] = state, _weight_norms(model, stacks, sites)
+    return _KNOWN[model][1].copy()
+
+
+def _weight_norms(
+    model: nn.Module, stacks: Sequence[Stack], sites: tuple[Site, ...]
+) -> NDArray[np.float32]:
+    """See `weight_norms`; read from the weights."""
     blocks = {block.name: block for stack in stacks for block in stack.blocks}
     writers = {
         part: block.projections.get(role, part)
@@ -130,10 +149,10 @@ def write_norms(model: nn.Module, point: Point, n_units: int) -> torch.Tensor:
     if not name:
         return torch.zeros(n_units)
     with align_module_device(owner):  # brings back weights that accelerate keeps elsewhere
-        weight: torch.Tensor = getattr(owner, name).detach().float().cpu()
+        weight: torch.Tensor = getattr(owner, name).detach().float()
     if weight.ndim == 1:
         norms = weight.abs()
     else:  # torch's Linear stores (out, in), Conv1D and embeddings (in, out), experts (n, out, in)
         axis = 0 if isinstance(module, nn.Linear) == (point.where == "output") else 1
         norms = torch.linalg.vector_norm(weight, dim=[i for i in range(weight.ndim) if i != axis])
-    return norms if len(norms) == n_units else torch.zeros(n_units)
+    return norms.cpu() if len(norms) == n_units else torch.zeros(n_units)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,14 @@ from llm2nifti.geometry import layout
 from llm2nifti.models import LoadedModel
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import Json, Settings
-from llm2nifti.recording import TOKEN_COLUMNS, Journal, Recording, TrialRow, volume_counts
+from llm2nifti.recording import (
+    TOKEN_COLUMNS,
+    InMemory,
+    Journal,
+    Recording,
+    TrialRow,
+    volume_counts,
+)
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.batches import n_together
 from llm2nifti.scanner.generating import Generator, answer
@@ -68,8 +75,9 @@ def scan(
     settings : Settings, optional
         What and how to record.
     folder : path-like, optional
-        Where to keep the values. An interrupted recording in this folder is resumed. By default a
-        temporary folder that lives as long as the recording.
+        Where to keep the values. An interrupted recording in this folder is resumed. By default
+        they are in memory if the run is one batch, else in a temporary folder that lives as long
+        as the recording.
     replay : sequence of (n_frames,) sequences of int, optional
         Token ids to force, one sequence a trial, instead of letting the model generate: one
         forward pass a batch. Used for untrained models, which only repeat one token by themselves.
@@ -102,7 +110,7 @@ class Shown:
     """A run that is recorded."""
 
     paradigm: Paradigm
-    folder: Path | None = None  #: of the values; None for a temporary one
+    folder: Path | None = None  #: of the values; None for memory, or a temporary one, see `scan`
     replay: Sequence[Sequence[int]] | None = None  #: token ids to force, see `scan`
     is_wanted: bool = True  #: otherwise it is computed with the others alone, and not kept
 
@@ -148,7 +156,7 @@ def scan_together(
     else:
         operator = Reader(model, brain, settings, stimuli)
     for run in begun:
-        run.open()
+        run.open(is_one_batch=len(begun) > 1 or run.paradigm.n_trials <= size)
     with fast_linear(model.module):
         _record(operator, begun, size, on_trials)
     norms = model.weight_norms(brain.sites)
@@ -182,13 +190,16 @@ class _Run:
         self.info = _provenance(model, settings, is_chat=chat, replayed=is_replayed)
         self._n_volumes = volume_counts(self.paradigm, settings.frames)
         self._owner: object = None
-        self._journal: Journal | None = None
+        self._journal: Journal | InMemory | None = None
         self._finished: set[int] = set()  # first trials of the batches that are in the journal
 
-    def open(self) -> None:
-        """Open the journal, if the run is wanted."""
+    def open(self, *, is_one_batch: bool) -> None:
+        """Open the journal, if the run is wanted; without a folder, a single batch needs none."""
         folder = self.shown.folder
         if not self.shown.is_wanted:
+            return
+        if folder is None and is_one_batch:
+            self._journal = InMemory(self._n_volumes.tolist(), self.brain.n_units)
             return
         if folder is None:
             owner = tempfile.TemporaryDirectory(prefix="llm2nifti-", ignore_cleanup_errors=True)
@@ -216,7 +227,7 @@ class _Run:
     def commit(self, start: int, stop: int, values: np.ndarray, rows: list[TrialRow]) -> None:
         """Make trials permanent, unless they are or nobody wants them."""
         if self._journal is not None and not self.is_recorded(start):
-            self._journal.commit(start, stop, cast(np.memmap, values), rows)
+            self._journal.commit(start, stop, values, rows)
             self._finished.add(start)
 
     def recording(self, norms: NDArray[np.float32]) -> Recording:
@@ -322,12 +333,12 @@ def _provenance(model: LoadedModel, settings: Settings, *, is_chat: bool, replay
     }
 
 
-def _token_table(rows: list[TrialRow]) -> pd.DataFrame:
+def _token_table(rows: Sequence[Any]) -> pd.DataFrame:
     """One row a frame from one row a trial."""
-    parts = [
-        pd.DataFrame(row).assign(trial=trial, position=np.arange(len(row["token"])))
-        for trial, row in enumerate(rows)
-    ]
-    table = pd.concat(parts, ignore_index=True)
+    lengths = [len(row["token"]) for row in rows]
+    columns = [name for name in TOKEN_COLUMNS if name in rows[0]]
+    table = pd.DataFrame({name: list(chain(*(row[name] for row in rows))) for name in columns})
+    table["trial"] = np.repeat(np.arange(len(rows)), lengths)
+    table["position"] = np.concatenate([np.arange(n) for n in lengths])
     table["is_punctuation"] = [int(not any(map(str.isalnum, text))) for text in table["token"]]
     return table[list(TOKEN_COLUMNS)]

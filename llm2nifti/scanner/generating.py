@@ -164,17 +164,19 @@ class Generator:
         generate = module.generate
         if self.model.kind == "speech":  # Whisper's own makes passes in between, and cuts up sounds
             generate = partial(GenerationMixin.generate, module)
-        samplers = [OwnGenerators(how.temperature, how.seed, stim_ids)] if how.temperature else []
+        processors: list[Any] = [NeverEnd(module.generation_config.eos_token_id)]
+        if how.temperature:
+            processors.append(OwnGenerators(how.temperature, how.seed, stim_ids))
         with (
             quiet(),  # of masks, which the encoder has read already
             self._keeping(1, sink, norms),
             meter.reading(module),
-            greedy(self.model, n_frames, min_new_tokens=n_frames) as config,
+            greedy(self.model, n_frames, ends=False) as config,
         ):
             result = generate(
                 **inputs,
                 generation_config=config,
-                logits_processor=samplers,
+                logits_processor=processors,
                 stopping_criteria=[meter],
             )
         return result[:, -n_frames:]
@@ -244,11 +246,26 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, t
         log_p = logits[:, t].float().log_softmax(dim=-1)
         log_probability[:, t] = log_p.gather(1, tokens[:, t : t + 1])[:, 0]
         p = log_p.exp()
-        of_token = -torch.linalg.vecdot(p, log_p)
+        of_token = -torch.bmm(p[:, None], log_p[:, :, None])[:, 0, 0]
         if of_token.isnan().any():  # tokens of probability 0, which a few models rule out
             of_token = torch.special.entr(p).sum(dim=-1)
         entropy[:, t] = of_token
     return log_probability, entropy
+
+
+class NeverEnd:
+    """Logits processor that rules out the tokens that end a text, in place.
+
+    transformers' own two for a least length copy all logits twice a token each.
+    """
+
+    def __init__(self, ends: int | Sequence[int] | None) -> None:
+        self.ends = [ends] if isinstance(ends, int) else list(ends or ())
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores (n_trials, vocabulary), a copy of the logits that generation made."""
+        scores[:, self.ends] = -torch.inf
+        return scores
 
 
 class OwnGenerators:
@@ -270,20 +287,20 @@ class OwnGenerators:
 
 
 @contextmanager
-def greedy(model: LoadedModel, n_tokens: int, **options: Any) -> Iterator[GenerationConfig]:
+def greedy(model: LoadedModel, n_tokens: int, *, ends: bool = True) -> Iterator[GenerationConfig]:
     """Greedy decoding of at most `n_tokens`; the model's own penalties, beams, ... are put aside.
 
-    transformers fills every option that a call leaves open from them.
+    transformers fills every option that a call leaves open from them. With `ends`, the model's end
+    token ends the text.
     """
     module = model.module
     put_aside = module.generation_config
     config = GenerationConfig(
         max_new_tokens=n_tokens,
         do_sample=False,
-        eos_token_id=put_aside.eos_token_id,
+        eos_token_id=put_aside.eos_token_id if ends else None,
         pad_token_id=prefill.fill_token(model),
         decoder_start_token_id=model.decoder_start()[0] if model.has_decoder else None,
-        **options,
     )
     module.generation_config = GenerationConfig(bos_token_id=put_aside.bos_token_id)
     try:

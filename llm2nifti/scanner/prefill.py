@@ -11,11 +11,13 @@ No padding ever stands between two tokens of a prompt: sliding windows and some 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import wraps
 from inspect import signature
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,6 +30,20 @@ from llm2nifti.models import LoadedModel
 N_CHUNKS = 4  # batches of about the same length; more have too few rows for fast products
 
 Inputs = dict[str, Any]  # what a model's forward takes, by name
+_Fact = TypeVar("_Fact")
+
+
+def _once_a_model(probe: Callable[[LoadedModel], _Fact]) -> Callable[[LoadedModel], _Fact]:
+    """Keep what passes through a model say of its architecture, as long as the model is there."""
+    known: WeakKeyDictionary[nn.Module, _Fact] = WeakKeyDictionary()
+
+    @wraps(probe)
+    def look_up(model: LoadedModel) -> _Fact:
+        if model.module not in known:
+            known[model.module] = probe(model)
+        return known[model.module]
+
+    return look_up
 
 
 class Prompts(NamedTuple):
@@ -126,22 +142,25 @@ def can_continue(model: LoadedModel) -> bool:
 
     State spaces keep other things, and some models bring caches of their own.
     """
+    return bytes_of_token(model) > 0
+
+
+@_once_a_model
+def bytes_of_token(model: LoadedModel) -> int:
+    """Memory that keys and values of one token take; 0 in a model that cannot continue."""
     if model.kind != "causal":
-        return False
+        return 0
     try:
         layers = extend(model, None, torch.zeros((1, 2), dtype=torch.int64)).layers
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-        return False  # its forward takes no such cache
+        return 0  # its forward takes no such cache
     grows = all(type(layer) is DynamicLayer and layer.get_seq_length() == 2 for layer in layers)
-    return grows and len(layers) == len(model.anatomy.stacks[-1].blocks)
-
-
-def bytes_of_token(model: LoadedModel) -> int:
-    """Memory that keys and values of one token take, in a model that `can_continue`."""
-    layers = extend(model, None, torch.zeros((1, 2), dtype=torch.int64)).layers
+    if not grows or len(layers) != len(model.anatomy.stacks[-1].blocks):
+        return 0
     return sum(one.nbytes for layer in layers for one in (layer.keys, layer.values)) // 2
 
 
+@_once_a_model
 @torch.no_grad()
 def leaves_padding_out(model: LoadedModel) -> bool:
     """Whether padding before a prompt changes nothing; RWKV reads it whatever the mask says."""

@@ -198,10 +198,13 @@ def record(
             _check_weights(root, job, model)
             _drop_outdated(root / bids.WORK / job.name, settings)
         replays = jobs[0].untrained and settings.mode == "generate"
+        # A single batch is all or nothing: no file of its values before the run's own.
+        n_trials = sum(job.design.n_trials for job in jobs)
+        is_one_batch = n_trials <= (settings.batch_size or BATCH_SIZE)
         shown = [
             Shown(
                 job.design,
-                folder=root / bids.WORK / job.name,
+                folder=None if is_one_batch else root / bids.WORK / job.name,
                 replay=_tokens(root, job) if replays else None,
                 is_wanted=job in todo,
             )
@@ -213,7 +216,7 @@ def record(
                 # A file of all runs may have been what was damaged; the first run mended it.
                 if not job.is_done(root):
                     bids.write(recording, root, compress=job.plan.compress)
-                shutil.rmtree(root / bids.WORK / job.name)
+                shutil.rmtree(root / bids.WORK / job.name, ignore_errors=True)
 
 
 def _tokens(root: Path, job: Job) -> list[list[int]]:
