@@ -3,11 +3,13 @@
     python benchmarks/gpu.py >> docs/benchmarks.md
     python benchmarks/gpu.py --device cpu --tiny     # tries the script out
 
-The default model, and a Llama of the shape of a 7B model with random weights, in bfloat16:
-`scanner.scan` in pairs with bare batched `generate` of the same prompts, and, where
-`scanner.Settings` has ``frames``, with itself keeping one volume a trial, reduced on the device.
-Before timing, the first frame of every trial is compared with that of plain hooks. Without the
-device it says so and ends with 0; a model that cannot be had is left out with a note.
+The default model, and a Llama of the shape of a 7B model with random weights, in bfloat16 and, if
+``--dtype`` says so, float32: `scanner.scan` with every token kept, and keeping one volume a trial,
+summed on the device, each in pairs with bare batched `generate` of the same prompts; and in pairs
+with `output_hidden_states` and, where it is installed, nnsight (see peers.py). How fast values
+could come over at best is measured too: one copy of so many bytes into pinned memory. Before
+timing, the first frame of every trial is compared with that of plain hooks. Without the device it
+says so and ends with 0; a model that cannot be had is left out with a note.
 """
 
 from __future__ import annotations
@@ -16,12 +18,21 @@ import argparse
 import gc
 import os
 import sys
-from dataclasses import fields
+import time
+from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from random_model import TINY, random_llama
-from recorders import generate_bare, pad_batches, scan
+from recorders import (
+    generate_bare,
+    hidden_states,
+    nnsight_trace,
+    pad_batches,
+    record_batches,
+    scan,
+)
 from timing import (
     N_PAIRS,
     by_trial,
@@ -33,8 +44,8 @@ from timing import (
     tokens_of,
 )
 
-from llm2nifti import models, scanner
-from llm2nifti.defaults import BATCH_SIZE, DEFAULT_MODEL, N_FRAMES
+from llm2nifti import models
+from llm2nifti.defaults import DEFAULT_MODEL, N_FRAMES
 from llm2nifti.hooks import Point, tap
 
 SHAPE_7B = {
@@ -45,6 +56,8 @@ SHAPE_7B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 32,
 }
+N_TRIALS = 128
+ROUNDS = 3  # copies, of which the fastest counts
 # Relative L2 error of one site's first frame: bfloat16 keeps 8 bits, and batches differ in padding.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -68,23 +81,23 @@ def try_to_load(name, device, dtype, *, tiny):
     return model, ""
 
 
-def first_frames(model, design, sites):
+def first_frames(model, design, sites, batch):
     """{module: (n_trials, n_units)} of the pass that reads the prompts, with plain hooks."""
     kept = {site.module: [] for site in sites}
 
     def keep(point, tensor):
         kept[point.module].append(tensor[:, -1].float().cpu().numpy())
 
-    for batch in pad_batches(model, design, BATCH_SIZE):
+    for padded in pad_batches(model, design, batch):
         with tap(model.module, [Point(name) for name in kept], keep):
-            model.module.generate(**batch, max_new_tokens=1, do_sample=False)
+            model.module.generate(**padded, max_new_tokens=1, do_sample=False)
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
-def check(model, design, recording, bare_tokens):
+def check(model, design, recording, bare_tokens, batch):
     """Sentence that says how well scan and plain passes agree; exit if they do not."""
     dtype, worst = model.module.dtype, 0.0
-    reference = first_frames(model, design, recording.brain.sites)
+    reference = first_frames(model, design, recording.brain.sites, batch)
     values = by_trial(recording)[:, 0]
     for site in recording.brain.sites:
         theirs = reference[site.module]
@@ -124,37 +137,74 @@ def check_trials(full, reduced):
         sys.exit(f"frames='trial' differs from the frames' means: relative error {error:.1e}")
 
 
-def measure(model, design, device, n_pairs):
-    """Sentence of agreement, and rows of one model."""
-    batches = pad_batches(model, design, BATCH_SIZE)
-    ways = {
-        "bare `generate`": lambda _pair: generate_bare(model, batches, design.n_frames),
-        "scan": lambda _pair: scan(model, design),
+def rivals(model, design, batch):
+    """Other ways to record or to generate, by title, each a call that takes a pair's number."""
+    padded, prompts = pad_batches(model, design, batch), list(design.trials["prompt"])
+    n_frames = design.n_frames
+    yield "bare `generate`", lambda _pair: generate_bare(model, padded, n_frames)
+    record = hidden_states(model, model.sites("resid"), n_frames)
+    yield "`output_hidden_states`", lambda _pair: record_batches(record, prompts, batch)
+    if find_spec("nnsight") is not None:
+        trace = nnsight_trace(model, model.sites(), n_frames)
+        yield "nnsight", lambda _pair: record_batches(trace, prompts, batch)
+
+
+def seconds_of_copies(n_bytes, device):
+    """Seconds that bytes take from a device into pinned memory, in one piece; NaN without one."""
+    if torch.device(device).type != "cuda":
+        return float("nan")
+    values = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
+    host, taken = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True), []
+    for _ in range(ROUNDS):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        host.copy_(values, non_blocking=True)
+        torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def measure(model, design, device, batch, n_pairs):
+    """Sentences on agreement and on copies, and rows of one model."""
+    scans = {
+        "scan": partial(scan, model, design, batch_size=batch),
+        "scan, `--frames trial`": partial(scan, model, design, batch_size=batch, frames="trial"),
     }
-    full = ways["scan"](0)[1]
-    agreement = check(model, design, full, ways["bare `generate`"](0)[1])
-    print(agreement, file=sys.stderr)
-    if has_trial_frames():
-        name = "scan, `--frames trial`"
-        ways[name] = lambda _pair: scan(model, design, frames="trial")
-        check_trials(full, ways[name](0)[1])
-    n_units = full.brain.n_units
-    del full
-    rows = []
-    for first, second in zip(list(ways)[1:], list(ways), strict=False):
-        seconds = race(f"{model.name}: {first}, {second}", ways[first], ways[second], n_pairs)
-        a, b = np.median(1 / seconds, axis=0)
-        memory = " and ".join(peak_memory(ways[way], device) for way in (first, second))
-        rows.append(
-            f"| `{model.name}` | {n_units:,} | {first} against {second} | {n_pairs} | {a:.0f} "
-            f"| {b:.0f} | {describe_ratio(seconds[:, 1] / seconds[:, 0])} | {memory} |"
-        )
-    return agreement, rows
+    full, told, rows = scans["scan"]()[1], [], []
+    check_trials(full, scans["scan, `--frames trial`"]()[1])
+    n_bytes, n_units = full.values.nbytes, full.brain.n_units
+    for title, other in rivals(model, design, batch):
+        if title == "bare `generate`":
+            told.append(check(model, design, full, other(0)[1], batch))
+            print(told[-1], file=sys.stderr)
+            del full
+        for name, ours in scans.items():
+            if name != "scan" and title != "bare `generate`":
+                continue
+            ways = (lambda _pair, ours=ours: ours(), other)
+            seconds = race(f"{model.name}: {name}, {title}", *ways, n_pairs)
+            a, b = np.median(1 / seconds, axis=0)
+            memory = " and ".join(peak_memory(way, device) for way in ways)
+            rows.append(
+                f"| `{model.name}` | {n_units:,} | {name} against {title} | {n_pairs} | {a:.0f} "
+                f"| {b:.0f} | {describe_ratio(seconds[:, 1] / seconds[:, 0])} | {memory} |"
+            )
+            if name == "scan" and title == "bare `generate`":
+                taken = float(np.median(seconds[:, 0])) * design.n_trials * design.n_frames
+                told.append(describe_copies(model, n_bytes, taken, device))
+    return told, rows
 
 
-def has_trial_frames():
-    """Whether this version can keep one volume a trial."""
-    return "frames" in {field.name for field in fields(scanner.Settings)}
+def describe_copies(model, n_bytes, taken, device):
+    """Sentence on what a scan moves, and how long that takes at best."""
+    alone = seconds_of_copies(n_bytes, device)
+    if np.isnan(alone):
+        return f"A scan of `{model.name}` that keeps every token moves {n_bytes / 1e9:.2f} GB."
+    return (
+        f"A scan of `{model.name}` that keeps every token moves {n_bytes / 1e9:.2f} GB: "
+        f"{alone:.2f} s at the {n_bytes / alone / 1e9:.1f} GB/s of a copy into pinned memory; the "
+        f"whole scan takes {taken:.2f} s."
+    )
 
 
 def describe_device(device):
@@ -172,7 +222,8 @@ def parse():
     parser.add_argument("--models", default="default,7b", help="some of %(default)s")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try this out")
     parser.add_argument("--pairs", type=int, default=N_PAIRS, help="pairs of runs (%(default)s)")
-    parser.add_argument("--trials", type=int, default=BATCH_SIZE, help="prompts (%(default)s)")
+    parser.add_argument("--trials", type=int, default=N_TRIALS, help="prompts (%(default)s)")
+    parser.add_argument("--batch", type=int, default=N_TRIALS, help="of all ways (%(default)s)")
     parser.add_argument("--frames", type=int, default=N_FRAMES, help="frames (%(default)s)")
     arguments = parser.parse_args()
     check_positive(parser, arguments)
@@ -198,20 +249,18 @@ def main():
         if model is None:
             told.append(note)
             continue
-        agreement, more = measure(model, design, device, arguments.pairs)
-        told.append(agreement)
+        sentences, more = measure(model, design, device, arguments.batch, arguments.pairs)
+        told += sentences
         rows += more
         del model
         gc.collect()
-    if not has_trial_frames():
-        told.append("`--frames trial` was left out: this version has no such option.")
     head = (
         "| model | units | comparison | pairs | first, tokens/s | second, tokens/s "
         "| first is so many times as fast (95 % interval) | peak device memory, GiB |\n"
         "|---|--:|---|--:|--:|--:|--:|--:|"
     )
     setting = (
-        f"{design.n_trials} prompts x {design.n_frames} frames, batch {BATCH_SIZE}, {dtype}, "
+        f"{design.n_trials} prompts x {design.n_frames} frames, batch {arguments.batch}, {dtype}, "
         "greedy, default sites. Runs in pairs, their order swapped every other pair, after a "
         "warm-up."
     )

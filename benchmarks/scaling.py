@@ -4,7 +4,8 @@ Run from the repository root on a quiet machine:
 
     python benchmarks/scaling.py > docs/scaling.md
 
-Measured here: how many operations a second a scan of the default model reaches, how fast a run is
+Measured here: what a scan costs against prompts, frames, units and the size of the model (see
+curves.py), how many operations a second a scan of the default model reaches, how fast a run is
 written, how fast the GLM goes through a large run. Computed from them: everything else. Shapes are
 those of the Llama family; the page says which numbers are measured.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import curves
 import numpy as np
 import pandas as pd
 from timing import describe_machine
@@ -147,7 +149,9 @@ def main():
         disk=disk / 1e6,
         glm=glm_rate / 1e6,
         n_tokens=n_tokens,
+        n_rounds=curves.N_ROUNDS,
         n_runs=len(paradigm.experiment()),
+        curves=curves.measure(),
         table="\n".join(rows(rate, disk, glm_rate, n_tokens)),
         machine=describe_machine(load),
     ), end="")  # fmt: skip
@@ -158,7 +162,19 @@ PAGE = """# Scaling
 Made by `python benchmarks/scaling.py > docs/scaling.md`: what the default experiment ({n_runs} runs, the
 trained model alone) costs in time, memory and disk for larger models.
 
-**Measured** on the machine named below: a scan of the default model does {rate:.0f} GFLOP/s (2 operations
+## What a scan costs, measured
+
+Whole scans by the machine named below, one quantity at a time, the other sites and sizes as by default: medians of
+{n_rounds} rounds in which all points took turns. The line is that of least squares of relative deviations; the furthest point is so far from
+it, in parts of what it took.
+
+{curves}
+
+Memory does not grow with the length of a run (docs/benchmarks.md, "Memory").
+
+## Larger models, computed
+
+**Measured** on the same machine: a scan of the default model does {rate:.0f} GFLOP/s (2 operations
 a weight and token, {n_tokens:,} tokens a run, everything included), a run is written at {disk:.0f} MB/s with
 all its files, the GLM of a large run goes through {glm:.0f} million values a second. **Computed** from these
 pieces: every cell of the table. Times are those of this machine's CPU in float32, if its memory held the
@@ -186,7 +202,7 @@ many units in a Llama.
 | many runs, several processes or machines | `--n-jobs N`, `--dask ADDRESS` | one task a run; every worker holds the model |
 
 Memory of a scan: the weights, the keys and values of one batch, and one batch of the recording
-(`batch size x frames x units x 4` bytes, mapped from the disk); it does not grow with the number of frames
+(`batch size x frames x units x 4` bytes); it does not grow with the number of frames
 (docs/benchmarks.md has the curve). Analyses of prompt-level runs hold one run of trial means at a time, `4 x
 trials x units` bytes, and nulls and jackknife a few copies of it.
 

@@ -158,6 +158,7 @@ def test_linear_layers_are_what_torch_counts(bench, tiny_model):
             "--device cpu --tiny --models 7b --pairs 1 --trials 2 --frames 2",
             "`tiny-7b` | 256 |",
         ),
+        ("curves.py", "--tiny --rounds 1 --model TINY", "| prompts, 8 frames each | 2: "),
         ("memory.py", "--tiny --lengths 20", "| every frame | 20 | "),
         (
             "analysis.py",

@@ -215,7 +215,7 @@ def test_sampling_depends_on_seed_and_trial_but_not_on_the_batch(tiny_model):
 
 def test_sampled_tokens_follow_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(4000, 1)
-    sampler = scanner.generating.OwnGenerators(
+    sampler = scanner.choosing.OwnGenerators(
         temperature=1.0, seed=0, stim_ids=[f"s{i}" for i in range(4000)]
     )
     share = torch.bincount(sampler(None, logits).argmax(-1), minlength=3) / 4000
@@ -325,7 +325,7 @@ def test_check_names_the_prompt_without_recording(tiny_model):
 
 def test_entropy_takes_tokens_that_are_ruled_out():
     logits = torch.tensor([[[1.0, 2.0, float("-inf")], [0.0, 0.0, 0.0]]])
-    log_p, entropy = scanner.generating.measure(logits, torch.tensor([[1, 0]]))
+    log_p, entropy = scanner.choosing.measure(logits, torch.tensor([[1, 0]]))
     p = np.exp([1.0, 2.0]) / np.exp([1.0, 2.0]).sum()
     np.testing.assert_allclose(entropy[0], [-(p * np.log(p)).sum(), np.log(3)], rtol=1e-5)
     np.testing.assert_allclose(log_p[0], [np.log(p[1]), -np.log(3)], rtol=1e-5)

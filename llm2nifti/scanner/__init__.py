@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -298,17 +299,38 @@ def _record(
         starts = range(0, sizes[0], batch_size)
         batches = [[(runs[0], start, min(start + batch_size, sizes[0]))] for start in starts]
     hide = None if on_trials is None else True
-    first = 0
-    with tqdm(total=sum(sizes), desc=f"scan {label}", unit="trial", disable=hide) as bar:
+    first, is_on_gpu = 0, operator.model.device.type == "cuda"
+    with (
+        tqdm(total=sum(sizes), desc=f"scan {label}", unit="trial", disable=hide) as bar,
+        ThreadPoolExecutor(max_workers=1) as disk,
+    ):
+        committing: Future[None] = disk.submit(lambda: None)
         for batch in batches:
             counts = [stop - start for _, start, stop in batch]
             if not all(run.is_recorded(start) for run, start, _ in batch):
                 outs = [run.values(start, stop) for run, start, stop in batch]
-                rows = iter(operator.record(slice(first, first + sum(counts)), outs))
-                for (run, start, stop), values in zip(batch, outs, strict=True):
-                    run.commit(start, stop, values, list(islice(rows, stop - start)))
+                rows, land = operator.record(slice(first, first + sum(counts)), outs)
+                committing.result()
+                # A GPU computes the next batch meanwhile; a CPU has no time to give, nor memory.
+                committing = disk.submit(_commit, batch, outs, rows, land)
+                if not is_on_gpu:
+                    committing.result()
             first += sum(counts)
             (on_trials or bar.update)(sum(counts))
+        committing.result()
+
+
+def _commit(
+    batch: Sequence[tuple[_Run, int, int]],
+    outs: Sequence[np.ndarray],
+    rows: Sequence[TrialRow],
+    land: Callable[[], None],
+) -> None:
+    """Make a batch permanent, of every run its part, once its values have landed."""
+    land()
+    left = iter(rows)
+    for (run, start, stop), values in zip(batch, outs, strict=True):
+        run.commit(start, stop, values, list(islice(left, stop - start)))
 
 
 def _provenance(model: LoadedModel, settings: Settings, *, is_chat: bool, replayed: bool) -> Json:

@@ -6,6 +6,8 @@ which trials share a batch changes values by rounding, and equal plans are to gi
 
 from __future__ import annotations
 
+import torch
+
 from llm2nifti import defaults
 from llm2nifti.models import LoadedModel
 from llm2nifti.plans import Settings
@@ -13,6 +15,7 @@ from llm2nifti.scanner import prefill
 from llm2nifti.scanner.stimulus import Stimuli
 
 MOST = 128  # more make products faster by a few percent alone: docs/benchmarks.md
+MOST_ON_GPU = 512
 BUDGET = 2**30  # bytes for what grows with the batch
 _FLOAT = 4
 
@@ -23,10 +26,23 @@ def n_together(model: LoadedModel, stimuli: Stimuli, settings: Settings) -> int:
         return settings.batch_size
     if settings.mode == "read" or stimuli.files or not prefill.can_continue(model):
         return defaults.BATCH_SIZE
-    n_fit, size = BUDGET // _bytes_of_trial(model, stimuli), MOST
+    n_fit = _budget(model) // _bytes_of_trial(model, stimuli)
+    size = MOST_ON_GPU if model.device.type == "cuda" else MOST
     while size > max(1, n_fit):
         size //= 2
     return size
+
+
+def _budget(model: LoadedModel) -> int:
+    """Bytes for what grows with the batch: of a GPU, half of what the weights leave of it.
+
+    The other half is for what a pass computes. All memory counts, not what is free now.
+    """
+    if model.device.type != "cuda":
+        return BUDGET
+    weights = sum(x.nbytes for x in model.module.parameters() if x.device == model.device)
+    left = torch.cuda.get_device_properties(model.device).total_memory - weights
+    return max(BUDGET, left // 2)
 
 
 def _bytes_of_trial(model: LoadedModel, stimuli: Stimuli) -> int:

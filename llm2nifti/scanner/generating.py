@@ -6,7 +6,7 @@ frame is the last position of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,8 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.models.loading import quiet
 from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
-from llm2nifti.scanner import prefill
+from llm2nifti.scanner import prefill, stepping
+from llm2nifti.scanner.choosing import Meter, NeverEnd, OwnGenerators, measure
 from llm2nifti.scanner.prefill import Inputs
 from llm2nifti.scanner.sink import Sink
 from llm2nifti.scanner.stimulus import ScanError, Stimuli, check_length
@@ -57,8 +58,13 @@ class Generator:
             )
 
     @torch.no_grad()  # of the encoder's pass, too
-    def record(self, trials: slice, outs: Sequence[np.ndarray]) -> list[TrialRow]:
-        """Record some trials into `outs`, see `Sink`; return their metadata."""
+    def record(
+        self, trials: slice, outs: Sequence[np.ndarray]
+    ) -> tuple[list[TrialRow], Callable[[], None]]:
+        """Record some trials into `outs`; their metadata, and what to call before values are used.
+
+        See `Sink.finish`.
+        """
         inputs = self._file_inputs(trials) if self.stimuli.files else self._text_inputs(trials)
         n_frames = self.stimuli.n_frames
         is_reduced = self.settings.frames == "trial"
@@ -66,18 +72,19 @@ class Generator:
         device = self.model.device
         norms = torch.empty((trials.stop - trials.start, n_frames), device=device)
         if self.replay is None:
-            meter = Meter(norms.shape)
-            tokens = self._generate(inputs, self.stimuli.stim_ids[trials], sink, norms, meter)
-            log_probability, entropy = meter.log_probability, meter.entropy
+            is_stepped = "past_key_values" in inputs and stepping.is_used(self.model)
+            generate = self._step if is_stepped else self._generate
+            stim_ids = self.stimuli.stim_ids[trials]
+            tokens, log_probability, entropy = generate(inputs, stim_ids, sink, norms)
         else:
             tokens = torch.tensor(self.replay[trials], device=device)
             with self._keeping(n_frames, sink, norms):
                 result = self.model.module(**self._forced_inputs(inputs, tokens))
             logits = cast(torch.Tensor, first_tensor(result.logits)[0])[:, -n_frames:]
             log_probability, entropy = measure(logits, tokens)
-        sink.finish()
+        land = sink.finish()
         decode, columns = self.model.tokenizer.decode, (tokens, log_probability, entropy, norms)
-        return [
+        rows = [
             TrialRow(
                 token_id=ids,
                 token=[decode([token]) for token in ids],
@@ -88,6 +95,7 @@ class Generator:
             )
             for ids, *of_trial in zip(*(column.tolist() for column in columns), strict=True)
         ]
+        return rows, land
 
     def _text_inputs(self, trials: slice) -> Inputs:
         """Inputs of a batch of prompts; what can be read ahead of generation is read here."""
@@ -149,24 +157,46 @@ class Generator:
         ):
             yield
 
+    def _sampler(self, stim_ids: Sequence[str]) -> OwnGenerators | None:
+        """What draws tokens, unless decoding is greedy."""
+        how = self.settings
+        return OwnGenerators(how.temperature, how.seed, stim_ids) if how.temperature else None
+
+    def _step(
+        self, inputs: Inputs, stim_ids: Sequence[str], sink: Sink, norms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Generate tokens in steps of fixed shape; see `_generate`."""
+        n_trials, n_frames = norms.shape
+        ends = self.model.module.generation_config.eos_token_id
+        sampler = self._sampler(stim_ids)
+        # Someone else's hooks may do another thing at every call, which a graph cannot.
+        is_alone = not stepping.has_hooks(self.model.module)
+        steps = stepping.Steps(self.model, inputs, n_frames, NeverEnd(ends).ends, sampler)
+        firsts = torch.arange(n_trials, device=norms.device) * n_frames
+        is_reduced = self.settings.frames == "trial"
+
+        def store(point: Point, tensor: torch.Tensor) -> None:
+            last = tensor.reshape(n_trials, -1, tensor.shape[-1])[:, -1]
+            sink.put(point, slice(0, n_trials) if is_reduced else firsts + steps.frame, last)
+            if point == self.stream:
+                norms.index_copy_(1, steps.frame, last.float().norm(dim=-1, keepdim=True))
+
+        with sink.listening(self.stream, store):
+            steps.run(is_captured=is_alone)
+        return steps.tokens, steps.log_probability, steps.entropy
+
     def _generate(
-        self,
-        inputs: Inputs,
-        stim_ids: Sequence[str],
-        sink: Sink,
-        norms: torch.Tensor,
-        meter: Meter,
-    ) -> torch.Tensor:
-        """Generate tokens with hooks on; (n_trials, n_frames) ids."""
+        self, inputs: Inputs, stim_ids: Sequence[str], sink: Sink, norms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Generate tokens with hooks on; ids, log-probabilities, entropies, each as `norms` is."""
         from transformers import GenerationMixin  # imports much
 
-        module, how, n_frames = self.model.module, self.settings, norms.shape[1]
+        module, n_frames, meter = self.model.module, norms.shape[1], Meter(norms.shape)
         generate = module.generate
         if self.model.kind == "speech":  # Whisper's own makes passes in between, and cuts up sounds
             generate = partial(GenerationMixin.generate, module)
-        processors: list[Any] = [NeverEnd(module.generation_config.eos_token_id)]
-        if how.temperature:
-            processors.append(OwnGenerators(how.temperature, how.seed, stim_ids))
+        ends, sampler = module.generation_config.eos_token_id, self._sampler(stim_ids)
+        processors: list[Any] = [NeverEnd(ends), *([sampler] if sampler else [])]
         with (
             quiet(),  # of masks, which the encoder has read already
             self._keeping(1, sink, norms),
@@ -179,7 +209,7 @@ class Generator:
                 logits_processor=processors,
                 stopping_criteria=[meter],
             )
-        return result[:, -n_frames:]
+        return result[:, -n_frames:], meter.log_probability, meter.entropy
 
     def _forced_inputs(self, inputs: Inputs, tokens: torch.Tensor) -> Inputs:
         """Inputs of one pass over the prompt and given tokens; the last is produced, never read."""
@@ -200,90 +230,6 @@ class Generator:
         if "logits_to_keep" in signature(module.forward).parameters:
             forced["logits_to_keep"] = tokens.shape[1]
         return forced
-
-
-class Meter:
-    """Measures every token as it is generated; of all of them, logits would fill the memory.
-
-    It never stops generation. `shape` is (n_trials, n_tokens), as are what it measures.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.log_probability, self.entropy = torch.empty(shape), torch.empty(shape)
-        self._logits = torch.empty(0)
-        self._n_read = 0
-
-    @contextmanager
-    def reading(self, module: torch.nn.Module) -> Iterator[None]:
-        """Read the logits of every pass before what decodes changes them."""
-
-        def read(_module: Any, _args: Any, output: Any) -> None:
-            self._logits = cast(torch.Tensor, first_tensor(output.logits)[0])[:, -1:]
-
-        handle = module.register_forward_hook(read)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_more: Any) -> torch.Tensor:
-        """Measure the token that was chosen last, of every trial."""
-        t = slice(self._n_read, self._n_read + 1)
-        chosen = input_ids[:, -1:].to(self._logits.device)
-        self.log_probability[:, t], self.entropy[:, t] = measure(self._logits, chosen)
-        self._n_read += 1
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token and entropy of its distribution, both (n_trials, n_tokens).
-
-    Tokens are (n_trials, n_tokens) int64, drawn from logits (n_trials, n_tokens, vocabulary).
-    """
-    log_probability = torch.empty(tokens.shape)
-    entropy = torch.empty(tokens.shape)
-    for t in range(tokens.shape[1]):  # one by one: logits of all frames at once are large
-        log_p = logits[:, t].float().log_softmax(dim=-1)
-        log_probability[:, t] = log_p.gather(1, tokens[:, t : t + 1])[:, 0]
-        p = log_p.exp()
-        of_token = -torch.bmm(p[:, None], log_p[:, :, None])[:, 0, 0]
-        if of_token.isnan().any():  # tokens of probability 0, which a few models rule out
-            of_token = torch.special.entr(p).sum(dim=-1)
-        entropy[:, t] = of_token
-    return log_probability, entropy
-
-
-class NeverEnd:
-    """Logits processor that rules out the tokens that end a text, in place.
-
-    transformers' own two for a least length copy all logits twice a token each.
-    """
-
-    def __init__(self, ends: int | Sequence[int] | None) -> None:
-        self.ends = [ends] if isinstance(ends, int) else list(ends or ())
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores (n_trials, vocabulary), a copy of the logits that generation made."""
-        scores[:, self.ends] = -torch.inf
-        return scores
-
-
-class OwnGenerators:
-    """Logits processor that samples with one random generator a trial (the Gumbel-max trick).
-
-    Adding Gumbel noise to ``logits / temperature`` and taking the largest is a draw from the
-    softmax; with a generator a trial the draw does not depend on the other trials of the batch. The
-    prompt's identifier is part of the seed: trials of different runs draw independently.
-    """
-
-    def __init__(self, temperature: float, seed: int, stim_ids: Sequence[str]) -> None:
-        self.temperature = temperature
-        self.generators = [np.random.default_rng([seed, *name.encode()]) for name in stim_ids]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return noisy scores (n_trials, vocabulary)."""
-        noise = np.stack([g.gumbel(size=scores.shape[-1]) for g in self.generators])
-        return scores.float() / self.temperature + torch.from_numpy(noise).to(scores)
 
 
 @contextmanager

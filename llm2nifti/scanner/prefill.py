@@ -33,7 +33,7 @@ Inputs = dict[str, Any]  # what a model's forward takes, by name
 _Fact = TypeVar("_Fact")
 
 
-def _once_a_model(probe: Callable[[LoadedModel], _Fact]) -> Callable[[LoadedModel], _Fact]:
+def once_a_model(probe: Callable[[LoadedModel], _Fact]) -> Callable[[LoadedModel], _Fact]:
     """Keep what passes through a model say of its architecture, as long as the model is there."""
     known: WeakKeyDictionary[nn.Module, _Fact] = WeakKeyDictionary()
 
@@ -61,13 +61,13 @@ class RoomyLayer(DynamicLayer):
     """Keys and values of one layer; new ones are written behind them while there is room.
 
     transformers' own layer makes a new tensor for every token. Beyond the room, so does this one.
-    Of the buffers, (n_trials, n_heads, n_tokens + room, width), `n_tokens` are filled.
+    Of the `whole` buffers, (n_trials, n_heads, n_tokens + room, width), `n_tokens` are filled.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, n_tokens: int) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self._buffers = (keys, values)
+        self.whole = (keys, values)
         self.keys, self.values = keys[:, :, :n_tokens], values[:, :, :n_tokens]
 
     def update(
@@ -76,7 +76,7 @@ class RoomyLayer(DynamicLayer):
         """Add the keys and values of new tokens; return all."""
         start = self.keys.shape[-2]
         stop = start + key_states.shape[-2]
-        keys, values = self._buffers
+        keys, values = self.whole
         in_place = self.keys.data_ptr() == keys.data_ptr() and stop <= keys.shape[-2]
         if not in_place or len(keys) != len(key_states):
             return super().update(key_states, value_states, *args, **kwargs)
@@ -145,7 +145,7 @@ def can_continue(model: LoadedModel) -> bool:
     return bytes_of_token(model) > 0
 
 
-@_once_a_model
+@once_a_model
 def bytes_of_token(model: LoadedModel) -> int:
     """Memory that keys and values of one token take; 0 in a model that cannot continue."""
     if model.kind != "causal":
@@ -160,7 +160,7 @@ def bytes_of_token(model: LoadedModel) -> int:
     return sum(one.nbytes for layer in layers for one in (layer.keys, layer.values)) // 2
 
 
-@_once_a_model
+@once_a_model
 @torch.no_grad()
 def leaves_padding_out(model: LoadedModel) -> bool:
     """Whether padding before a prompt changes nothing; RWKV reads it whatever the mask says."""

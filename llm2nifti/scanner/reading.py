@@ -6,7 +6,7 @@ only this, and it takes one forward pass where generation takes one a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
@@ -23,7 +23,7 @@ from llm2nifti.models import LoadedModel
 from llm2nifti.plans import Settings
 from llm2nifti.recording import TrialRow
 from llm2nifti.scanner import prefill
-from llm2nifti.scanner.generating import measure
+from llm2nifti.scanner.choosing import measure
 from llm2nifti.scanner.prefill import Inputs
 from llm2nifti.scanner.sink import Sink
 from llm2nifti.scanner.stimulus import Positions, ScanError, Stimuli
@@ -51,17 +51,22 @@ class Reader:
         self.has_logits = self.model.kind == "causal" and is_fine
 
     @torch.no_grad()
-    def record(self, trials: slice, outs: Sequence[np.ndarray]) -> list[TrialRow]:
-        """Record some trials into `outs`, see `Sink`; return their metadata."""
+    def record(
+        self, trials: slice, outs: Sequence[np.ndarray]
+    ) -> tuple[list[TrialRow], Callable[[], None]]:
+        """Record some trials into `outs`; their metadata, and what to call before values are used.
+
+        See `Sink.finish`.
+        """
         sink, frames = Sink(self.model, self.brain, outs), self.stimuli.frames[trials]
         counts = [len(shown) for shown in frames]
         volumes, measures = torch.arange(sum(counts)).split(counts), torch.empty(3, sum(counts))
         for group, inputs in self._batches(trials):
             into = torch.cat([volumes[i] for i in group])
             measures[:, into] = self._read([frames[i] for i in group], inputs, into, sink)
-        sink.finish()
+        land = sink.finish()
         if self.stimuli.files:
-            return [NO_TOKENS] * len(frames)
+            return [NO_TOKENS] * len(frames), land
         decode, encoded = self.model.tokenizer.decode, self.stimuli.encoded[trials]
         rows: list[TrialRow] = []
         for ids, shown, part in zip(encoded, frames, measures.split(counts, dim=1), strict=True):
@@ -78,7 +83,7 @@ class Reader:
                     "residual_norm": norms,
                 }
             )
-        return rows
+        return rows, land
 
     def _batches(self, trials: slice) -> Iterator[tuple[Sequence[int] | np.ndarray, Inputs]]:
         """Inputs of files of one shape, or of prompts of about one length, and their numbers."""

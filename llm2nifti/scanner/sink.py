@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -33,7 +33,12 @@ class Sink:
         if self._is_staged:
             shape = (self._first[-1], brain.n_units)
             self._targets = [torch.zeros(shape, dtype=torch.float32, device=model.device)]
-        self._parts = parts(model, brain)
+        self._parts = {
+            point: [
+                (units, index if index is None else index.to(model.device)) for units, index in of
+            ]
+            for point, of in parts(model, brain).items()
+        }
         self._unseen = set(self._parts)
 
     def listening(self, stream: Point, callback: Callback) -> AbstractContextManager[None]:
@@ -66,12 +71,39 @@ class Sink:
             is_here = (rows >= start) & (rows < start + len(target))
             target[rows[is_here] - start, units] = part[is_here].to(target)
 
-    def finish(self) -> None:
-        """Bring what is on the device to the recording."""
+    def finish(self) -> Callable[[], None]:
+        """Begin to bring what is on the device to the recording; what is returned ends it.
+
+        From a GPU, values are copied into pinned memory beside what it computes next.
+        """
         if self._unseen:  # its values would be zeros that nothing gave
             name = min(self._unseen).module
             raise ScanError(f"module {name!r} was not called in this mode; do not record it")
-        if self._is_staged:
-            values = (self._targets[0] / self._n_summed).numpy(force=True)
+        if not self._is_staged:
+            return lambda: None
+        staged = self._targets[0]
+        if self._n_summed > 1:
+            staged /= self._n_summed
+        host, wait = _to_host(staged)
+
+        def land() -> None:
+            wait()
             for out, start in zip(self._outs, self._first, strict=False):
-                out[:] = values[start : start + len(out)]
+                out[:] = host[start : start + len(out)].numpy()
+
+        return land
+
+
+def _to_host(values: torch.Tensor) -> tuple[torch.Tensor, Callable[[], object]]:
+    """Memory that the values of a device will be in, and what waits until they are."""
+    if values.device.type != "cuda":
+        return values.cpu(), lambda: None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    beside = torch.cuda.Stream(values.device)
+    beside.wait_stream(torch.cuda.current_stream(values.device))
+    with torch.cuda.stream(beside):
+        host.copy_(values, non_blocking=True)
+        values.record_stream(beside)  # its memory is not given away before
+        landed = torch.cuda.Event()
+        landed.record()
+    return host, landed.synchronize
