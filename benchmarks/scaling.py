@@ -164,9 +164,10 @@ trained model alone) costs in time, memory and disk for larger models.
 
 ## What a scan costs, measured
 
-Whole scans by the machine named below, one quantity at a time, the other sites and sizes as by default: medians of
-{n_rounds} rounds in which all points took turns. The line is that of least squares of relative deviations; the furthest point is so far from
-it, in parts of what it took.
+Whole scans by the machine named below, one quantity at a time, the others as by default: medians of {n_rounds} rounds in which
+all points took turns. The line is that of least squares of relative deviations; the furthest point is so far from it, in
+parts of what it took. Prompts bend it at the default batch of 128, larger models because larger matrices are multiplied
+faster.
 
 {curves}
 
