@@ -93,7 +93,8 @@ def scan_and_write(n_frames, *, tiny, batch, **settings):
     before = status()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as root, Watch() as watch:
-        recording = scan(model, design, sites="all", batch_size=batch, **settings)[1]
+        how = {"sites": "all", "batch_size": batch, **settings}
+        recording = scan(model, design, Path(root) / "values", **how)[1]
         paths = bids.write(recording, Path(root) / "ds")
         seconds, after, anonymous = time.perf_counter() - start, status(), watch.peak
         images = [path for path in (paths.bold, paths.trial_bold) if path.exists()]

@@ -20,9 +20,9 @@ transformers 5.23.0, so that all run in one process:
     python -m venv peers && . peers/bin/activate
     pip install -c constraints.txt -e . "nnsight==0.8.*" "transformer-lens==4.*"
 
-What scan does more: it writes values to disk and checks them, and gives every token's probability
-and entropy; the others keep tensors in memory. The slow ones get a quarter of the prompts in each
-pair, another quarter every time; frames a second are compared.
+What scan does more: it checks values and gives every token's probability and entropy. All keep
+values in memory. The slow ones get a quarter of the prompts in each pair, another quarter every
+time; frames a second are compared.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def describe_setting(model, design, batches):
     return (
         f"`{model.name}`, {design.n_trials} prompts (tasks and control) x {design.n_frames} "
         f"frames, greedy, the same weights in one process. `scan` is the whole call at batch "
-        f"{batch}, its default, with its files; the others keep tensors in memory and have the "
+        f"{batch}, its default; the others have the "
         f"fastest of batches {tried}, the better of {N_TRIED} runs each. Runs in pairs, their "
         f"order swapped every other pair, after a warm-up. With a batch of at most 1/{STRIDE} of "
         f"the prompts, what records gets 1/{STRIDE} of them in each pair, in turn. Median ratio "

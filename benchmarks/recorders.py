@@ -19,11 +19,10 @@ from llm2nifti import scanner
 from llm2nifti.scanner import Settings
 
 
-def scan(model, design, **settings):
-    """Frames and recording of the library; its temporary folder goes with the recording."""
-    recording = scanner.scan(
-        model, design, settings=Settings(**settings), on_trials=lambda _n: None
-    )
+def scan(model, design, folder=None, **settings):
+    """Frames and recording of the library."""
+    how = {"settings": Settings(**settings), "folder": folder, "on_trials": lambda _n: None}
+    recording = scanner.scan(model, design, **how)
     return design.n_trials * design.n_frames, recording
 
 

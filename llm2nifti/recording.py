@@ -255,35 +255,30 @@ class Journal:
 
 
 class InMemory:
-    """Values of a recording that is a single batch, of which there is nothing to resume.
-
-    It is used as a `Journal` is, and saves writing all values twice.
-    """
+    """Values of a recording that nobody will resume; it is used as a `Journal` is."""
 
     def __init__(self, counts: Sequence[int], n_units: int) -> None:
-        self._counts = counts
-        self.values = np.zeros((sum(counts), n_units), np.float32)
+        self._first = np.cumsum([0, *counts])
+        self.values = np.zeros((int(self._first[-1]), n_units), np.float32)
         self.batches: list[Json] = []
 
-    def open(self, _start: int, _stop: int) -> NDArray[np.float32]:
-        """(n_volumes, n_units) to fill and commit."""
-        return self.values
+    def open(self, start: int, stop: int) -> NDArray[np.float32]:
+        """(n_volumes, n_units) of some trials, to fill and commit."""
+        return self.values[self._first[start] : self._first[stop]]
 
     def commit(
         self, start: int, stop: int, values: NDArray[np.float32], rows: list[TrialRow]
     ) -> None:
         """Keep the trials, if all their values are finite."""
-        _check_finite(values, start, self._counts)
+        _check_finite(values, start, np.diff(self._first[start : stop + 1]))
         self.batches.append({"start": start, "stop": stop, "rows": rows})
 
     def rows(self) -> list[TrialRow]:
-        """Metadata of all trials in order."""
+        """Metadata of all trials in order, which is that of recording."""
         return [row for batch in self.batches for row in batch["rows"]]
 
 
-def _check_finite(
-    values: NDArray[np.float32], start: int, counts: Sequence[int] | NDArray[np.int64]
-) -> None:
+def _check_finite(values: NDArray[np.float32], start: int, counts: NDArray[np.int64]) -> None:
     """Raise RecordingError unless all volumes of the trials from `start` on are finite."""
     trials = np.repeat(np.arange(start, start + len(counts)), counts)
     for trial, volume in zip(trials, values, strict=True):

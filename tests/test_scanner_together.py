@@ -101,17 +101,18 @@ def test_an_interrupted_batch_of_runs_is_finished_to_the_same_bytes(tiny_model, 
         assert recording.tokens.equals(expected.tokens)
 
 
-def test_a_batch_is_all_in_memory_and_more_are_in_a_file(tiny_model, tmp_path):
-    design = designs()[0]
-    whole, parts = (
-        scanner.scan(tiny_model, design, settings=Settings(batch_size=n)) for n in (99, 3)
-    )
-    assert not isinstance(whole.values, np.memmap)
-    assert isinstance(parts.values, np.memmap)
-    np.testing.assert_allclose(whole.values, parts.values, atol=1e-5)
-    kept = scanner.scan(tiny_model, design, settings=Settings(batch_size=99), folder=tmp_path)
-    assert np.array_equal(kept.values, whole.values)
-    assert (tmp_path / "values.f32").stat().st_size == whole.values.nbytes
+def test_values_are_in_memory_or_beyond_a_size_in_a_file(tiny_model, tmp_path, monkeypatch):
+    design, settings = designs()[0], Settings(batch_size=3)
+    inside = scanner.scan(tiny_model, design, settings=settings)
+    kept = scanner.scan(tiny_model, design, settings=settings, folder=tmp_path)
+    monkeypatch.setattr(scanner, "IN_MEMORY", inside.values.nbytes - 1)
+    large = scanner.scan(tiny_model, design, settings=settings)
+    assert not isinstance(inside.values, np.memmap)
+    for recording in (kept, large):
+        assert isinstance(recording.values, np.memmap)
+        assert np.array_equal(recording.values, inside.values)
+        assert recording.tokens.equals(inside.tokens)
+    assert (tmp_path / "values.f32").stat().st_size == inside.values.nbytes
 
 
 def test_what_is_not_a_number_is_refused_in_memory_too(tiny_folders):

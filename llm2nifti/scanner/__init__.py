@@ -55,6 +55,8 @@ __all__ = [
     "scan_together",
 ]
 
+IN_MEMORY = 2**30  # bytes of values that need no file, as long as nobody could resume them
+
 
 def scan(
     model: LoadedModel,
@@ -77,8 +79,8 @@ def scan(
         What and how to record.
     folder : path-like, optional
         Where to keep the values. An interrupted recording in this folder is resumed. By default
-        they are in memory if the run is one batch, else in a temporary folder that lives as long
-        as the recording.
+        they are in memory up to a gibibyte, beyond it in a temporary folder that lives as long as
+        the recording.
     replay : sequence of (n_frames,) sequences of int, optional
         Token ids to force, one sequence a trial, instead of letting the model generate: one
         forward pass a batch. Used for untrained models, which only repeat one token by themselves.
@@ -157,7 +159,7 @@ def scan_together(
     else:
         operator = Reader(model, brain, settings, stimuli)
     for run in begun:
-        run.open(is_one_batch=len(begun) > 1 or run.paradigm.n_trials <= size)
+        run.open()
     with fast_linear(model.module):
         _record(operator, begun, size, on_trials)
     norms = model.weight_norms(brain.sites)
@@ -194,12 +196,13 @@ class _Run:
         self._journal: Journal | InMemory | None = None
         self._finished: set[int] = set()  # first trials of the batches that are in the journal
 
-    def open(self, *, is_one_batch: bool) -> None:
-        """Open the journal, if the run is wanted; without a folder, a single batch needs none."""
+    def open(self) -> None:
+        """Open the journal, if the run is wanted; what nobody can resume needs none."""
         folder = self.shown.folder
         if not self.shown.is_wanted:
             return
-        if folder is None and is_one_batch:
+        n_bytes = 4 * int(self._n_volumes.sum()) * self.brain.n_units
+        if folder is None and n_bytes <= IN_MEMORY:
             self._journal = InMemory(self._n_volumes.tolist(), self.brain.n_units)
             return
         if folder is None:
