@@ -53,7 +53,7 @@ class RecordingError(ValueError):
 class Recording:
     """One run through a paradigm."""
 
-    values: NDArray[np.float32]  #: (n_volumes, n_units) of every unit; usually a memory map
+    values: NDArray[np.float32]  #: (n_volumes, n_units) of every unit; large ones are mapped
     paradigm: Paradigm  #: what was shown
     brain: ModelBrain  #: where the units live
     tokens: pd.DataFrame  #: one row a token or word; see `TOKEN_COLUMNS`
