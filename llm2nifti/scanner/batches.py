@@ -1,7 +1,8 @@
 """How many trials are computed together? As many as fast products need and the memory allows.
 
-The number is a function of the model and what it is shown, never of a clock or of free memory:
-which trials share a batch changes values by rounding, and equal plans are to give equal bytes.
+The number is a function of the model, what it is shown and the size of a GPU, never of a clock or
+of free memory: which trials share a batch changes values by rounding, and equal plans are to give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from llm2nifti.scanner.stimulus import Stimuli
 
 MOST = 128  # more make products faster by a few percent alone: docs/benchmarks.md
 MOST_ON_GPU = 512
+VALUES_OF_GPU = 2**32  # bytes of values that one batch brings to the host, where there are two
 BUDGET = 2**30  # bytes for what grows with the batch
 _FLOAT = 4
 
@@ -27,7 +29,11 @@ def n_together(model: LoadedModel, stimuli: Stimuli, settings: Settings) -> int:
     if settings.mode == "read" or stimuli.files or not prefill.can_continue(model):
         return defaults.BATCH_SIZE
     n_fit = _budget(model) // _bytes_of_trial(model, stimuli)
-    size = MOST_ON_GPU if model.device.type == "cuda" else MOST
+    size = MOST
+    if model.device.type == "cuda":
+        n_units = sum(site.n_units for site in stimuli.sites)
+        n_fit = min(n_fit, VALUES_OF_GPU // (_FLOAT * n_units * stimuli.n_frames))
+        size = MOST_ON_GPU
     while size > max(1, n_fit):
         size //= 2
     return size

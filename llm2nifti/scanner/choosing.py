@@ -50,17 +50,24 @@ def measure(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, t
 
     Tokens are (n_trials, n_tokens) int64, drawn from logits (n_trials, n_tokens, vocabulary).
     """
-    log_probability = torch.empty(tokens.shape)
-    entropy = torch.empty(tokens.shape)
+    log_probability, entropy = torch.empty(tokens.shape), torch.empty(tokens.shape)
     for t in range(tokens.shape[1]):  # one by one: logits of all frames at once are large
-        log_p = logits[:, t].float().log_softmax(dim=-1)
-        log_probability[:, t] = log_p.gather(1, tokens[:, t : t + 1])[:, 0]
-        p = log_p.exp()
-        of_token = -torch.bmm(p[:, None], log_p[:, :, None])[:, 0, 0]
-        if of_token.isnan().any():  # tokens of probability 0, which a few models rule out
-            of_token = torch.special.entr(p).sum(dim=-1)
-        entropy[:, t] = of_token
+        column = slice(t, t + 1)
+        both = measure_one(logits[:, t].float(), tokens[:, column])
+        log_probability[:, column], entropy[:, column] = both
     return log_probability, entropy
+
+
+def measure_one(logits: torch.Tensor, token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `measure`, of (n_trials, vocabulary) float32 logits; both (n_trials, 1), on their device.
+
+    No value is looked at, which would wait for a GPU.
+    """
+    log_p = logits.log_softmax(dim=-1)
+    log_probability = log_p.gather(1, token)
+    # A few models rule tokens out: 0 x -inf is not a number.
+    log_p.clamp_(min=torch.finfo(log_p.dtype).min)
+    return log_probability, -torch.bmm(log_p.exp()[:, None], log_p[:, :, None])[:, 0]
 
 
 class NeverEnd:
@@ -69,8 +76,8 @@ class NeverEnd:
     transformers' own two for a least length copy all logits twice a token each.
     """
 
-    def __init__(self, ends: int | Sequence[int] | None) -> None:
-        self.ends = [ends] if isinstance(ends, int) else list(ends or ())
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.ends = list(ends)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores (n_trials, vocabulary), a copy of the logits that generation made."""

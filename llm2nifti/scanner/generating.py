@@ -157,6 +157,11 @@ class Generator:
         ):
             yield
 
+    def _ends(self) -> list[int]:
+        """Tokens that end a text, of the model's own generation config."""
+        ends = self.model.module.generation_config.eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends or ())
+
     def _sampler(self, stim_ids: Sequence[str]) -> OwnGenerators | None:
         """What draws tokens, unless decoding is greedy."""
         how = self.settings
@@ -167,11 +172,10 @@ class Generator:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Generate tokens in steps of fixed shape; see `_generate`."""
         n_trials, n_frames = norms.shape
-        ends = self.model.module.generation_config.eos_token_id
-        sampler = self._sampler(stim_ids)
         # Someone else's hooks may do another thing at every call, which a graph cannot.
         is_alone = not stepping.has_hooks(self.model.module)
-        steps = stepping.Steps(self.model, inputs, n_frames, NeverEnd(ends).ends, sampler)
+        sampler = self._sampler(stim_ids)
+        steps = stepping.Steps(self.model, inputs, n_frames, self._ends(), sampler)
         firsts = torch.arange(n_trials, device=norms.device) * n_frames
         is_reduced = self.settings.frames == "trial"
 
@@ -195,8 +199,8 @@ class Generator:
         generate = module.generate
         if self.model.kind == "speech":  # Whisper's own makes passes in between, and cuts up sounds
             generate = partial(GenerationMixin.generate, module)
-        ends, sampler = module.generation_config.eos_token_id, self._sampler(stim_ids)
-        processors: list[Any] = [NeverEnd(ends), *([sampler] if sampler else [])]
+        sampler = self._sampler(stim_ids)
+        processors: list[Any] = [NeverEnd(self._ends()), *([sampler] if sampler else [])]
         with (
             quiet(),  # of masks, which the encoder has read already
             self._keeping(1, sink, norms),

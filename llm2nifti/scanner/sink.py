@@ -35,9 +35,9 @@ class Sink:
             self._targets = [torch.zeros(shape, dtype=torch.float32, device=model.device)]
         self._parts = {
             point: [
-                (units, index if index is None else index.to(model.device)) for units, index in of
+                (units, index if index is None else index.to(model.device)) for units, index in held
             ]
-            for point, of in parts(model, brain).items()
+            for point, held in parts(model, brain).items()
         }
         self._unseen = set(self._parts)
 

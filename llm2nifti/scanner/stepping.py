@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from llm2nifti.hooks import first_tensor
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner import prefill
-from llm2nifti.scanner.choosing import OwnGenerators
+from llm2nifti.scanner.choosing import OwnGenerators, measure_one
 from llm2nifti.scanner.prefill import Inputs, RoomyLayer
 
 # What a forward raises that does not take such a mask, such positions or such a cache.
@@ -67,16 +67,17 @@ class Steps:
         device, shape = ids.device, (n_trials, n_frames)
         self.frame = torch.zeros(1, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.log_probability, self.entropy = (torch.zeros(shape, device=device) for _ in "le")
-        self._ids, self._place = ids[:, -1:].clone(), mask.sum(dim=1, keepdim=True) - 1
+        self.log_probability = torch.zeros(shape, device=device)
+        self.entropy = torch.zeros(shape, device=device)
+        self._ids, self._positions = ids[:, -1:].clone(), mask.sum(dim=1, keepdim=True) - 1
         self._slot = self.frame + n_read
         self._ends = torch.tensor(list(ends), dtype=torch.int64, device=device)
         # Added to attention scores, as every implementation of attention reads it.
         dtype = model.module.dtype
-        self._hidden = torch.full(
+        self._mask = torch.full(
             (n_trials, 1, 1, n_read + n_frames), torch.finfo(dtype).min, dtype=dtype, device=device
         )
-        self._hidden[:, 0, 0, :n_read].masked_fill_(mask[:, :n_read].bool(), 0)
+        self._mask[:, 0, 0, :n_read].masked_fill_(mask[:, :n_read].bool(), 0)
         self._cache = DynamicCache()
         buffers = [cast(RoomyLayer, layer).whole for layer in cache.layers]
         self._cache.layers = [FixedLayer(keys, values, self._slot) for keys, values in buffers]
@@ -95,14 +96,16 @@ class Steps:
                     graph = self._first()
             else:
                 self.take()
+        if graph is not None:  # it goes when this returns, and may still be running
+            torch.cuda.synchronize(self._ids.device)
 
     def take(self) -> torch.Tensor:
         """Take one step; (n_trials, vocabulary) float32 logits."""
-        self._hidden.index_fill_(3, self._slot, 0)
+        self._mask.index_fill_(3, self._slot, 0)
         output = self._module(
             input_ids=self._ids,
-            attention_mask=self._hidden,
-            position_ids=self._place,
+            attention_mask=self._mask,
+            position_ids=self._positions,
             past_key_values=self._cache,
             use_cache=True,
         )
@@ -111,17 +114,12 @@ class Steps:
         if self._sampler is not None and self._noise is not None:
             scores = scores / self._sampler.temperature + self._noise
         chosen = scores.argmax(dim=-1, keepdim=True)
-        log_p = logits.log_softmax(dim=-1)
-        # Without a look at the values, which would wait for the device: 0 x -inf is not a number.
-        entropy = -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1, True)
-        for column, values in (
-            (self.tokens, chosen),
-            (self.log_probability, log_p.gather(1, chosen)),
-            (self.entropy, entropy),
-        ):
-            column.index_copy_(1, self.frame, values)
+        log_probability, entropy = measure_one(logits, chosen)
+        self.tokens.index_copy_(1, self.frame, chosen)
+        self.log_probability.index_copy_(1, self.frame, log_probability)
+        self.entropy.index_copy_(1, self.frame, entropy)
         self._ids.copy_(chosen)
-        for number in (self.frame, self._slot, self._place):
+        for number in (self.frame, self._slot, self._positions):
             number.add_(1)
         return logits
 

@@ -216,7 +216,8 @@ def record(
                 # A file of all runs may have been what was damaged; the first run mended it.
                 if not job.is_done(root):
                     bids.write(recording, root, compress=job.plan.compress)
-                shutil.rmtree(root / bids.WORK / job.name, ignore_errors=True)
+                if (work := root / bids.WORK / job.name).exists():
+                    shutil.rmtree(work)
 
 
 def _tokens(root: Path, job: Job) -> list[list[int]]:
