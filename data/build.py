@@ -1,8 +1,9 @@
-"""Build the bundled stimulus sets from the concept lists in ``data/sources``.
+"""Build the bundled stimulus sets from the lists in ``data/sources``.
 
-Run from the repository root: ``python data/build.py``. Everything follows from the seed: which
-concepts are kept (so that prompts of all tasks and of the control have the same length in tokens),
-which question frame each gets, and which topics belong to which split.
+Run from the repository root, with the package's extras ``stimuli``: ``python data/build.py``.
+Everything follows from the seed: which topics belong to which split, which question frame each
+concept gets, and the random strings. Concepts that two blind labellers did not both give their own
+list's field alone are left out. Every prompt gets the measures that controls are matched by.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from llm2nifti import models, stimuli
+from llm2nifti.models import LoadedModel
+from llm2nifti.scanner import likelihood
+from llm2nifti.stimuli.measures import MEASURES, frequency
 
 SEED = 20231118
 HERE = Path(__file__).parent
-FRAMES = {
+QUESTIONS = {
     "tell": "Tell me about {}.",
     "overview": "Give me a short overview of {}.",
     "interesting": "What makes {} interesting?",
@@ -30,10 +33,28 @@ FRAMES = {
     "know": "What should everyone know about {}?",
     "features": "Describe the main features of {}.",
 }
-PER_TOPIC = {"control": 8}  # every topic meets every frame once
-PER_TASK_TOPIC = 12
+LETTERS = {
+    "politicalscience": "P",
+    "medicalimaging": "I",
+    "paleontology": "F",
+    "archeology": "A",
+    "pathology": "D",
+    "cooking": "C",
+    "sports": "S",
+    "music": "M",
+    "law": "L",
+    "weather": "W",
+    "transport": "T",
+    "control": "E",
+}
 NEAR_DUPLICATE = 0.6  # shared share of content words
-SWAPS = 20_000
+FEWEST = 6  # concepts that a topic keeps, or it goes
+# Concepts of a task that have a word make it the task's, in a concept or a topic of the control.
+FEW_CONCEPTS = {"concept": 3, "topic": 6}
+N_STRINGS = 480
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+MEASURED = ("tokens", "frequency", "surprisal")
+PER_ITEM = 12  # strings of one group, which takes the place of a topic
 
 
 def content_words(concept: str) -> frozenset[str]:
@@ -43,137 +64,170 @@ def content_words(concept: str) -> frozenset[str]:
 
 
 def load_sources() -> pd.DataFrame:
-    """All concepts, without near-duplicates: the later one goes, control last."""
-    tasks = [task for task in stimuli.TASKS if task != "randomstrings"]
-    tables = [
-        pd.read_csv(HERE / "sources" / f"{name}.tsv", sep="\t").assign(task=name)
-        for name in [*tasks, "control"]
-    ]
+    """All unambiguous concepts, without near-duplicates: the later one goes, control last."""
+    tables = []
+    for name, letter in LETTERS.items():
+        table = pd.read_csv(HERE / "sources" / f"{name}.tsv", sep="\t", keep_default_na=False)
+        is_clear = (table["first"] == letter) & (table["second"] == letter)
+        tables.append(table.loc[is_clear, ["topic", "concept"]].assign(task=name))
     table = pd.concat(tables, ignore_index=True)
+    table = table[is_new(table["concept"])]
+    control = table["task"] == "control"
+    of_tasks = table[table["task"].isin(stimuli.TASKS)]
+    is_near = pd.Series(data=False, index=table.index)
+    for column, fewest in FEW_CONCEPTS.items():
+        words = task_words(of_tasks, fewest)
+        is_near |= table[column].map(lambda text, words=words: bool(content_words(text) & words))
+    table = table[~(control & is_near)]
+    sizes = table.groupby(["task", "topic"])["concept"].transform("size")
+    return table[sizes >= FEWEST].reset_index(drop=True)
+
+
+def is_new(concepts: pd.Series) -> list[bool]:
+    """Whether a concept shares few content words with every one before it."""
     kept: list[frozenset[str]] = []
     by_word: dict[str, list[int]] = defaultdict(list)
-    keep = []
-    for concept in table["concept"]:
+    out = []
+    for concept in concepts:
         words = content_words(concept)
         near = {i for word in words for i in by_word[word]}
-        is_new = all(len(words & kept[i]) / len(words | kept[i]) < NEAR_DUPLICATE for i in near)
-        keep.append(is_new)
-        if is_new:
+        out.append(all(len(words & kept[i]) / len(words | kept[i]) < NEAR_DUPLICATE for i in near))
+        if out[-1]:
             for word in words:
                 by_word[word].append(len(kept))
             kept.append(words)
-    return table[keep].reset_index(drop=True)
+    return out
 
 
-def distance(counts: np.ndarray, target: np.ndarray) -> float:
-    """Kolmogorov-Smirnov distance of two histograms over token counts."""
-    return float(np.abs(np.cumsum(counts) / counts.sum() - np.cumsum(target)).max())
+def task_words(table: pd.DataFrame, fewest: int) -> set[str]:
+    """Words of at least five letters that at least so many concepts of a task have."""
+    words: set[str] = set()
+    for _, concepts in table.groupby("task")["concept"]:
+        counts: dict[str, int] = defaultdict(int)
+        for concept in concepts:
+            for word in content_words(concept):
+                counts[word] += len(word) >= 5
+        words |= {word for word, n in counts.items() if n >= fewest}
+    return words
 
 
-def match_lengths(group: pd.DataFrame, target: np.ndarray, rng: random.Random) -> pd.DataFrame:
-    """Keep a fixed number of concepts a topic, swapping while the lengths come closer."""
-    task = group["task"].iloc[0]
-    n = PER_TOPIC.get(task, PER_TASK_TOPIC)
-    chosen, spare = [], defaultdict(list)
-    for topic, rows in group.groupby("topic", sort=False):
-        indices = list(rows.index)
-        rng.shuffle(indices)
-        if len(indices) < n:
-            raise SystemExit(f"topic {topic!r} of {task} has {len(indices)} concepts, needs {n}")
-        chosen += indices[:n]
-        spare[topic] = indices[n:]
-    lengths = group["n_tokens"].to_dict()
-    topics = group["topic"].to_dict()
-    counts = np.bincount([lengths[i] for i in chosen], minlength=len(target)).astype(float)
-    best = distance(counts, target)
-    for _ in range(SWAPS):
-        k = rng.randrange(len(chosen))
-        others = spare[topics[chosen[k]]]
-        if not others:
-            continue
-        j = rng.randrange(len(others))
-        old, new = lengths[chosen[k]], lengths[others[j]]
-        counts[old] -= 1
-        counts[new] += 1
-        trial = distance(counts, target)
-        if trial <= best:
-            best = trial
-            chosen[k], others[j] = others[j], chosen[k]
-        else:
-            counts[old] += 1
-            counts[new] -= 1
-    return group.loc[sorted(chosen)]
+def framed(group: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
+    """Split the topics of a set in halves and give its concepts question frames.
 
-
-def finish(group: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
-    """Add split, frame, prompt and stim_id."""
-    task = group["task"].iloc[0]
+    In each split every frame is equally frequent, and spread over topics as evenly as possible; a
+    few concepts of the largest topics are left out for it.
+    """
     topics = list(dict.fromkeys(group["topic"]))
     rng.shuffle(topics)
-    development = set(topics[: len(topics) // 2])
-    parts = []
-    for split in ("development", "evaluation"):
-        inside = [t for t in topics if (t in development) == (split == "development")]
-        for number, topic in enumerate(inside):
-            rows = group[group["topic"] == topic].sample(frac=1, random_state=rng.randrange(2**31))
-            frames = list(FRAMES)
-            # A task topic has 12 concepts: two topics together meet every frame three times.
-            names = [frames[(j + 4 * number) % 8] for j in range(len(rows))]
-            parts.append(rows.assign(frame=names, split=split))
-    table = pd.concat(parts, ignore_index=True)
+    halves = {"development": topics[: len(topics) // 2], "evaluation": topics[len(topics) // 2 :]}
+    names, parts = list(QUESTIONS), []
+    for split, inside in halves.items():
+        concepts = {
+            topic: rng.sample(sorted(rows["concept"]), len(rows))
+            for topic, rows in group.groupby("topic")
+            if topic in inside
+        }
+        for _ in range(sum(map(len, concepts.values())) % len(names)):
+            max(concepts.values(), key=len).pop()
+        rows = [(topic, concept) for topic in inside for concept in concepts[topic]]
+        part = pd.DataFrame(rows, columns=["topic", "concept"]).assign(split=split)
+        part["frame"] = [names[i % len(names)] for i in range(len(part))]
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True).assign(task=group["task"].iloc[0])
     table["prompt"] = [
-        FRAMES[f].format(c) for f, c in zip(table["frame"], table["concept"], strict=True)
+        QUESTIONS[f].format(c) for f, c in zip(table["frame"], table["concept"], strict=True)
     ]
-    table["stim_id"] = [f"{task}-{i:04d}" for i in range(1, len(table) + 1)]
-    return table[list(stimuli.COLUMNS)]
+    return table
 
 
-def random_strings(lengths: list[int], tokenizer: object, rng: random.Random) -> pd.DataFrame:
-    """Strings of random characters with the prompts' lengths in tokens, 16 groups of 12."""
-    alphabet = "abcdefghijklmnopqrstuvwxyz0123456789     "
-    rows: list[dict[str, str]] = []
-    seen = set()
-    while len(rows) < len(lengths):
-        target = lengths[len(rows)]
-        text = ""
-        while len(tokenizer(text)["input_ids"]) < target:  # type: ignore[operator]
-            text = (text + rng.choice(alphabet)).lstrip().replace("  ", " ")
-        text = text.strip()
-        if len(tokenizer(text)["input_ids"]) != target or text in seen:  # type: ignore[operator]
-            continue
-        seen.add(text)
-        rows.append({"concept": text, "prompt": text})
-    table = pd.DataFrame(rows)
-    number = np.arange(len(table))
-    table["task"] = "randomstrings"
-    table["topic"] = [f"group {n // 12 + 1:02d}" for n in number]
-    table["frame"] = ""
-    table["split"] = np.where(number < len(table) // 2, "development", "evaluation")
-    table["stim_id"] = [f"randomstrings-{i + 1:04d}" for i in number]
-    return table[list(stimuli.COLUMNS)]
+def random_text(tokenizer: object, n_tokens: int, n_words: int, rng: random.Random) -> str:
+    """Random letters and digits of this many tokens, in this many words."""
+    while True:
+        sizes = [rng.randint(1, max(1, 2 * n_tokens // n_words)) for _ in range(n_words)]
+        text = " ".join("".join(rng.choices(ALPHABET, k=size)) for size in sizes)
+        if len(tokenizer(text)["input_ids"]) == n_tokens:  # type: ignore[operator]
+            return text
+
+
+def random_strings(name: str, control: pd.DataFrame, tokenizer: object) -> pd.DataFrame:
+    """Random strings with the tokens and words of the control's concepts, or of its prompts."""
+    rng = random.Random(f"{SEED} {name}")
+    is_framed = name == "randomstrings"
+    texts: dict[str, None] = {}
+    for like in rng.sample(list(control["concept" if is_framed else "prompt"]), N_STRINGS):
+        n_words = len(like.split())
+        # One token is one character, of which there are few.
+        n_tokens = max(2, n_words, len(tokenizer(like)["input_ids"]))  # type: ignore[operator]
+        text = random_text(tokenizer, n_tokens, n_words, rng)
+        while text in texts:
+            text = random_text(tokenizer, n_tokens, n_words, rng)
+        texts[text] = None
+    groups = [f"group {i // PER_ITEM + 1:02d}" for i in range(N_STRINGS)]
+    table = pd.DataFrame({"task": name, "topic": groups, "concept": list(texts)})
+    if is_framed:
+        return framed(table, rng)
+    half = N_STRINGS // 2
+    split = ["development"] * half + ["evaluation"] * half
+    return table.assign(prompt=table["concept"], frame="", split=split)
+
+
+def localizer(name: str) -> pd.DataFrame:
+    """A task with conditions of its own; it belongs to every split, as nothing is tuned on it."""
+    table = pd.read_csv(HERE / "sources" / f"{name}.tsv", sep="\t", dtype=str)
+    keys = table["condition"] + "-" + table["item"]
+    out = pd.DataFrame({"task": name, "topic": keys, "concept": table["text"], "frame": ""})
+    out = out.assign(split="", prompt=table["text"], condition=table["condition"])
+    return out.assign(pair=table["pair"]) if "pair" in table else out
+
+
+def finish(table: pd.DataFrame, model: LoadedModel) -> pd.DataFrame:
+    """Add identifiers and measures, and put the columns in order."""
+    name = table["task"].iloc[0]
+    has_words = name not in ("randomstrings", "rawstrings")
+    measured = likelihood.measures(model, table["prompt"].tolist())
+    table = table.assign(
+        stim_id=[f"{name}-{i:04d}" for i in range(1, len(table) + 1)],
+        tokens=measured["tokens"].astype(int),
+        frequency=[f"{frequency(text):.3f}" if has_words else "n/a" for text in table["concept"]],
+        surprisal=[f"{nats:.4f}" for nats in measured["surprisal"]],
+    )
+    columns = [*stimuli.COLUMNS, *stimuli.CONDITIONS, *MEASURED]
+    return table[[column for column in columns if column in table]]
 
 
 def sidecar(table: pd.DataFrame) -> dict[str, object]:
     """How a set was made, for the JSON beside its table."""
     task = table["task"].iloc[0]
-    made = (
-        "Random letters, digits and spaces from the seed, as long in tokens as the other prompts."
-        if task == "randomstrings"
-        else "Concepts written for this project (with the help of a language model), then filtered "
-        "for near-duplicates and matched in prompt length (tokens of the default model)."
-    )
+    if task in stimuli.LOCALIZERS:
+        made = "Texts written for this project (with the help of a language model)."
+    elif task in ("randomstrings", "rawstrings"):
+        made = (
+            "Random letters and digits from the seed, with as many tokens and words as concepts of "
+            "the control (randomstrings, in question frames) or its whole prompts (rawstrings)."
+        )
+    else:
+        made = (
+            "Concepts written for this project (with the help of a language model). Two passes of "
+            "a language model labelled all concepts blindly, without their lists and topics; kept "
+            "are those that both gave the field of their list and no second reading, without "
+            "near-duplicates."
+        )
+    splits = {
+        "development": "for sweeps, sizes, scores, thresholds and every tuning",
+        "evaluation": "for what is reported; topics and concepts are disjoint from development",
+    }
+    is_framed = (table["frame"] != "").any()
+    columns = stimuli.COLUMNS | stimuli.CONDITIONS | MEASURES
     return {
         "Name": f"llm2nifti stimuli: {task}",
         "License": "CC0-1.0",
         "Method": made,
         "Seed": SEED,
         "Builder": "data/build.py",
-        "QuestionFrames": {} if task == "randomstrings" else FRAMES,
-        "Splits": {
-            "development": "for sweeps, sizes, scores, thresholds and every tuning",
-            "evaluation": "for what is reported; topics and concepts are disjoint from development",
-        },
-        "Columns": stimuli.COLUMNS,
+        "MeasuredBy": "smollm2-135m",
+        "QuestionFrames": QUESTIONS if is_framed else {},
+        "Splits": splits if (table["split"] != "").any() else {},
+        "Columns": {name: columns[name] for name in table},
         "Rows": len(table),
     }
 
@@ -181,29 +235,21 @@ def sidecar(table: pd.DataFrame) -> dict[str, object]:
 def main() -> None:
     """Write one TSV and one JSON a set."""
     rng = random.Random(SEED)
-    tokenizer = models.load().tokenizer
-    table = load_sources()
-    table["n_tokens"] = [len(tokenizer("about " + c)["input_ids"]) for c in table["concept"]]
-    shares = [np.bincount(g["n_tokens"], minlength=30) / len(g) for _, g in table.groupby("task")]
-    target = np.mean(shares, axis=0)
+    model = models.load()
+    source = load_sources()
     finished = {
-        task: finish(match_lengths(group, target, rng), rng)
-        for task, group in table.groupby("task", sort=False)
+        task: finish(framed(group, rng), model)
+        for task, group in source.groupby("task", sort=False)
     }
-    pool = finished["control"]["prompt"]
-    lengths = sorted(len(tokenizer(p)["input_ids"]) for p in pool)
-    picked = [lengths[int((i + 0.5) / 192 * len(lengths))] for i in range(192)]
-    rng.shuffle(picked)
-    finished["randomstrings"] = random_strings(picked, tokenizer, rng)
-    for task, frame in finished.items():
-        frame.to_csv(HERE / f"{task}.tsv", sep="\t", index=False, lineterminator="\n")
-        text = json.dumps(sidecar(frame), indent=2, ensure_ascii=False)
+    for name in ("randomstrings", "rawstrings"):
+        strings = random_strings(name, finished["control"], model.tokenizer)
+        finished[name] = finish(strings, model)
+    finished |= {name: finish(localizer(name), model) for name in stimuli.LOCALIZERS}
+    for task, table in finished.items():
+        table.to_csv(HERE / f"{task}.tsv", sep="\t", index=False, lineterminator="\n")
+        text = json.dumps(sidecar(table), indent=2, ensure_ascii=False)
         (HERE / f"{task}.json").write_text(text + "\n", "utf-8")
-        counts = np.bincount(
-            [len(tokenizer(p)["input_ids"]) for p in frame["prompt"]], minlength=30
-        )
-        overall = np.bincount(lengths, minlength=30) / len(lengths)
-        print(f"{task}: {len(frame)} prompts, distance to control {distance(counts, overall):.3f}")
+        print(f"{task}: {len(table)} prompts, {table['topic'].nunique()} topics")
 
 
 if __name__ == "__main__":

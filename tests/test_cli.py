@@ -22,6 +22,7 @@ COMMANDS += [
     "lesion",
     "steer",
     "monitor",
+    "design",
     "detect",
     "prune",
     "target",

@@ -17,7 +17,7 @@ from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.plans import PlanError
 
 DATASET = ["run", "scan", "glm", "repeatability", "identification", "null", "report", "where"]
-DATASET += ["lesion", "steer", "detect", "prune", "target", "train", "check", "monitor"]
+DATASET += ["design", "lesion", "steer", "detect", "prune", "target", "train", "check", "monitor"]
 DATASET += ["connectivity", "decode", "decompose", "group", "rsa"]
 NEEDED = {
     "prune": ["--network", "pathology", "--out", "small"],

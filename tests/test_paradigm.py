@@ -8,7 +8,6 @@ from itertools import combinations, pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import linear_sum_assignment
 from tests_support import count_calls
 
 from llm2nifti import paradigm, stimuli
@@ -71,11 +70,14 @@ def test_question_frames_are_equally_frequent_in_both_conditions(whole):
     for design in whole:
         on, off = halves(design)
         shares = off["question_frame"].value_counts(normalize=True).to_dict()
-        if design.task == "randomstrings":
-            assert set(on["question_frame"]) == {""}
-            assert len(set(shares.values())) == 1
-        else:
-            assert on["question_frame"].value_counts(normalize=True).to_dict() == shares
+        assert on["question_frame"].value_counts(normalize=True).to_dict() == shares
+
+
+def test_controls_of_bare_strings_have_every_question_frame_equally_often():
+    table = stimuli.load(tasks=["rawstrings"])
+    on, off = halves(blocks("rawstrings", table=table))
+    assert set(on["question_frame"]) == {""}
+    assert len(set(off["question_frame"].value_counts())) == 1
 
 
 def test_control_trials_of_a_run_are_all_of_different_topics(whole):
@@ -84,11 +86,30 @@ def test_control_trials_of_a_run_are_all_of_different_topics(whole):
         assert off["topic"].is_unique
 
 
-def test_task_trials_of_a_run_touch_every_topic(whole):
+def test_runs_of_a_task_have_topics_of_their_own_which_together_are_all(whole):
     table = stimuli.load()
+    for task in TASKS:
+        topics = [set(halves(d)[0]["topic"]) for d in whole if d.task == task]
+        assert sum(map(len, topics)) == len(set().union(*topics))
+        assert set().union(*topics) == set(table.loc[table["task"] == task, "topic"])
+
+
+def test_topics_of_a_run_are_shown_about_equally_often(whole):
     for design in whole:
-        on, _ = halves(design)
-        assert set(on["topic"]) == set(table.loc[table["task"] == design.task, "topic"])
+        counts = halves(design)[0]["topic"].value_counts()
+        assert counts.max() - counts.min() <= 1 + (design.task == "randomstrings")
+
+
+def test_runs_share_topics_only_where_these_do_not_suffice():
+    rows = [("music", f"topic {i % 2}", f"song {i}") for i in range(40)]
+    rows += [("control", f"other {i}", f"thing {i}") for i in range(80)]
+    table = pd.DataFrame(rows, columns=["task", "topic", "concept"])
+    table = stimuli.check(table.assign(prompt=table["concept"]))
+    sizes = {"n_blocks": 2, "trials_per_block": 4, "table": table}
+    first, second = experiment(["music"], n_runs=2, **sizes)
+    assert set(halves(first)[0]["topic"]).isdisjoint(halves(second)[0]["topic"])
+    for design in experiment(["music"], n_runs=3, **sizes):
+        assert len(halves(design)[0]) == 8
 
 
 def test_no_concept_is_shown_twice_in_an_experiment(whole):
@@ -225,71 +246,6 @@ def test_doubled_task_is_refused():
         experiment(["pathology", "archeology", "pathology"])
 
 
-def naive_experiment(tasks, n_runs, n_blocks, trials_per_block, seed, table):
-    """Row by row and topic by topic: what `experiment` has to equal, draw for draw."""
-    used, out = set(), []
-    for run in range(1, n_runs + 1):
-        for task in tasks:
-            rng = np.random.default_rng([seed * 1000 + run, *task.encode()])
-            fresh = table[[c.casefold() not in used for c in table["concept"]]]
-            pool, control = fresh[fresh["task"] == task], fresh[fresh["task"] == CONTROL]
-            levels = sorted(set(table.loc[table["task"] == task, "frame"]) - {""})
-            control_levels = levels or sorted(set(control["frame"]) - {""})
-            n_on = n_blocks * trials_per_block
-            n_off = paradigm._n_off(n_on, n_blocks, trials_per_block, len(control_levels))
-            on = naive_task(
-                pool, [(levels or [""])[i % max(1, len(levels))] for i in range(n_on)], rng
-            )
-            shown = {c.casefold() for c in on["concept"]}
-            control = control[[c.casefold() not in shown for c in control["concept"]]]
-            slots = [
-                (control_levels or [""])[i % max(1, len(control_levels))] for i in range(n_off)
-            ]
-            off = naive_control(control, slots, rng)
-            used |= shown | {c.casefold() for c in off["concept"]}
-            on, off = (rows.sample(frac=1, random_state=rng) for rows in (on, off))
-            cut = [
-                np.array_split(rows, n)
-                for rows, n in (
-                    (off["stim_id"].to_numpy(), n_blocks + 1),
-                    (on["stim_id"].to_numpy(), n_blocks),
-                )
-            ]
-            parts = [cut[i % 2][i // 2] for i in range(2 * n_blocks + 1)]
-            out.append([(i, name) for i, part in enumerate(parts, start=1) for name in part])
-    return out
-
-
-def naive_task(pool, slots, rng):
-    pool = pool.sample(frac=1, random_state=rng)
-    taken, concepts, n_topic = [], set(), Counter()
-    for frame in slots:
-        rows = [
-            r
-            for r in pool.itertuples()
-            if r.frame == frame and r.concept.casefold() not in concepts
-        ]
-        best = min(rows, key=lambda r: n_topic[r.topic])
-        taken.append(best.Index)
-        concepts.add(best.concept.casefold())
-        n_topic[best.topic] += 1
-    return pool.loc[taken]
-
-
-def naive_control(pool, slots, rng):
-    pool = pool.sample(frac=1, random_state=rng)
-    pool = pool[~pool["concept"].str.casefold().duplicated()]
-    topics, left = sorted(pool["topic"].unique()), Counter(pool["topic"])
-    cost = np.full((len(slots), max(len(topics), len(slots))), 1e6)
-    rows = {(r.topic, r.frame): r.Index for r in pool.itertuples()}
-    for i, frame in enumerate(slots):
-        for j, topic in enumerate(topics):
-            if (topic, frame) in rows:
-                cost[i, j] = -left[topic] + rng.random() / 2
-    pairs = zip(*linear_sum_assignment(cost), strict=True)
-    return pool.loc[[rows[topics[j], slots[i]] for i, j in pairs]]
-
-
 def random_table(rng, n_tasks, *, framed=True):
     """Tasks and controls with clashing concepts in upper and lower case, uneven topics, frames."""
     rows = []
@@ -306,16 +262,20 @@ def random_table(rng, n_tasks, *, framed=True):
 
 @pytest.mark.parametrize("framed", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_designs_equal_those_drawn_row_by_row(seed, framed):
+def test_designs_of_uneven_tables_are_balanced_and_show_nothing_twice(seed, framed):
     table = random_table(np.random.default_rng(seed), 3, framed=framed)
     tasks = ["task2", "task0", "task1"]
     sizes = {"n_runs": 2, "n_blocks": 2, "trials_per_block": 4, "seed": seed}
-    got = [
-        list(zip(d.trials["block"], d.trials["stim_id"], strict=True))
-        for d in experiment(tasks, **sizes, table=table)
-    ]
-    assert got == naive_experiment(tasks, **sizes, table=table)
+    for design in experiment(tasks, **sizes, table=table):
+        on, off = halves(design)
+        assert (len(on), len(off)) == (8, 12)
+        assert set(on["trial_type"]) == {design.task}
+        assert off["topic"].is_unique
+        for rows in (on, off):
+            counts = rows["question_frame"].value_counts()
+            assert counts.max() - counts.min() <= 1
     shown = pd.concat([d.trials for d in experiment(tasks, **sizes, table=table)])
+    assert shown["concept"].str.casefold().is_unique
     source = table.set_index("stim_id").loc[shown["stim_id"]]
     for name, column in {"task": "trial_type", "concept": "concept", "prompt": "prompt"}.items():
         assert shown[column].tolist() == source[name].tolist()

@@ -6,18 +6,32 @@ import json
 import re
 from collections import Counter, defaultdict
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
-from scipy.stats import ks_2samp
 
 from llm2nifti import cli, media, models, stimuli
-from llm2nifti.stimuli import COLUMNS, CONTROL, SPLITS, TASKS, StimulusError, load
+from llm2nifti.stimuli import (
+    BUNDLED,
+    COLUMNS,
+    CONDITIONS,
+    CONTROL,
+    DOMAINS,
+    LOCALIZERS,
+    SPLITS,
+    TASKS,
+    StimulusError,
+    load,
+)
+from llm2nifti.stimuli.measures import MEASURES, frequency
 
-SETS = (*TASKS, CONTROL)
-FRAMED = [name for name in SETS if name != "randomstrings"]
+SETS = (*BUNDLED, CONTROL)
+FRAMED = [*TASKS, *DOMAINS, CONTROL]
+WORDED = [name for name in FRAMED if name != "randomstrings"]
 # What a reader would call a word of one of the disciplines; the data add their own.
 TASK_WORDS = (
     r"election|parliament|senate|ballot|democra|diplomac|x-ray|radiolog|radiograph|tomograph|"
@@ -28,15 +42,15 @@ TASK_WORDS = (
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    return load(split=None)
+    return load(split=None, tasks=BUNDLED)
 
 
 def sidecar(name: str) -> dict:
     return json.loads((stimuli.data_folder() / f"{name}.json").read_text("utf-8"))
 
 
-def stems(text: str, shortest: int = 1) -> set[str]:
-    words = re.findall(rf"[a-z]{{{shortest},}}", text.lower())
+def stems(text: str) -> set[str]:
+    words = re.findall(r"[a-z]+", text.lower())
     return {word.rstrip("s") for word in words if word not in ("the", "of", "in", "and")}
 
 
@@ -52,21 +66,58 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("name", SETS)
 def test_sidecar_describes_its_table(name):
-    told, found = sidecar(name), stimuli.read(stimuli.data_folder() / f"{name}.tsv")
+    told, rows = sidecar(name), stimuli.read(stimuli.data_folder() / f"{name}.tsv")
     header = (stimuli.data_folder() / f"{name}.tsv").read_text("utf-8").splitlines()[0]
-    assert header.split("\t") == list(told["Columns"]) == list(COLUMNS)
-    assert told["Rows"] == len(found)
-    assert set(found["task"]) == {name}
-    assert set(told["QuestionFrames"]) == set(found["frame"]) - {""}
-    assert set(told["Splits"]) == set(found["split"]) == set(SPLITS)
+    known = [*COLUMNS, *CONDITIONS, "tokens", "frequency", "surprisal"]
+    columns = [c for c in known if name in LOCALIZERS or c not in CONDITIONS]
+    if name == "language":  # no minimal pairs
+        columns.remove("pair")
+    assert header.split("\t") == list(told["Columns"]) == columns
+    assert told["Rows"] == len(rows)
+    assert set(rows["task"]) == {name}
+    assert set(told["QuestionFrames"]) == set(rows["frame"]) - {""}
+    assert set(told["Splits"]) == set(rows["split"]) - {""}
+    assert set(told["Splits"]) == (set() if name in LOCALIZERS else set(SPLITS))
 
 
 def test_sets_are_large_enough(table):
-    concepts = table.groupby("task")["concept"].nunique()
+    concepts, topics = (table.groupby("task")[name].nunique() for name in ("concept", "topic"))
     assert set(concepts.index) == set(SETS)
-    assert concepts.min() >= 128
-    assert concepts[CONTROL] >= 1024
-    assert table.loc[table["task"] == CONTROL, "topic"].nunique() >= 128
+    assert concepts[list(TASKS)].min() >= 480
+    assert topics[list(TASKS[:5])].min() >= 48
+    assert (concepts[CONTROL], topics[CONTROL]) >= (2400, 240)
+    assert concepts[list(DOMAINS)].min() >= 120
+    rows = table.groupby(["task", "condition"]).size()
+    assert rows["language"].to_dict() == {"sentences": 240, "words": 240, "nonwords": 240}
+    assert min(rows[name].min() for name in ("arithmetic", "beliefs", "physics")) >= 40
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "beliefs", "physics"])
+def test_every_pair_of_a_localizer_has_one_prompt_of_each_condition(table, name):
+    rows = table[table["task"] == name]
+    pairs = pd.crosstab(rows["pair"], rows["condition"])
+    assert pairs.shape[1] == 2
+    assert (pairs == 1).all(axis=None)
+
+
+def test_every_concept_was_given_its_own_field_by_both_labellers(table):
+    letters = {"politicalscience": "P", "pathology": "D", "cooking": "C", CONTROL: "E"}
+    for name, letter in letters.items():
+        source = Path(__file__).parents[1] / "data" / "sources" / f"{name}.tsv"
+        labels = pd.read_csv(source, sep="\t", keep_default_na=False).set_index("concept")
+        rows = labels.loc[table.loc[table["task"] == name, "concept"]]
+        assert set(rows["first"]) == set(rows["second"]) == {letter}
+
+
+def test_measures_are_those_of_the_prompts(table):
+    assert set(MEASURES) - set(table) == {"characters", "words"}
+    strings = table["task"].isin(["randomstrings", "rawstrings"])
+    assert table.loc[strings, "frequency"].isna().all()
+    assert table.loc[~strings, ["tokens", "frequency", "surprisal"]].notna().all(axis=None)
+    for text in ("cooking", "transport"):
+        rows = table[table["task"] == text].head(20)
+        told = [frequency(concept) for concept in rows["concept"]]
+        assert rows["frequency"].tolist() == pytest.approx(told, abs=6e-4)
 
 
 @pytest.mark.parametrize("column", ["stim_id", "concept", "prompt"])
@@ -76,6 +127,7 @@ def test_nothing_appears_twice_in_or_across_sets(table, column):
 
 
 def test_no_topic_is_in_both_splits(table):
+    table = table[table["split"] != ""]
     n_splits = table.groupby(["task", "topic"])["split"].nunique()
     assert (n_splits == 1).all()
 
@@ -101,7 +153,7 @@ def test_prompt_is_the_frame_filled_with_the_concept(table, name):
 
 def test_no_two_concepts_share_most_of_their_words(table):
     by_word = defaultdict(list)
-    for concept in table.loc[table["task"].isin(FRAMED), "concept"]:
+    for concept in table.loc[table["task"].isin(WORDED), "concept"]:
         for word in stems(concept):
             by_word[word].append(concept)
     pairs = {pair for same in by_word.values() for pair in combinations(same, 2)}
@@ -110,43 +162,49 @@ def test_no_two_concepts_share_most_of_their_words(table):
     assert [pair for pair, share in shares.items() if share >= 0.6] == []
 
 
-def test_control_has_no_word_of_a_task(table):
-    common = {}
-    for task, concepts in table.groupby("task")["concept"]:
-        times = Counter(word for concept in concepts for word in stems(concept, shortest=5))
-        common[task] = {word for word, n in times.items() if n >= 3}
-    own = set().union(*(common[task] for task in TASKS))
-    control = table.loc[table["task"] == CONTROL, ["concept", "topic"]].agg(" ".join, axis=1)
-    assert len(own) > 5
-    assert [text for text in control if stems(text) & own] == []
+@pytest.mark.parametrize(("column", "fewest"), [("concept", 3), ("topic", 6)])
+def test_control_has_no_word_of_a_task(table, column, fewest):
+    times = {
+        task: Counter(word for text in concepts for word in stems(text) if len(word) >= 5)
+        for task, concepts in table.groupby("task")["concept"]
+    }
+    of_tasks = {word for task in TASKS for word, n in times[task].items() if n >= fewest}
+    control = table.loc[table["task"] == CONTROL, column]
+    assert len(of_tasks) > 100
+    assert [text for text in control if stems(text) & of_tasks] == []
     assert [text for text in control if re.search(rf"\b({TASK_WORDS})", text.lower())] == []
-    tasks = table.loc[table["task"] != CONTROL, "concept"].str.lower()
-    assert tasks.str.contains(rf"\b(?:{TASK_WORDS})").sum() > 20
+    tasks = table.loc[table["task"].isin(TASKS), "concept"].str.lower()
+    assert tasks.str.contains(rf"\b(?:{TASK_WORDS})").sum() > 100
 
 
 @pytest.mark.real_model
-def test_prompts_of_all_sets_are_equally_long(table):
-    tokenizer = models.load().tokenizer
-    lengths = table["prompt"].map(lambda prompt: len(tokenizer(prompt)["input_ids"]))
-    groups = {key: lengths[rows] for key, rows in table.groupby(["task", "split"]).groups.items()}
-    far = {
-        (task, split): ks_2samp(groups[task, split], groups[CONTROL, split]).statistic
-        for task in TASKS
-        for split in SPLITS
-    }
-    assert {key: d for key, d in far.items() if d > 0.2} == {}
+def test_tokens_and_surprisal_are_those_of_the_default_model(table):
+    model = models.load()
+    rows = table[table["task"].isin(["pathology", "beliefs", "rawstrings"])].iloc[::150]
+    for row in rows.itertuples():
+        text = model.render([row.prompt], "auto")[0]
+        ids = model.encode([text], rendered=True)[0]
+        start, end = text.index(row.prompt), text.index(row.prompt) + len(row.prompt)
+        spans = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        inside = [i for i, (a, b) in enumerate(spans["offset_mapping"]) if a < end and b > start]
+        with torch.no_grad():
+            logits = model.module(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        nats = [-float(logits[i - 1, ids[i]]) for i in inside]
+        assert row.tokens == len(inside)
+        assert row.surprisal == pytest.approx(np.mean(nats), abs=2e-3)
 
 
 def test_one_split_is_loaded_unless_both_are_asked_for(table):
     assert set(load()["split"]) == {"evaluation"}
-    assert len(load(split="development")) + len(load()) == len(table)
+    assert len(load(split="development")) + len(load()) == len(load(split=None))
     with pytest.raises(StimulusError, match="'test'; use one of development, evaluation"):
         load(split="test")
 
 
 def test_describe_counts_rows_of_each_task_and_split(table):
     for row in stimuli.describe(table).itertuples():
-        rows = [r for r in table.itertuples() if (r.task, r.split) == (row.task, row.split)]
+        split = "" if row.split == "any" else row.split
+        rows = [r for r in table.itertuples() if (r.task, r.split) == (row.task, split)]
         assert row.prompts == len(rows)
         assert row.topics == len({r.topic for r in rows})
         assert row.frames == len({r.frame for r in rows} - {""})
@@ -155,7 +213,8 @@ def test_describe_counts_rows_of_each_task_and_split(table):
 
 def test_users_file_needs_only_task_and_prompt(write):
     mine = load(write("prompt\ttask\nWhat is a sonnet?\tpoetry\nWhat is jazz?\tmusic\n"))
-    assert list(mine.columns) == list(COLUMNS)
+    assert list(mine.columns) == [*COLUMNS, "tokens", "frequency", "surprisal"]
+    assert mine.loc[mine["task"] != CONTROL, "tokens"].isna().all()
     assert set(mine["task"]) == {"poetry", "music", CONTROL}
     assert mine["prompt"].tolist()[:2] == ["What is a sonnet?", "What is jazz?"]
     assert mine["stim_id"].is_unique
@@ -166,6 +225,19 @@ def test_users_file_needs_only_task_and_prompt(write):
 def test_users_own_control_replaces_the_bundled_one(write):
     mine = load(write("task\tprompt\nmusic\tWhat is jazz?\ncontrol\tWhat is tea?\n"))
     assert mine["prompt"].tolist() == ["What is jazz?", "What is tea?"]
+
+
+def test_further_columns_are_kept_as_numbers_or_texts(write):
+    rows = "music\tjazz\t1.5\tloud\nmusic\tfolk\tn/a\t\ncontrol\ttea\t2\tsoft\n"
+    mine = load(write("task\tprompt\ttempo\tcondition\n" + rows))
+    assert mine["tempo"].tolist()[::2] == [1.5, 2.0]
+    assert np.isnan(mine["tempo"][1])
+    assert mine["condition"].tolist() == ["loud", "", "soft"]
+
+
+def test_columns_that_events_have_are_refused(write):
+    with pytest.raises(StimulusError, match=r"column 'response' would be called .*; rename it"):
+        load(write("task\tprompt\tresponse\na\tx\ty\ncontrol\tz\ty\n"))
 
 
 @pytest.mark.parametrize("text", ["NA", "null", "nan", "None", "1.0"])

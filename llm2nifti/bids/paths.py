@@ -106,16 +106,22 @@ class RunPaths:
             "courses": self._derived("func", self.who, f"desc-{prefix}{method}_timeseries.tsv"),
         }
 
-    def stat_map(self, stat: str, *, only_run: bool = False) -> Path:
-        """Statistical map of this run, or of all runs of its task together."""
-        stem = self.stem if only_run else f"{self.who}_task-{self.task}"
-        ending = f"contrast-{self.task}VsControl_stat-{stat}_statmap.nii.gz"
-        return self._derived("func", stem, ending)
+    def stat_map(self, stat: str, *, only_run: bool = False, contrast: str = "") -> Path:
+        """Statistical map of this run, or of all runs of its task together.
 
-    def network(self, *, only_run: bool = False, desc: str = "network") -> Path:
+        With the label of a `contrast`, of all runs that it is made of.
+        """
+        stem = self.stem if only_run else f"{self.who}_task-{self.task}"
+        ending = f"stat-{stat}_statmap.nii.gz"
+        if contrast:
+            return self._derived("func", self.who, f"contrast-{contrast}_{ending}")
+        return self._derived("func", stem, f"contrast-{self.task}VsControl_{ending}")
+
+    def network(self, *, only_run: bool = False, desc: str = "network", contrast: str = "") -> Path:
         """Network mask: under ``anat``, because nilearn takes every mask under ``func``."""
         stem = f"{self.who}_run-{self.run}" if only_run else self.who
-        return self._derived("anat", stem, f"label-{self.task}_desc-{desc}_mask.nii.gz")
+        ending = f"label-{contrast or self.task}_desc-{desc}_mask.nii.gz"
+        return self._derived("anat", stem, ending)
 
     def _derived(self, kind: str, stem: str, ending: str) -> Path:
         folder = self.root / DERIVATIVES / self.folder / kind

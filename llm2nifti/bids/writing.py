@@ -16,7 +16,9 @@ from llm2nifti.bids import checking, dataset, files, manifest
 from llm2nifti.bids.paths import DERIVATIVES, REPORT, LabelError, RunPaths, as_root, label
 from llm2nifti.media import MEDIA, medium_of
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
-from llm2nifti.stimuli import CONTROL, REST
+from llm2nifti.stimuli import CONDITIONS, CONTROL, REST
+from llm2nifti.stimuli.measures import MEASURES
+from llm2nifti.stimuli.tables import OF_EVENTS
 
 
 def write(
@@ -104,7 +106,14 @@ def _events(recording: Recording, task: str) -> pd.DataFrame:
     if medium_of(events):
         events["stim_file"] = stimulus_names(events)
         first.insert(4, "stim_file")
-    return events[[*first, "question_frame", "topic", "concept"]]
+    columns = [*first, "question_frame", "topic", "concept"]
+    return events[[*columns, *further_columns(events)]]
+
+
+def further_columns(trials: pd.DataFrame) -> list[str]:
+    """Columns of trials that only some stimuli have, such as measures of the prompts."""
+    known = {*dataset.COLUMNS["events"], *MEDIA, *OF_EVENTS}
+    return [name for name in trials if name not in known]
 
 
 def stimulus_names(trials: pd.DataFrame) -> list[str]:
@@ -158,6 +167,9 @@ def _write_events_json(paths: RunPaths, recording: Recording) -> None:
     content["trial_type"]["Levels"] = levels
     program = {"OperatingSystem": "n/a", "SoftwareName": "llm2nifti"}
     content["StimulusPresentation"] = {**program, "SoftwareVersion": __version__, "Code": "n/a"}
+    known = MEASURES | CONDITIONS
+    for name in further_columns(recording.paradigm.trials):
+        content[name] = {"Description": known.get(name, "further column of the stimuli")}
     if medium:
         shown = f"File of the {MEDIA[medium].removesuffix('s')} that was shown, under stimuli/"
         content["stim_file"] = {"Description": shown}

@@ -1,15 +1,17 @@
 """Which units respond? nilearn's GLM on prompt-level runs, and what nothing looks like."""
 
-from llm2nifti.glm.fitting import (
+from llm2nifti.glm.designs import (
     CONTROL,
     DesignError,
+    contrast_vector,
+    design_matrix,
+    nuisance,
+)
+from llm2nifti.glm.fitting import (
     Fit,
     RunLike,
-    contrast_vector,
     contrasts_of,
-    design_matrix,
     fit,
-    nuisance,
     run_contrast,
     welch_disagreement,
 )

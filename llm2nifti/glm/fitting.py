@@ -1,11 +1,7 @@
-"""Which units respond? nilearn's GLM, slab by slab, with the settings that suit activations.
-
-A design has one column a condition, question frames as centred nuisance, and no constant.
-"""
+"""Which units respond? nilearn's GLM, slab by slab, with the settings that suit activations."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +12,7 @@ from typing import Any, Literal, Protocol
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nilearn.glm.contrasts import (
-    Contrast,
-    compute_contrast,
-    expression_to_contrast_vector,
-)
+from nilearn.glm.contrasts import Contrast, compute_contrast
 from nilearn.glm.first_level import run_glm
 from nilearn.glm.regression import SimpleRegressionResults
 from numpy.typing import NDArray
@@ -31,97 +23,23 @@ from tqdm import tqdm
 from llm2nifti import geometry
 from llm2nifti.cluster import Mapper
 from llm2nifti.geometry import ModelBrain
+from llm2nifti.glm.designs import (
+    CONTROL,
+    DesignError,
+    contrast_vector,
+    contrast_vectors,
+    design_matrix,
+)
 from llm2nifti.glm.maps import StatMaps, pool
 from llm2nifti.glm.slabs import NoiseModel, Slab, cut, plain_files, read_slab
 
 Frames = Literal["trial", "token"]
 NOISE_MODELS: dict[Frames, NoiseModel] = {"trial": "ols", "token": "ar1"}
 
-CONTROL = "control"
-NUISANCE = "question_frame_"
 TOKEN_NOTE = (
     "Token-level inference: tokens of a prompt are not independent, p values are too small "
     "(see llm2nifti null)"
 )
-
-
-class DesignError(ValueError):
-    """A design matrix or contrast cannot be made."""
-
-
-def design_matrix(events: pd.DataFrame, *, n_frames: int | NDArray[np.int64] = 1) -> pd.DataFrame:
-    """Make the design of a run.
-
-    Parameters
-    ----------
-    events : DataFrame
-        One row a trial: ``trial_type`` and, optionally, ``question_frame``.
-    n_frames : int or (n_trials,) array, default=1
-        Rows a trial: 1 for the prompt-level run, frames a trial for the token-level run.
-
-    Returns
-    -------
-    (n_volumes, n_columns) DataFrame
-        One 0/1 column a condition, which together take the place of a constant, then the question
-        frames but the last, centred over the trials that have one. There is no drift term: trials
-        are independent passes through the model.
-
-    Examples
-    --------
-    >>> design_matrix(pd.DataFrame({"trial_type": ["control", "pathology"]}))
-       control  pathology
-    0      1.0        0.0
-    1      0.0        1.0
-    """
-    if "trial_type" not in events:
-        raise DesignError(f"events have no column trial_type; columns: {', '.join(events)}")
-    types = events["trial_type"].to_numpy(str)
-    names = np.unique(types)
-    extra = nuisance(events)
-    X = np.column_stack([(types[:, None] == names).astype(float), extra.to_numpy()])
-    return pd.DataFrame(np.repeat(X, n_frames, axis=0), columns=[*names.tolist(), *extra])
-
-
-def nuisance(events: pd.DataFrame) -> pd.DataFrame:
-    """Centred question-frame columns; none where the trials share one frame or have none."""
-    frames = np.full(len(events), "")
-    if "question_frame" in events:
-        frames = events["question_frame"].to_numpy(str)
-    framed = frames != ""
-    levels = np.unique(frames[framed])[:-1]
-    columns = (frames[:, None] == levels).astype(float)
-    if len(levels):
-        columns[framed] -= columns[framed].mean(axis=0)
-    return pd.DataFrame(columns, columns=[NUISANCE + level for level in levels])
-
-
-def contrast_vector(design: pd.DataFrame, definition: str) -> np.ndarray:
-    """Weights of a contrast such as ``"pathology - control"``.
-
-    Raises DesignError if a name is not a column, or the design does not determine the contrast.
-    """
-    # nilearn evaluates the expression as code: give it names that any label can stand for.
-    safe = {name: f"column_{i}" for i, name in enumerate(design)}
-    expression = re.sub(r"\w+", lambda word: safe.get(word[0], word[0]), definition)
-    try:
-        vector = np.array(expression_to_contrast_vector(expression, list(safe.values())), float)
-    except Exception as error:  # nilearn passes pandas' own errors through
-        conditions = [name for name in design if not name.startswith(NUISANCE)]
-        raise DesignError(
-            f"contrast {definition!r} cannot be read; the conditions are {', '.join(conditions)}. "
-            f"Write for example '{conditions[-1]} - {conditions[0]}'"
-        ) from error
-    X = design.to_numpy()
-    if not np.any(vector):
-        raise DesignError(f"contrast {definition!r} has no weight on any column")
-    if not np.allclose(vector @ np.linalg.pinv(X) @ X, vector, atol=1e-8):
-        raise DesignError(
-            f"contrast {definition!r} cannot be estimated: its columns are mixed up with others "
-            f"({', '.join(design)}); is a question frame shown in one condition only?"
-        )
-    if len(X) <= np.linalg.matrix_rank(X):
-        raise DesignError(f"{len(X)} volumes are too few for {X.shape[1]} columns; record more")
-    return vector
 
 
 class RunLike(Protocol):
@@ -186,17 +104,38 @@ class Fit:
         return Fit(parts, [self.designs[number]], self.brain, self.note)
 
     def contrast(self, definition: str) -> StatMaps:
-        """Compute a contrast of conditions such as ``"medicalimaging - control"``.
+        """Compute a contrast such as ``"medicalimaging - control"``.
 
-        Several runs combine by nilearn's fixed effects. Raises DesignError if the contrast names
-        no column or cannot be estimated.
+        Parameters
+        ----------
+        definition : str
+            Sum or difference of columns of the design, with weights if need be. Conditions of
+            different tasks are each taken minus the controls of their own runs, and a condition
+            alone, such as ``"medicalimaging"``, is taken minus the control, too.
+
+        Returns
+        -------
+        StatMaps
+            Runs combine by nilearn's fixed effects.
+
+        Raises
+        ------
+        DesignError
+            If the contrast names no column, cannot be estimated, or would test a mean against 0.
+
+        Examples
+        --------
+        >>> fit.contrast("pathology - medicalimaging")  # doctest: +SKIP
         """
-        vectors = [contrast_vector(design, definition) for design in self.designs]
+        groups = contrast_vectors(self.designs, definition)
         contrasts = [
-            _contrast((p for p in self.parts if p.run == run), vector, self.brain.n_units)
-            for run, vector in enumerate(vectors)
+            [
+                _contrast((p for p in self.parts if p.run == run), vector, self.brain.n_units)
+                for run, vector in vectors.items()
+            ]
+            for vectors in groups
         ]
-        return pool(definition, self.brain, contrasts, note=self.note)
+        return pool(definition, self.brain, *contrasts, note=self.note)
 
 
 def _contrast(parts: Iterable[Part], vector: NDArray[np.float64], n_units: int) -> Contrast:
@@ -213,6 +152,8 @@ def fit(
     runs: RunLike | Sequence[RunLike],
     *,
     frames: Frames = "trial",
+    covariates: Sequence[str] = (),
+    modulators: Sequence[str] = (),
     mapper: Mapper = map,
     verbose: int = 1,
 ) -> Fit:
@@ -225,6 +166,8 @@ def fit(
     frames : {"trial", "token"}
         One volume a prompt by ordinary least squares, or every generated token with AR(1)
         prewhitening; tokens of one prompt are not independent, so its p values are too small.
+    covariates, modulators : sequence of str
+        Further columns of the design, see `design_matrix`.
     mapper : callable, default=map
         Called as ``mapper(fit_slab, slabs)``; yields the results in any order. The ``map`` of an
         executor computes slabs in other processes, or on machines that see the same files; for a
@@ -258,7 +201,8 @@ def fit(
     if frames not in NOISE_MODELS:
         raise DesignError(f"frames is {frames!r}; use trial or token")
     runs = list(runs) if isinstance(runs, Sequence) else [runs]
-    imgs, designs = _opened(runs, is_token=frames == "token")
+    more = {"covariates": tuple(covariates), "modulators": tuple(modulators)}
+    imgs, designs = _opened(runs, is_token=frames == "token", **more)
     brain, noise_model = runs[0].brain, NOISE_MODELS[frames]
     with plain_files(imgs) as paths, one_thread():
         slabs = [
@@ -279,7 +223,7 @@ def fit(
 
 
 def _opened(
-    runs: Sequence[RunLike], *, is_token: bool
+    runs: Sequence[RunLike], *, is_token: bool, **more: Sequence[str]
 ) -> tuple[list[nib.Nifti1Image], list[pd.DataFrame]]:
     """Image and design of each run; an error unless they are in one space and fit each other."""
     spaces = list(dict.fromkeys(run.brain.space for run in runs))
@@ -294,7 +238,8 @@ def _opened(
         if is_token:
             check_tokens(run)
         imgs.append(run.frames_img if is_token else run.img)
-        designs.append(design_matrix(run.events, n_frames=run.volume_counts if is_token else 1))
+        n_frames = run.volume_counts if is_token else 1
+        designs.append(design_matrix(run.events, n_frames=n_frames, **more))
         geometry.check_space(run.brain, imgs[-1])
         if imgs[-1].shape[3:] != (len(designs[-1]),):
             raise DesignError(
@@ -344,12 +289,14 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def run_contrast(values: NDArray, events: pd.DataFrame, definition: str) -> Contrast:
+def run_contrast(
+    values: NDArray, events: pd.DataFrame, definition: str, *, covariates: Sequence[str] = ()
+) -> Contrast:
     """Nilearn's contrast of one run from its (n_trials, n_units) array.
 
     Contrasts of several runs add up (``a + b``) as nilearn's fixed effects do; ``.stat()`` gives t.
     """
-    design = design_matrix(events)
+    design = design_matrix(events, covariates=covariates)
     vector = contrast_vector(design, definition)
     return _contrast([fit_values(values, design.to_numpy(), "ols")], vector, values.shape[1])
 

@@ -88,16 +88,23 @@ class StatMaps:
         return f"{text}. {self.note}" if self.note else text
 
 
-def pool(
-    name: str, brain: ModelBrain, contrasts: Sequence[Contrast], *, note: str = ""
-) -> StatMaps:
+def pool(name: str, brain: ModelBrain, *groups: Sequence[Contrast], note: str = "") -> StatMaps:
     """Combine the contrasts of runs, each in all units, by nilearn's fixed effects.
 
-    `name` and `note` are those of the `StatMaps`; see `run_contrast` for the contrasts.
+    Parameters
+    ----------
+    name, brain, note : str, ModelBrain, str
+        Those of the `StatMaps`.
+    *groups : sequence of Contrast
+        Contrasts from `run_contrast`. Those of one group are of the same conditions in several
+        runs, and their mean is taken; groups, such as the parts of a contrast between tasks, add
+        up.
     """
-    analysed = np.all([contrast.variance > 0 for contrast in contrasts], axis=0)
+    varies = [contrast.variance > 0 for contrasts in groups for contrast in contrasts]
+    analysed = np.all(varies, axis=0)
     # As in nilearn's compute_fixed_effect_contrast: the effect is the mean over runs.
-    total = sum(contrasts[1:], contrasts[0]) * (1 / len(contrasts))
+    means = [sum(group[1:], group[0]) * (1 / len(group)) for group in groups]
+    total = sum(means[1:], means[0])
     kept = Contrast(np.ravel(total.effect)[analysed], total.variance[analysed], dof=total.dof)
     return StatMaps(name, brain, analysed, kept, note)
 

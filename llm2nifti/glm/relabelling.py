@@ -18,7 +18,8 @@ from scipy import linalg, stats
 from tqdm import tqdm
 
 from llm2nifti.defaults import N_RELABELLINGS
-from llm2nifti.glm.fitting import CONTROL, DesignError, RunLike, check_tokens, fit_values, nuisance
+from llm2nifti.glm.designs import CONTROL, DesignError, nuisance
+from llm2nifti.glm.fitting import RunLike, check_tokens, fit_values
 from llm2nifti.plans import Json
 
 _TOGETHER = 2048  # units; their trials fit into the cache of a processor

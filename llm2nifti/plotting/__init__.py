@@ -8,7 +8,6 @@ from llm2nifti.plotting.brain import plot_atlas, plot_floor_plan, plot_map, view
 from llm2nifti.plotting.charts import (
     plot_auc,
     plot_bars,
-    plot_design,
     plot_doses,
     plot_layer_profile,
     plot_lesions,
@@ -17,6 +16,7 @@ from llm2nifti.plotting.charts import (
     plot_shares,
     save,
 )
+from llm2nifti.plotting.designs import plot_design, plot_differences
 from llm2nifti.plotting.graphs import (
     plot_beside,
     plot_cross,
@@ -33,6 +33,7 @@ __all__ = [
     "plot_cross",
     "plot_depth",
     "plot_design",
+    "plot_differences",
     "plot_doses",
     "plot_floor_plan",
     "plot_graph",

@@ -194,32 +194,6 @@ def plot_layer_profile(profile: pd.DataFrame, *, ax: Axes | None = None) -> Axes
 
 
 @styled
-def plot_design(events: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the block design of a run: trials over time, one row a condition.
-
-    The columns of `events` are ``onset`` and ``duration`` (s), ``trial_type`` and ``block``.
-
-    Examples
-    --------
-    >>> ax = plot_design(run.events)  # doctest: +SKIP
-    """
-    # nilearn's plot_event has a row a run, no prompts inside blocks, and takes no Axes.
-    # The control is the lowest row: the floor from which the others rise.
-    types = sorted(events["trial_type"].unique(), key=lambda name: (name != "control", name))
-    ax = ax or new_axes(6.2, 0.8 + 0.35 * len(types))
-    for _, block in events.groupby("block"):
-        row = types.index(block["trial_type"].iloc[0])
-        color = PALETTE[(row - 1) % 6] if types[row] != "control" else "#9A9A9A"
-        spans = list(zip(block["onset"], block["duration"], strict=True))
-        ax.broken_barh(spans, (row - 0.4, 0.8), fc=color, ec="white", lw=0.4)
-        whole = spans[0][0], spans[-1][0] + spans[-1][1] - spans[0][0]
-        ax.broken_barh([whole], (row - 0.4, 0.8), fc="none", ec="black", lw=0.8)
-    ax.set_yticks(range(len(types)), types)
-    ax.set(xmargin=0, xlabel="Time (s)", ylabel="Condition")
-    return ax
-
-
-@styled
 def plot_shares(
     shares: Mapping[str, float], null: ArrayLike, *, ax: Axes | None = None, title: str = ""
 ) -> Axes:

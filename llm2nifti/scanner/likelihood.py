@@ -68,6 +68,32 @@ def dialogues(
     return texts
 
 
+def measures(
+    model: LoadedModel, prompts: Sequence[str], *, template: str = "auto", batch_size: int = 64
+) -> dict[str, NDArray[np.float64]]:
+    """Length in tokens and mean surprisal of prompts, as a model has them.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        A model that generates.
+    prompts : sequence of str
+        Bare prompts; tokens of the chat template are not counted.
+    template : {"auto", "chat", "none"}
+        See `llm2nifti.models.LoadedModel.render`.
+    batch_size : int, default=64
+        Prompts that are read together.
+
+    Returns
+    -------
+    dict
+        ``tokens`` and ``surprisal``, (n_prompts,) each, the latter in nats a token.
+    """
+    texts = dialogues(model, prompts, [[]] * len(prompts), template=template)
+    nats = -log_likelihoods(model, texts, batch_size=batch_size)
+    return {"tokens": np.array([float(len(text.scored)) for text in texts]), "surprisal": nats}
+
+
 @torch.no_grad()
 def log_likelihoods(
     model: LoadedModel,

@@ -54,7 +54,7 @@ def load(choice: ModelChoice, *, untrained: bool = False) -> LoadedModel:
 
 def paradigms(design: Design) -> list[Paradigm]:
     """All runs of a design."""
-    table = stimuli.load(design.stimuli, split=design.split)
+    table = stimuli.load(design.stimuli, split=design.split, tasks=design.tasks)
     known = [task for task in table["task"].unique() if task != stimuli.CONTROL]
     if medium_of(table):
         bids.writing.stimulus_names(table)  # for its checks
@@ -169,7 +169,8 @@ def with_batch(plan: ScanPlan, size: int | None) -> ScanPlan:
 def _content(plans: Sequence[ScanPlan]) -> Json:
     """Content of the file: what all plans share, and what each scan has of its own."""
     first = plans[0]
-    table = stimuli.load(first.design.stimuli, split=first.design.split)
+    shown = first.design
+    table = stimuli.load(shown.stimuli, split=shown.split, tasks=shown.tasks)
     medium = medium_of(table)
     if medium:
         table[medium] = [sha256(Path(name)) for name in table[medium]]

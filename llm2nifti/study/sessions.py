@@ -18,6 +18,7 @@ from llm2nifti.bids.reading import Who
 from llm2nifti.bids.sessions import sessions as open_all
 from llm2nifti.cluster import Mapper
 from llm2nifti.defaults import N_RELABELLINGS
+from llm2nifti.experiments.design.plan import DesignPlan
 from llm2nifti.experiments.identification.measure import measure as identify
 from llm2nifti.experiments.identification.plan import IdentificationPlan
 from llm2nifti.experiments.identification.result import IdentificationResult
@@ -103,6 +104,7 @@ def analyse(
     who, content = (session.subject, session.session), summary.content()
     old = dict.fromkeys(set(bids.read_summary(session.root, who)) - set(content))
     bids.update_summary(session.root, who, **old, **content)
+    experiments.measure(session, DesignPlan(), verbose=0, is_locked=True)
     return summary
 
 

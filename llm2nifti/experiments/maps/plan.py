@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llm2nifti.plans import Level, OfTasks, OnWorkers, Share
+from llm2nifti.plans import Level, Names, OfTasks, OnWorkers, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,17 @@ class GlmPlan(OfTasks, OnWorkers):
         Only units that respond more.
     frames : {"trial", "token"}
         Fit trials, or tokens (AR(1), as in the paper).
+    contrast : str or None
+        Maps of this contrast instead, such as "pathology - medicalimaging".
+    covariate : tuple of str
+        Numeric columns of the events to take out, such as characters.
+    modulate : tuple of str
+        Numeric columns of the events whose slope within each task is modelled; contrast
+        pathology_by_surprisal is such a slope.
 
     Examples
     --------
-    llm2nifti glm ds --task pathology --alpha 0.01
+    llm2nifti glm ds --contrast "pathology - medicalimaging" --covariate characters
     """
 
     command: ClassVar[str] = "glm"
@@ -37,3 +44,14 @@ class GlmPlan(OfTasks, OnWorkers):
     share: Share = 0.01
     one_sided: bool = False
     frames: Literal["trial", "token"] = "trial"
+    contrast: str | None = None
+    covariate: Names = ()
+    modulate: Names = ()
+
+    @property
+    def more(self) -> str:
+        """What is asked beside the tasks' own contrasts, in words; empty if nothing."""
+        parts = [f"{self.contrast}"] if self.contrast else []
+        parts += [f"given {', '.join(self.covariate)}"] if self.covariate else []
+        parts += [f"modulated by {', '.join(self.modulate)}"] if self.modulate else []
+        return ", ".join(parts)

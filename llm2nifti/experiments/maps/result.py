@@ -65,12 +65,14 @@ class MapsResult(Result):
     #: Rates of `llm2nifti.glm.token_level` where nothing is there, if tokens were fitted.
     token_level_null: dict[str, float] | None = None
     stale_report: bool = False  #: whether the report shows the maps that were there before
+    more: str = ""  #: what was asked beside the tasks' own contrasts; the report has none of it
 
     def keep(self, session: Session) -> None:
         """Bring the numbers of the session's summary, if it has one, up to the maps."""
         who = (session.subject, session.session)
         summary = bids.read_summary(session.root, who)
-        if "tasks" in summary and self.token_level_null is None:  # the report reads both
+        is_plain = self.token_level_null is None and not self.more
+        if "tasks" in summary and is_plain:  # the report reads both
             object.__setattr__(self, "stale_report", True)
             tasks = {**summary["tasks"], **self.content()["tasks"]}
             # No longer what `run` makes of the runs; its options stay for a repair.
@@ -107,7 +109,7 @@ class MapsResult(Result):
             for task, maps in self.tasks.items()
         ]
         table = Table.of("Result of each task, all runs together", rows, ("Task", "Active by"))
-        notes = []
+        notes = [f"Asked: {self.more}; the tasks' own maps stay as they are."] if self.more else []
         if self.stale_report:
             notes.append("The report is of the maps before: `llm2nifti report` makes it again.")
         if self.token_level_null is not None:

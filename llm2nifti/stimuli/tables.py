@@ -1,8 +1,4 @@
-"""What can be shown? Load, check and list stimulus sets.
-
-A stimulus set is a TSV, one prompt a row. The bundled sets hold five disciplines and random
-strings (the tasks), and a control over many unrelated topics.
-"""
+"""How is a table of stimuli read and checked? Row by row, with the first bad one named."""
 
 from __future__ import annotations
 
@@ -11,20 +7,13 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from llm2nifti.media import MEDIA, medium_of, problems
+from llm2nifti.stimuli.measures import MEASURES
 
-TASKS = (
-    "politicalscience",
-    "medicalimaging",
-    "paleontology",
-    "archeology",
-    "pathology",
-    "randomstrings",
-)
 CONTROL = "control"
-WORDLESS = "randomstrings"  # told apart by anything, so means over tasks are taken without it
 REST = "rest"  # task of free generation from an empty prompt
 SPLITS = ("development", "evaluation")
 COLUMNS = {
@@ -36,6 +25,19 @@ COLUMNS = {
     "split": "development or evaluation",
     "prompt": "the text that the model is shown",
 }
+CONDITIONS = {
+    "condition": "condition of a task that has its own, such as sentences or nonwords",
+    "pair": "number that the prompts of a minimal pair have in common",
+}
+OF_EVENTS = (
+    "onset",
+    "duration",
+    "trial_type",
+    "block",
+    "stim_file",
+    "response",
+    "question_frame",
+)
 TABLE = "stimuli.tsv"  # the table in a folder of stimuli
 # Characters that end a cell or a line, or that no table of BIDS holds.
 _UNKEPT = re.compile("([\x00-\x1f\x7f-\x9f\u2028\u2029])")
@@ -43,74 +45,6 @@ _UNKEPT = re.compile("([\x00-\x1f\x7f-\x9f\u2028\u2029])")
 
 class StimulusError(ValueError):
     """A stimulus set cannot be used."""
-
-
-def data_folder() -> Path:
-    """Folder of the bundled sets: inside the installed package, else the checkout's ``data/``."""
-    package = Path(__file__).resolve().parent
-    folders = [package / "data", package.parent / "data"]
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    where = " nor ".join(map(str, folders))
-    raise StimulusError(f"bundled stimuli not found in {where}; reinstall")
-
-
-def load(path: Path | str | None = None, *, split: str | None = "evaluation") -> pd.DataFrame:
-    """Load stimuli: the bundled sets, or a user's own file.
-
-    Parameters
-    ----------
-    path : path-like, optional
-        A TSV with at least the columns ``task`` and ``prompt``; by default the bundled sets.
-        Tasks other than ``control`` that the file brings are added to the bundled control where
-        the file has no control rows of its own. A column ``image`` or ``audio`` names files,
-        relative to the table; prompts are optional then, and control rows are needed. A folder is
-        read by the ``stimuli.tsv`` in it.
-    split : {"evaluation", "development", None}
-        Keep one split of the bundled sets; None keeps both. A user's file without a ``split``
-        column belongs to every split.
-
-    Returns
-    -------
-    DataFrame
-        Columns as in `COLUMNS`; missing optional ones are filled in: ``frame`` is empty, and
-        every prompt is its own topic and concept.
-
-    Raises
-    ------
-    StimulusError
-        If a column is missing or there twice, a prompt is empty or holds a control character, an
-        identifier appears twice, two tasks would be called alike, an image or sound cannot be read,
-        no row is of a task, the file is not UTF-8, or the split does not exist.
-
-    Examples
-    --------
-    >>> sorted(load()["task"].unique())[:3]
-    ['archeology', 'control', 'medicalimaging']
-    """
-    if split is not None and split not in SPLITS:
-        raise StimulusError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
-    if path is None:
-        sets = [read(data_folder() / f"{name}.tsv") for name in (*TASKS, CONTROL)]
-        table = pd.concat(sets, ignore_index=True)
-    else:
-        table = read(Path(path))
-        if CONTROL not in set(table["task"]):
-            medium = medium_of(table)
-            if medium:
-                raise StimulusError(f"{path}: {MEDIA[medium]} need rows of task {CONTROL!r}, too")
-            control = read(data_folder() / f"{CONTROL}.tsv")
-            both = pd.concat([table, control], ignore_index=True)
-            table = check(both, f"{path} with the bundled control")
-    if split is not None:
-        table = table[table["split"].isin(["", split])]
-    if (table["task"] == CONTROL).all():
-        of = f" of split {split!r}" if split else ""
-        raise StimulusError(
-            f"{path}: every row{of} is of task {CONTROL!r}; add rows of a task to compare with it"
-        )
-    return table.reset_index(drop=True)
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -165,7 +99,8 @@ def _parse(text: str, name: str) -> list[list[str]]:
 def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     """Fill in optional columns and check every row, naming the first bad one of table `name`.
 
-    The result has the columns of `COLUMNS`, then ``image`` or ``audio`` where there is one.
+    The result has the columns of `COLUMNS`, then ``image`` or ``audio`` where there is one, then
+    further columns of the table: as numbers where all their cells are numbers, empty or ``n/a``.
     StimulusError if a column is missing, a cell is empty or holds a control character, an
     identifier or prompt appears twice, or two tasks would be called alike.
     """
@@ -184,7 +119,9 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     for column in ("task", shown):
         empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
         _raise_at(empty, name, f"empty {column}")
-    for column in (c for c in (*COLUMNS, *MEDIA) if c in table):
+    more = [name for name in table if name not in (*COLUMNS, *MEDIA)]
+    _check_names(more, name)
+    for column in (c for c in (*COLUMNS, *MEDIA, *more) if c in table and is_text(table[c])):
         seen = table[column].astype(str).str.extract(_UNKEPT, expand=False)
         first = next(iter(seen.dropna()), "")
         what = f"{column} holds the control character {first!r}; take it out"
@@ -199,7 +136,35 @@ def check(table: pd.DataFrame, name: str = "stimuli") -> pd.DataFrame:
     for column in ("topic", "concept"):
         table[column] = table[column].where(table[column] != "", table["stim_id"])
     _raise_at(~table["split"].isin(["", *SPLITS]), name, "unknown split", table["split"])
-    return table[[*COLUMNS, *([medium] if medium else [])]]
+    table = table.assign(**{column: _numbers(table[column]) for column in more})
+    return table[[*COLUMNS, *([medium] if medium else []), *more]]
+
+
+def is_text(column: pd.Series) -> bool:
+    """Whether a column of a table holds texts."""
+    return not pd.api.types.is_numeric_dtype(column)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """Column as numbers, if all of its cells are finite numbers, empty or n/a; else as texts."""
+    if not is_text(column):
+        return column
+    texts = column.fillna("").astype(str).str.strip()
+    is_empty = texts.isin(["", "n/a"])
+    numbers = pd.to_numeric(texts.mask(is_empty), errors="coerce")
+    is_number = np.isfinite(numbers) | is_empty
+    has_numbers = not is_empty.all() or column.name in MEASURES
+    return numbers if is_number.all() and has_numbers else texts.mask(is_empty, "")
+
+
+def _check_names(names: list[str], table: str) -> None:
+    """Raise where a further column would be lost beside those of events.tsv."""
+    for name in names:
+        if name in OF_EVENTS:
+            raise StimulusError(
+                f"{table}: column {name!r} would be called as one that every events.tsv has "
+                f"({', '.join(OF_EVENTS)}); rename it"
+            )
 
 
 def _check_tasks(tasks: pd.Series, name: str) -> None:
@@ -225,16 +190,3 @@ def _raise_at(bad: pd.Series, name: str, what: str, values: pd.Series | None = N
         row = int(bad.to_numpy().argmax())
         value = "" if values is None else f" ({values.iloc[row]!r})"
         raise StimulusError(f"{name}, row {row + 2}: {what}{value}")
-
-
-def describe(table: pd.DataFrame) -> pd.DataFrame:
-    """Count the prompts, topics and question frames of each task and split, with an example."""
-    named = table.assign(
-        split=table["split"].replace("", "any"), frames=table["frame"].replace("", pd.NA)
-    )
-    return named.groupby(["task", "split"], sort=False, as_index=False).agg(
-        prompts=("prompt", "size"),
-        topics=("topic", "nunique"),
-        frames=("frames", "nunique"),
-        example=("prompt", "first"),
-    )

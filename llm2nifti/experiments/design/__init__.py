@@ -1,0 +1,1 @@
+"""Are the controls like the task's prompts in all but their subject?"""

@@ -1,0 +1,55 @@
+"""Measure how well the controls of every run match its task prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from llm2nifti import glm
+from llm2nifti.bids import Session
+from llm2nifti.experiments.design.plan import DesignPlan
+from llm2nifti.experiments.design.result import DesignResult, RunDesign
+from llm2nifti.stimuli.measures import MEASURES, difference, with_lengths
+
+
+def measure(session: Session, plan: DesignPlan, *, verbose: int = 1) -> DesignResult:
+    """Read the events of every run: differences between task and control, and topics."""
+    session = session.only(plan.task)
+    topics = {(run.task, run.run): _topics(run.events) for run in session}
+    runs = []
+    for run in session:
+        others = [
+            names
+            for (task, number), names in topics.items()
+            if task == run.task and number != run.run
+        ]
+        names = topics[run.task, run.run]
+        events = run.events
+        is_on = (events["trial_type"] != glm.CONTROL).to_numpy()
+        runs.append(
+            RunDesign(
+                task=run.task,
+                run=run.run,
+                n_task=int(is_on.sum()),
+                n_control=int((~is_on).sum()),
+                n_topics=len(names),
+                n_shared_topics=len(names & set().union(*others)),
+                d=_differences(events, is_on),
+            )
+        )
+    return DesignResult(runs)
+
+
+def _topics(events: pd.DataFrame) -> set[str]:
+    """Topics of the task's prompts."""
+    return set(events.loc[events["trial_type"] != glm.CONTROL, "topic"].astype(str))
+
+
+def _differences(events: pd.DataFrame, is_on: np.ndarray) -> dict[str, float]:
+    """Cohen's d of every measure that all prompts of a run have."""
+    table = events if "stim_file" in events else with_lengths(events)
+    names = [name for name in MEASURES if name in table]
+    values = {name: pd.to_numeric(table[name], errors="coerce").to_numpy(float) for name in names}
+    known = {name: each for name, each in values.items() if np.isfinite(each).all()}
+    out = {name: float(difference(each[is_on], each[~is_on])) for name, each in known.items()}
+    return {name: d for name, d in out.items() if np.isfinite(d)}

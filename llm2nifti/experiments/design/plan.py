@@ -1,0 +1,20 @@
+"""What can be asked about a design?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llm2nifti.plans import OfTasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesignPlan(OfTasks):
+    """Compare task and control prompts in length, word frequency and surprisal.
+
+    Examples
+    --------
+    llm2nifti design ds
+    """
+
+    command: ClassVar[str] = "design"
