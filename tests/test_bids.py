@@ -204,6 +204,24 @@ def test_sidecars_say_what_a_reader_needs(dataset):
     assert list(people["participant_id"]) == ["sub-tinyModel1"]
 
 
+def test_sidecar_of_trials_says_that_a_volume_is_a_trial(dataset):
+    run = bids.read(dataset, task="pathology")
+    trial, raw = run.sidecar, json.loads(run.paths.raw("bold.json").read_text())
+    # RepetitionTime is that of a trial, so nothing beside it may count frames or other volumes.
+    counting = {key: value for key, value in trial.items() if "Frame" in key or "Volume" in key}
+    assert counting == {
+        "VolumeTimeConvention": "a trial lasts 3 s by convention",
+        "Frames": "trial",
+        "NumberOfVolumesPerTrial": 1,
+    }
+    assert trial["RepetitionTime"] == run.img.header.get_zooms()[3] == 3
+    assert trial["StartTime"] == 1.5
+    assert run.img.shape[3] == len(run.events)
+    assert (raw["Frames"], raw["RepetitionTime"]) == ("token", 1)
+    assert raw["NumberOfFramesPerTrial"] == raw["NumberOfVolumesPerTrial"] == run.n_frames == 3
+    assert (run.frames, set(run.volume_counts)) == ("token", {3})
+
+
 def test_missing_runs_and_models_are_named(dataset, tmp_path):
     with pytest.raises(bids.NoSuchRunError, match="pathology run 1"):
         bids.read(dataset, task="pathology", run=9)
