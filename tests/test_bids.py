@@ -7,15 +7,19 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from nilearn.glm import threshold_stats_img
+from nilearn.maskers import NiftiMasker
 from tests_support import make_dataset, make_recording
 
-from llm2nifti import bids, geometry
+from llm2nifti import bids, experiments, geometry
 from llm2nifti.bids import files
+from llm2nifti.experiments.maps.plan import GlmPlan
 
 NASTY = ['<script>alert("x")</script>', "tab\there", "two\nlines", '"quoted', "NA", " ", "n/a"]
 
@@ -220,6 +224,26 @@ def test_sidecar_of_trials_says_that_a_volume_is_a_trial(dataset):
     assert (raw["Frames"], raw["RepetitionTime"]) == ("token", 1)
     assert raw["NumberOfFramesPerTrial"] == raw["NumberOfVolumesPerTrial"] == run.n_frames == 3
     assert (run.frames, set(run.volume_counts)) == ("token", {3})
+
+
+@pytest.mark.parametrize("only_run", [True, False])
+def test_statistical_maps_say_what_they_are_and_nilearn_reads_them(dataset, only_run):
+    experiments.measure(bids.session(dataset).of("pathology"), GlmPlan(), verbose=0)
+    paths = bids.read(dataset, task="pathology").paths
+    files_of = {stat: paths.stat_map(stat, only_run=only_run) for stat in ("t", "z", "effect")}
+    imgs = {stat: nib.load(path) for stat, path in files_of.items()}
+    df = bids.read_json(Path(str(files_of["t"]).replace(".nii.gz", ".json")))["DegreesOfFreedom"]
+    intents = {stat: img.header.get_intent()[:2] for stat, img in imgs.items()}
+    assert intents == {"t": ("t test", (df,)), "z": ("z score", ()), "effect": ("estimate", ())}
+    texts = [img.header["descrip"].item().decode("ascii") for img in imgs.values()]
+    assert texts[0] == f"t of pathology - control, {df:.0f} degrees of freedom"
+    assert texts[1:] == ["z of pathology - control", "effect of pathology - control"]
+    for img in imgs.values():
+        masker = NiftiMasker(bids.read(dataset, task="pathology").mask_img, standardize=None)
+        inside = img.get_fdata()[masker.mask_img.get_fdata() > 0]
+        np.testing.assert_allclose(masker.fit_transform(img).ravel(), inside, rtol=1e-6)
+    passed, _ = threshold_stats_img(imgs["z"], alpha=0.5, height_control="fpr", two_sided=True)
+    assert passed.header.get_intent()[0] == "z score"
 
 
 def test_missing_runs_and_models_are_named(dataset, tmp_path):

@@ -15,6 +15,9 @@ from scipy import stats
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
 
+_INTENTS = {"t": "t test", "z": "z score", "effect": "estimate"}  # codes of the NIfTI standard
+_MOST_BYTES = 79  # of a header's description; the last one ends it
+
 
 @dataclass(frozen=True, eq=False)
 class StatMaps:
@@ -38,6 +41,12 @@ class StatMaps:
         out[self.analysed] = np.ravel(values)
         return out
 
+    def _img(
+        self, kind: str, values: NDArray[np.float64], *, df: float | None = None
+    ) -> nib.Nifti1Image:
+        """Image of (n_units,) values that says what it is."""
+        return described(geometry.to_img(self.brain, values), kind, self.name, df=df)
+
     @cached_property
     def _t(self) -> NDArray[np.float64]:
         return self._spread(self.pooled.stat())
@@ -45,17 +54,17 @@ class StatMaps:
     @cached_property
     def t_img(self) -> nib.Nifti1Image:
         """Image of t: rank by it, because z saturates at 37."""
-        return geometry.to_img(self.brain, self.t())
+        return self._img("t", self.t(), df=self.df)
 
     @cached_property
     def z_img(self) -> nib.Nifti1Image:
         """Image of z."""
-        return geometry.to_img(self.brain, self._spread(self.pooled.z_score()))
+        return self._img("z", self._spread(self.pooled.z_score()))
 
     @cached_property
     def effect_img(self) -> nib.Nifti1Image:
         """Image of the effect, the mean over runs, in the activations' own units."""
-        return geometry.to_img(self.brain, self._spread(self.pooled.effect_size()))
+        return self._img("effect", self._spread(self.pooled.effect_size()))
 
     @cached_property
     def mask_img(self) -> nib.Nifti1Image:
@@ -86,6 +95,22 @@ class StatMaps:
             f", |t| up to {np.abs(self._t).max():.1f}"
         )
         return f"{text}. {self.note}" if self.note else text
+
+
+def described(
+    img: nib.Nifti1Image, kind: str, name: str, *, df: float | None = None
+) -> nib.Nifti1Image:
+    """Say in an image's header what it is a map of, which viewers show; return the image.
+
+    `kind` is t, z, effect or another word, `name` the contrast, and `df` are degrees of freedom.
+    """
+    end = "" if df is None else f", {df:.10g} degrees of freedom"
+    name, room = name.encode("ascii", "replace").decode(), _MOST_BYTES - len(f"{kind} of {end}")
+    name = name if len(name) <= room else f"{name[: room - 3]}..."
+    img.header["descrip"] = f"{kind} of {name}{end}"
+    if kind in _INTENTS:
+        img.header.set_intent(_INTENTS[kind], () if df is None else (df,), name=kind)
+    return img
 
 
 def pool(
