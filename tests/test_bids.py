@@ -20,6 +20,7 @@ from tests_support import make_dataset, make_recording
 from llm2nifti import bids, experiments, geometry
 from llm2nifti.bids import files
 from llm2nifti.experiments.maps.plan import GlmPlan
+from llm2nifti.plans import Attribution
 
 NASTY = ['<script>alert("x")</script>', "tab\there", "two\nlines", '"quoted', "NA", " ", "n/a"]
 
@@ -214,7 +215,7 @@ def test_sidecar_of_trials_says_that_a_volume_is_a_trial(dataset):
     # RepetitionTime is that of a trial, so nothing beside it may count frames or other volumes.
     counting = {key: value for key, value in trial.items() if "Frame" in key or "Volume" in key}
     assert counting == {
-        "VolumeTimeConvention": "a trial lasts 3 s by convention",
+        "FrameTimeConvention": "a trial lasts 3 s by convention",
         "Frames": "trial",
         "NumberOfVolumesPerTrial": 1,
     }
@@ -244,6 +245,55 @@ def test_statistical_maps_say_what_they_are_and_nilearn_reads_them(dataset, only
         np.testing.assert_allclose(masker.fit_transform(img).ravel(), inside, rtol=1e-6)
     passed, _ = threshold_stats_img(imgs["z"], alpha=0.5, height_control="fpr", two_sided=True)
     assert passed.header.get_intent()[0] == "z score"
+
+
+def test_sources_of_a_dataset_and_its_derivatives_are_real(tmp_path, validate):
+    raw, derived = (
+        folder / "dataset_description.json" for folder in (tmp_path, tmp_path / bids.DERIVATIVES)
+    )
+    bids.write(make_recording(), tmp_path)  # of a model that came from a folder
+    assert bids.read_json(raw)["SourceDatasets"] == []
+    sources = []
+    for name in ("b/two", "a/one"):
+        url = f"https://huggingface.co/{name}"
+        sources.append({"URL": url, "Version": "0a"})
+        for copy in (name, f"{name}-untrained"):
+            bids.write(make_recording(name=copy, URL=url, Revision="0a"), tmp_path)
+    assert bids.read_json(raw)["SourceDatasets"] == sources[::-1]
+    (source,) = bids.read_json(derived)["SourceDatasets"]
+    assert (derived.parent / source["URL"]).resolve() == tmp_path.resolve()
+    validate(tmp_path)
+    bids.dataset.remove_dataset(tmp_path)
+    assert bids.read_json(raw)["SourceDatasets"] == []
+
+
+@pytest.mark.parametrize("authors", [["Jane Doe"], ["Jane Doe", "John Roe"]])
+def test_authors_and_licence_are_those_of_the_user(dataset, validate, authors):
+    paths = [
+        folder / "dataset_description.json" for folder in (dataset, dataset / bids.DERIVATIVES)
+    ]
+    content = bids.read_json(paths[0])
+    assert (content["Authors"], content["License"]) == (["Not stated"], "Not stated")
+    paths[0].write_text(json.dumps(content | {"Funding": ["of mine"]}))
+    bids.attribute(dataset, Attribution(author=authors))
+    bids.attribute(dataset, Attribution(license="CC0"))
+    bids.write(make_recording(name="other"), dataset)
+    for path in paths:
+        content = bids.read_json(path)
+        assert (content["Authors"], content["License"]) == (authors, "CC0")
+    assert bids.read_json(paths[0])["Funding"] == ["of mine"]
+    validate(dataset)
+
+
+def test_readme_says_what_the_validator_is_told_to_ignore(dataset):
+    ignored = bids.read_json(dataset / bids.dataset.VALIDATOR_CONFIG)["ignore"]
+    readme = (dataset / "README.md").read_text()
+    assert [code["code"] for code in ignored if code["code"] not in readme] == [
+        "SIDECAR_KEY_RECOMMENDED",  # it says: recommended keys
+        "JSON_KEY_RECOMMENDED",
+    ]
+    assert "recommended sidecar keys" in readme
+    assert "--author NAME --license TEXT" in readme
 
 
 def test_missing_runs_and_models_are_named(dataset, tmp_path):

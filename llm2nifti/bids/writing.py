@@ -15,7 +15,6 @@ from llm2nifti import __version__, geometry
 from llm2nifti.bids import checking, dataset, files, manifest
 from llm2nifti.bids.paths import DERIVATIVES, REPORT, LabelError, RunPaths, as_root, label
 from llm2nifti.media import MEDIA, medium_of
-from llm2nifti.plans import Json
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONTROL, REST
 
@@ -170,21 +169,15 @@ def _write_raw(paths: RunPaths, recording: Recording) -> None:
     root, t_r, trials = paths.root, recording.t_r, recording.trials()
     n_volumes = len(recording.values)
     files.write_frames(paths.bold, root, recording.brain, trials, n_volumes=n_volumes, t_r=t_r)
-    counts = recording.counts.tolist()
-    volumes = {
-        "FrameTimeConvention": f"a frame lasts {recording.paradigm.t_r:g} s by convention",
-        "Frames": recording.frames,
-        "NumberOfFramesPerTrial": recording.paradigm.n_frames,
-        "NumberOfVolumesPerTrial": counts[0] if len(set(counts)) == 1 else counts,
-    }
-    files.write_json(paths.raw("bold.json"), root, _sidecar(recording, t_r, volumes))
+    files.write_json(paths.raw("bold.json"), root, _sidecar(recording, t_r))
     copy_shown(root, recording.paradigm.trials)
     files.write_tsv(paths.raw("events.tsv"), root, _events(recording, paths.task))
 
 
-def _sidecar(recording: Recording, t_r: float, volumes: Json) -> dict[str, object]:
-    """What a reader of the run has to know; the same at both levels but for what a volume is."""
+def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
+    """What a reader of the run has to know; that of trials says otherwise what a volume is."""
     paradigm = recording.paradigm
+    counts = recording.counts.tolist()
     medium = medium_of(paradigm.trials)
     on, off = "prompts about", "prompts about unrelated topics"
     if medium:
@@ -204,7 +197,10 @@ def _sidecar(recording: Recording, t_r: float, volumes: Json) -> dict[str, objec
         "Instructions": f"n/a: the model is shown {shown}",
         **({"Stimuli": MEDIA[medium]} if medium else {}),
         "RepetitionTime": t_r,
-        **volumes,
+        "FrameTimeConvention": f"a frame lasts {paradigm.t_r:g} s by convention",
+        "Frames": recording.frames,
+        "NumberOfFramesPerTrial": paradigm.n_frames,
+        "NumberOfVolumesPerTrial": counts[0] if len(set(counts)) == 1 else counts,
         "Sites": list(dict.fromkeys(site.name for site in recording.brain.sites)),
         **recording.info,
     }
@@ -236,15 +232,12 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         events = _events(recording, paths.task)
         events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
         files.write_tsv(paths.derivative("desc-trial_events.tsv"), root, events)
-    # Not the frames of a trial, which are those of the raw run: a volume is a trial.
-    volumes = {
-        "VolumeTimeConvention": f"a trial lasts {t_r:g} s by convention",
-        "Frames": recording.frames if recording.frames in REDUCED else "trial",
-        "NumberOfVolumesPerTrial": 1,
-    }
     what = "its last token" if recording.frames == "last" else "the mean of its frames"
     sidecar = {
-        **_sidecar(recording, t_r, volumes),
+        **_sidecar(recording, t_r),
+        "FrameTimeConvention": f"a trial lasts {t_r:g} s by convention",
+        "Frames": recording.frames if recording.frames in REDUCED else "trial",
+        "NumberOfVolumesPerTrial": 1,
         "StartTime": t_r / 2,  # nilearn then takes the middle of a frame, exact for these designs
         "SkullStripped": True,
         "SpatialReference": _reference(paths),
@@ -252,6 +245,7 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         "Sources": sources,
         "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
     }
+    del sidecar["NumberOfFramesPerTrial"]  # of the raw run: here a volume is a trial
     files.write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
 
 

@@ -15,9 +15,6 @@ from scipy import stats
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
 
-_INTENTS = {"t": "t test", "z": "z score", "effect": "estimate"}  # codes of the NIfTI standard
-_MOST_BYTES = 79  # of a header's description; the last one ends it
-
 
 @dataclass(frozen=True, eq=False)
 class StatMaps:
@@ -41,12 +38,6 @@ class StatMaps:
         out[self.analysed] = np.ravel(values)
         return out
 
-    def _img(
-        self, kind: str, values: NDArray[np.float64], *, df: float | None = None
-    ) -> nib.Nifti1Image:
-        """Image of (n_units,) values that says what it is."""
-        return described(geometry.to_img(self.brain, values), kind, self.name, df=df)
-
     @cached_property
     def _t(self) -> NDArray[np.float64]:
         return self._spread(self.pooled.stat())
@@ -54,17 +45,19 @@ class StatMaps:
     @cached_property
     def t_img(self) -> nib.Nifti1Image:
         """Image of t: rank by it, because z saturates at 37."""
-        return self._img("t", self.t(), df=self.df)
+        return described(geometry.to_img(self.brain, self.t()), "t", self.name, df=self.df)
 
     @cached_property
     def z_img(self) -> nib.Nifti1Image:
         """Image of z."""
-        return self._img("z", self._spread(self.pooled.z_score()))
+        values = self._spread(self.pooled.z_score())
+        return described(geometry.to_img(self.brain, values), "z", self.name)
 
     @cached_property
     def effect_img(self) -> nib.Nifti1Image:
         """Image of the effect, the mean over runs, in the activations' own units."""
-        return self._img("effect", self._spread(self.pooled.effect_size()))
+        values = self._spread(self.pooled.effect_size())
+        return described(geometry.to_img(self.brain, values), "effect", self.name)
 
     @cached_property
     def mask_img(self) -> nib.Nifti1Image:
@@ -100,16 +93,12 @@ class StatMaps:
 def described(
     img: nib.Nifti1Image, kind: str, name: str, *, df: float | None = None
 ) -> nib.Nifti1Image:
-    """Say in an image's header what it is a map of, which viewers show; return the image.
-
-    `kind` is t, z, effect or another word, `name` the contrast, and `df` are degrees of freedom.
-    """
+    """Say in an image's header that it is, for example, t of a contrast; return the image."""
     end = "" if df is None else f", {df:.10g} degrees of freedom"
-    name, room = name.encode("ascii", "replace").decode(), _MOST_BYTES - len(f"{kind} of {end}")
-    name = name if len(name) <= room else f"{name[: room - 3]}..."
-    img.header["descrip"] = f"{kind} of {name}{end}"
-    if kind in _INTENTS:
-        img.header.set_intent(_INTENTS[kind], () if df is None else (df,), name=kind)
+    name = name[: 79 - len(f"{kind} of {end}")]  # bytes that the header has for all
+    img.header["descrip"] = f"{kind} of {name}{end}".encode("ascii", "replace")
+    intent = {"t": "t test", "z": "z score", "effect": "estimate"}.get(kind, "none")
+    img.header.set_intent(intent, () if df is None else (df,), name=kind)
     return img
 
 
