@@ -275,8 +275,8 @@ def test_authors_and_licence_are_those_of_the_user(dataset, validate, authors):
     content = bids.read_json(paths[0])
     assert (content["Authors"], content["License"]) == (["Not stated"], "Not stated")
     paths[0].write_text(json.dumps(content | {"Funding": ["of mine"]}))
-    bids.attribute(dataset, Attribution(author=authors))
-    bids.attribute(dataset, Attribution(license="CC0"))
+    bids.dataset.attribute(dataset, Attribution(author=authors))
+    bids.dataset.attribute(dataset, Attribution(license="CC0"))
     bids.write(make_recording(name="other"), dataset)
     for path in paths:
         content = bids.read_json(path)

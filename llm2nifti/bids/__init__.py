@@ -1,6 +1,6 @@
 """Read and write the dataset: the joint between the scanner half and the analysis half."""
 
-from llm2nifti.bids.dataset import SUMMARY, attribute
+from llm2nifti.bids.dataset import SUMMARY
 from llm2nifti.bids.files import (
     ExistsError,
     InUseError,
@@ -42,7 +42,6 @@ __all__ = [
     "analysed",
     "analysis_folder",
     "anatomy",
-    "attribute",
     "folder_of",
     "label",
     "locked",
