@@ -359,9 +359,25 @@ class ModelChoice(Plan):
     session: Annotated[str, "blank"] = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attribution(Plan):
+    """Whose a dataset is; it decides nothing else.
+
+    Attributes
+    ----------
+    author : tuple of str
+        Author of the dataset; repeat it for several.
+    license : str or None
+        Licence that the dataset is given, such as CC0 or CC-BY-4.0.
+    """
+
+    author: Names = how(())
+    license: str | None = how(None)
+
+
 @dataclass(frozen=True)
-class ScanPlan(Plan):
-    """Everything that decides the runs of one model and session.
+class ScanPlan(Attribution):
+    """Everything that decides the runs of one model and session, and whose the dataset is.
 
     Attributes
     ----------

@@ -7,15 +7,20 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from nilearn.glm import threshold_stats_img
+from nilearn.maskers import NiftiMasker
 from tests_support import make_dataset, make_recording
 
-from llm2nifti import bids, geometry
+from llm2nifti import bids, experiments, geometry
 from llm2nifti.bids import files
+from llm2nifti.experiments.maps.plan import GlmPlan
+from llm2nifti.plans import Attribution
 
 NASTY = ['<script>alert("x")</script>', "tab\there", "two\nlines", '"quoted', "NA", " ", "n/a"]
 
@@ -202,6 +207,93 @@ def test_sidecars_say_what_a_reader_needs(dataset):
     people = bids.read_tsv(dataset / "participants.tsv")
     assert people["species"].isna().all()
     assert list(people["participant_id"]) == ["sub-tinyModel1"]
+
+
+def test_sidecar_of_trials_says_that_a_volume_is_a_trial(dataset):
+    run = bids.read(dataset, task="pathology")
+    trial, raw = run.sidecar, json.loads(run.paths.raw("bold.json").read_text())
+    # RepetitionTime is that of a trial, so nothing beside it may count frames or other volumes.
+    counting = {key: value for key, value in trial.items() if "Frame" in key or "Volume" in key}
+    assert counting == {
+        "FrameTimeConvention": "a trial lasts 3 s by convention",
+        "Frames": "trial",
+        "NumberOfVolumesPerTrial": 1,
+    }
+    assert trial["RepetitionTime"] == run.img.header.get_zooms()[3] == 3
+    assert trial["StartTime"] == 1.5
+    assert run.img.shape[3] == len(run.events)
+    assert (raw["Frames"], raw["RepetitionTime"]) == ("token", 1)
+    assert raw["NumberOfFramesPerTrial"] == raw["NumberOfVolumesPerTrial"] == run.n_frames == 3
+    assert (run.frames, set(run.volume_counts)) == ("token", {3})
+
+
+@pytest.mark.parametrize("only_run", [True, False])
+def test_statistical_maps_say_what_they_are_and_nilearn_reads_them(dataset, only_run):
+    experiments.measure(bids.session(dataset).of("pathology"), GlmPlan(), verbose=0)
+    paths = bids.read(dataset, task="pathology").paths
+    files_of = {stat: paths.stat_map(stat, only_run=only_run) for stat in ("t", "z", "effect")}
+    imgs = {stat: nib.load(path) for stat, path in files_of.items()}
+    df = bids.read_json(Path(str(files_of["t"]).replace(".nii.gz", ".json")))["DegreesOfFreedom"]
+    intents = {stat: img.header.get_intent()[:2] for stat, img in imgs.items()}
+    assert intents == {"t": ("t test", (df,)), "z": ("z score", ()), "effect": ("estimate", ())}
+    texts = [img.header["descrip"].item().decode("ascii") for img in imgs.values()]
+    assert texts[0] == f"t of pathology - control, {df:.0f} degrees of freedom"
+    assert texts[1:] == ["z of pathology - control", "effect of pathology - control"]
+    for img in imgs.values():
+        masker = NiftiMasker(bids.read(dataset, task="pathology").mask_img, standardize=None)
+        inside = img.get_fdata()[masker.mask_img.get_fdata() > 0]
+        np.testing.assert_allclose(masker.fit_transform(img).ravel(), inside, rtol=1e-6)
+    passed, _ = threshold_stats_img(imgs["z"], alpha=0.5, height_control="fpr", two_sided=True)
+    assert passed.header.get_intent()[0] == "z score"
+
+
+def test_sources_of_a_dataset_and_its_derivatives_are_real(tmp_path, validate):
+    raw, derived = (
+        folder / "dataset_description.json" for folder in (tmp_path, tmp_path / bids.DERIVATIVES)
+    )
+    bids.write(make_recording(), tmp_path)  # of a model that came from a folder
+    assert bids.read_json(raw)["SourceDatasets"] == []
+    sources = []
+    for name in ("b/two", "a/one"):
+        url = f"https://huggingface.co/{name}"
+        sources.append({"URL": url, "Version": "0a"})
+        for copy in (name, f"{name}-untrained"):
+            bids.write(make_recording(name=copy, URL=url, Revision="0a"), tmp_path)
+    assert bids.read_json(raw)["SourceDatasets"] == sources[::-1]
+    (source,) = bids.read_json(derived)["SourceDatasets"]
+    assert (derived.parent / source["URL"]).resolve() == tmp_path.resolve()
+    validate(tmp_path)
+    bids.dataset.remove_dataset(tmp_path)
+    assert bids.read_json(raw)["SourceDatasets"] == []
+
+
+@pytest.mark.parametrize("authors", [["Jane Doe"], ["Jane Doe", "John Roe"]])
+def test_authors_and_licence_are_those_of_the_user(dataset, validate, authors):
+    paths = [
+        folder / "dataset_description.json" for folder in (dataset, dataset / bids.DERIVATIVES)
+    ]
+    content = bids.read_json(paths[0])
+    assert (content["Authors"], content["License"]) == (["Not stated"], "Not stated")
+    paths[0].write_text(json.dumps(content | {"Funding": ["of mine"]}))
+    bids.dataset.attribute(dataset, Attribution(author=authors))
+    bids.dataset.attribute(dataset, Attribution(license="CC0"))
+    bids.write(make_recording(name="other"), dataset)
+    for path in paths:
+        content = bids.read_json(path)
+        assert (content["Authors"], content["License"]) == (authors, "CC0")
+    assert bids.read_json(paths[0])["Funding"] == ["of mine"]
+    validate(dataset)
+
+
+def test_readme_says_what_the_validator_is_told_to_ignore(dataset):
+    ignored = bids.read_json(dataset / bids.dataset.VALIDATOR_CONFIG)["ignore"]
+    readme = (dataset / "README.md").read_text()
+    assert [code["code"] for code in ignored if code["code"] not in readme] == [
+        "SIDECAR_KEY_RECOMMENDED",  # it says: recommended keys
+        "JSON_KEY_RECOMMENDED",
+    ]
+    assert "recommended sidecar keys" in readme
+    assert "--author NAME --license TEXT" in readme
 
 
 def test_missing_runs_and_models_are_named(dataset, tmp_path):

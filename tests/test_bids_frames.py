@@ -45,6 +45,7 @@ def test_trials_of_different_lengths_are_valid_bids(words, validate):
     assert events["duration"].tolist() == recording.counts.tolist()
     trial_events = bids.read_tsv(run.paths.derivative("desc-trial_events.tsv"))
     assert np.allclose(np.diff(trial_events["onset"]), run.t_r)
+    assert run.sidecar["NumberOfVolumesPerTrial"] == 1
 
 
 def test_words_and_their_means_go_through_the_glm(words):
@@ -58,17 +59,26 @@ def test_words_and_their_means_go_through_the_glm(words):
     assert (glm.token_level(run, n=3).below_05 < 1).all()
 
 
-@pytest.mark.parametrize("mode", ["generate", "read"])
-def test_reduced_trials_are_stored_once(tiny_model, tmp_path, validate, mode):
+@pytest.mark.parametrize(
+    ("mode", "frames", "what"),
+    [
+        ("generate", "trial", "the mean of its frames"),
+        ("read", "trial", "the mean of its frames"),
+        ("read", "last", "its last token"),
+    ],
+)
+def test_reduced_trials_are_stored_once(tiny_model, tmp_path, validate, mode, frames, what):
     design = paradigm.blocks("pathology", **SIZES)
-    recording = scan(tiny_model, design, mode=mode, frames="trial")
+    recording = scan(tiny_model, design, mode=mode, frames=frames)
     paths = bids.write(recording, tmp_path)
     validate(tmp_path)
     assert paths.bold.samefile(paths.trial_bold)
     run = bids.read(tmp_path, task="pathology")
     np.testing.assert_array_equal(run.values(), recording.values)
     assert run.t_r == (2 if mode == "generate" else 1)
-    with pytest.raises(bids.NoSuchRunError, match="frames='trial'"):
+    assert run.sidecar["Description"] == f"One volume a trial: {what}."
+    assert run.sidecar["Frames"] == run.frames == frames
+    with pytest.raises(bids.NoSuchRunError, match=f"frames='{frames}'"):
         run.frame_values()
     with pytest.raises(glm.DesignError, match="no tokens"):
         glm.fit(run, frames="token")

@@ -17,7 +17,18 @@ from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.plans import PlanError
 
 DATASET = ["run", "scan", "glm", "repeatability", "identification", "null", "report", "where"]
-DATASET += ["design", "lesion", "steer", "detect", "prune", "target", "train", "check", "monitor"]
+DATASET += [
+    "quality",
+    "topics",
+    "lesion",
+    "steer",
+    "detect",
+    "prune",
+    "target",
+    "train",
+    "check",
+    "monitor",
+]
 DATASET += ["connectivity", "decode", "decompose", "group", "rsa"]
 NEEDED = {
     "prune": ["--network", "pathology", "--out", "small"],
@@ -138,9 +149,12 @@ def test_values_that_make_no_sense_are_named(name, option, folder, capsys):
         assert err.startswith(f"llm2nifti {name}: --{option} is {value!r}; it must be ")
 
 
-@pytest.mark.parametrize("option", ["--subject", "--model", "--stimuli", "--task", "--out"])
+@pytest.mark.parametrize(
+    "option", ["--subject", "--model", "--stimuli", "--task", "--out", "--author", "--license"]
+)
 def test_an_unset_variable_is_no_value(option, folder, capsys):
-    name = {"--stimuli": "run", "--task": "glm"}.get(option, "target")
+    commands_of = {"--stimuli": "run", "--task": "glm", "--author": "scan", "--license": "run"}
+    name = commands_of.get(option, "target")
     needed = [] if option == "--out" else NEEDED.get(name, [])
     needed = ["--network", "pathology"] if option == "--out" else needed
     err = refused(capsys, name, "ds", option, "", *needed)

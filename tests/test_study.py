@@ -18,7 +18,7 @@ import tiny
 from campaign import counted
 from tests_support import assert_same, contents, make_dataset
 
-from llm2nifti import bids, experiments, glm, scanner, stimuli, study
+from llm2nifti import bids, cli, experiments, glm, scanner, stimuli, study
 from llm2nifti.experiments.detection.plan import DetectPlan
 from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
@@ -102,6 +102,44 @@ def test_other_settings_are_refused_and_named(uninterrupted, tiny_folders, tmp_p
     shutil.copytree(uninterrupted[0], root)
     with pytest.raises(StudyError, match=r"design\.trials_per_block was 4, now 3"):
         study.scan(root, small_plan(tiny_folders["llama"], trials_per_block=3), verbose=0)
+
+
+def described(root):
+    """Authors and licence of a dataset and of its derivatives."""
+    contents_of = [
+        bids.read_json(f / "dataset_description.json") for f in (root, root / bids.DERIVATIVES)
+    ]
+    return [(content["Authors"], content["License"]) for content in contents_of]
+
+
+def test_whose_a_dataset_is_can_be_said_later_and_decides_nothing(tiny_folders, tmp_path, validate):
+    root = tmp_path / "ds"
+    scan = ["scan", str(root), "--model", str(tiny_folders["llama"]), "--task", "pathology"]
+    scan += [*SIZES, "--no-untrained", "--quiet"]
+    assert cli.main(scan) == 0
+    assert described(root) == [(["Not stated"], "Not stated")] * 2
+    before = contents(root)
+    whose = ["--author", "Jane Doe, John Roe", "--author", "Wu", "--license", "CC-BY-4.0"]
+    for options in (whose, []):  # nothing is scanned again, and what is not given stays
+        assert cli.main([*scan, *options]) == 0
+        assert described(root) == [(["Jane Doe", "John Roe", "Wu"], "CC-BY-4.0")] * 2
+    after = contents(root)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert {Path(name).name for name in changed} == {
+        "dataset_description.json",
+        "llm2nifti_manifest.tsv",
+    }
+    validate(root)
+    (root / bids.DERIVATIVES / "dataset_description.json").unlink()
+    assert cli.main([*scan, "--overwrite", "--license", "CC0"]) == 0
+    assert described(root) == [(["Jane Doe", "John Roe", "Wu"], "CC0")] * 2
+
+
+def test_plans_of_other_authors_are_refused(tiny_folders, tmp_path):
+    plan = small_plan(tiny_folders["llama"])
+    other = dataclasses.replace(plan, model=ModelChoice(name="gpt2"), author=("Jane Doe",))
+    with pytest.raises(StudyError, match="all plans of a dataset have one author"):
+        study.scan(tmp_path / "ds", [plan, other], verbose=0)
 
 
 def test_overwrite_starts_anew(tiny_folders, tmp_path):

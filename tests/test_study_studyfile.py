@@ -44,6 +44,8 @@ def test_every_key_reaches_its_place(tmp_path):
         tmp_path,
         """
         dataset = "ds"
+        author = ["Jane Doe", "John Roe, Wu"]
+        license = "CC-BY-4.0"
         n_null = 7
         [design]
         tasks = ["birds"]
@@ -82,7 +84,8 @@ def test_every_key_reaches_its_place(tmp_path):
         subject="my model",
     )
     settings = Settings("attn", "none", 6, 1, 8)
-    assert study.plans == (ScanPlan(choice, design, settings, True),)
+    whose = {"author": ("Jane Doe", "John Roe", "Wu"), "license": "CC-BY-4.0"}
+    assert study.plans == (ScanPlan(choice, design, settings, True, **whose),)
     assert study.measured == (NullPlan(n=7),)
     assert labels(study) == ["sub-mymodel"]
 
@@ -170,6 +173,9 @@ def test_a_bundled_name_is_not_taken_for_a_folder(tmp_path):
             SMALL + "[design]\nn_run = 3\n",
             "[design] n_run is not known; did you mean n_runs? allowed are tasks, n_runs",
         ),
+        ("author = 3\n" + SMALL, "author is 3; it must be a list, each text"),
+        ('license = ""\n' + SMALL, "license is '': the value is empty"),
+        ('licence = "CC0"\n' + SMALL, "licence is not known; did you mean license?"),
         (SMALL + "[recording]\nseed = 1\n", "[recording] seed is not known; allowed are sites"),
         (SMALL + "sites = 1\n", "[[model]] 1 sites is not known; allowed are name, device, dtype"),
         (SMALL + '[design]\nn_runs = "3"\n', "n_runs is '3'; it must be a whole number"),
@@ -222,6 +228,8 @@ def test_a_missing_file_is_named(tmp_path):
         ["--no-untrained"],
         ["--n-runs", str(paradigm.N_RUNS)],  # the default, but perhaps not what the file says
         ["--task", "pathology"],
+        ["--author", "Jane Doe"],
+        ["--license", "CC0"],
     ],
 )
 def test_options_of_the_scan_do_not_go_with_a_study_file(tmp_path, option, capsys):

@@ -18,9 +18,10 @@ import pandas as pd
 
 from llm2nifti import __version__
 from llm2nifti.bids import manifest
-from llm2nifti.bids.files import ExistsError, as_json, write_json, write_text, write_tsv
+from llm2nifti.bids.files import ExistsError, as_json, shared, write_json, write_text, write_tsv
 from llm2nifti.bids.paths import DERIVATIVES, DESCRIPTION, folder_of
 from llm2nifti.bids.readers import DamagedFileError, read_json, read_text_tsv
+from llm2nifti.plans import Attribution, Json
 
 SUMMARY = DERIVATIVES / "summary.json"
 VALIDATOR_CONFIG = ".bids-validator-config.json"
@@ -31,10 +32,7 @@ COLUMNS = json.loads((_HERE / "columns.json").read_text("utf-8"))
 # Results of experiments lie beside the summary, a file each, and are hours of work.
 GROUP = "group"  # folder of the derivatives: maps of several models together
 NO_RESULTS = (DESCRIPTION, VALIDATOR_CONFIG, SUMMARY.name)
-_IGNORED = ["*.html", "/*.json", f"!/{DESCRIPTION}", "/sub-*/*.json", "/sub-*/ses-*/*.json"]
-_IGNORED += ["*_evaluations.jsonl", "figures", "figures/", GROUP, f"{GROUP}/"]
-_IGNORED += ["*_relmat.*", "*_components.*"]
-_IGNORED += ["*_statmap.*", "*_timeseries.*", "*_units.tsv", "*_desc-trial_events.tsv"]
+_IGNORED = (_HERE / "bidsignore_derivative").read_text("utf-8").splitlines()
 PARTICIPANTS = "participants.tsv"
 SESSIONS = "_sessions.tsv"
 # Keys of info["Model"] that are not the name of their column with a capital letter.
@@ -46,19 +44,15 @@ def write_dataset_files(root: Path) -> None:
     check_folder(root)
     if not is_begun(root):
         manifest.begin(root)
-    derivative = root / DERIVATIVES
-    config = {"ignore": [{"code": "SIDECAR_KEY_RECOMMENDED"}, {"code": "JSON_KEY_RECOMMENDED"}]}
-    contents = {
-        root / DESCRIPTION: as_json(_description(derivative=False)),
-        root / "README.md": (_HERE / "readme.md").read_text("utf-8"),
-        root / ".bidsignore": f"{manifest.WORK}/\n",
-        root / "participants.json": as_json(COLUMNS["participants"]),
-        root / VALIDATOR_CONFIG: as_json(config),
-        derivative / DESCRIPTION: as_json(_description(derivative=True)),
-        derivative / "README.md": (_HERE / "readme_derivatives.md").read_text("utf-8"),
-        derivative / ".bidsignore": "\n".join(_IGNORED) + "\n",
-        derivative / VALIDATOR_CONFIG: as_json(config),
-    }
+    contents = {root / "participants.json": as_json(COLUMNS["participants"])}
+    kinds = {"raw": (root, [f"{manifest.WORK}/"]), "derivative": (root / DERIVATIVES, _IGNORED)}
+    for kind, (folder, ignored) in kinds.items():
+        contents |= {
+            folder / DESCRIPTION: as_json(_description(root, kind)),
+            folder / "README.md": (_HERE / f"readme_{kind}.md").read_text("utf-8"),
+            folder / ".bidsignore": "\n".join(ignored) + "\n",
+            folder / VALIDATOR_CONFIG: (_HERE / "validator_config.json").read_text("utf-8"),
+        }
     for path in filterfalse(Path.exists, contents):
         write_text(path, root, contents[path])
 
@@ -77,16 +71,29 @@ def results_of(folder: Path) -> list[Path]:
     return [path for path in paths if path.name not in NO_RESULTS]
 
 
-def _description(*, derivative: bool) -> dict[str, object]:
-    """Content of dataset_description.json; description.json has what is always the same."""
-    holds = "prompt-level runs and maps" if derivative else "activations as task runs"
-    source = "bids::../../" if derivative else "bids::stimuli"
+def _description(root: Path, kind: str) -> Json:
+    """Content of a new dataset_description.json; where there is the other one, of its authors."""
     content = json.loads((_HERE / "description.json").read_text("utf-8"))
-    content["Name"] = f"Language model {holds}"
-    content["DatasetType"] = "derivative" if derivative else "raw"
+    content = content["common"] | content[kind]
     content["GeneratedBy"][0]["Version"] = __version__
-    content["SourceDatasets"] = [{"URL": source, "Version": __version__}]
-    return content | ({"DatasetLinks": {"raw": "../../"}} if derivative else {})
+    for path in filter(Path.exists, (root / DESCRIPTION, root / DERIVATIVES / DESCRIPTION)):
+        content |= {k: v for k, v in read_json(path).items() if k in ("Authors", "License")}
+    return content
+
+
+def attribute(root: Path, attribution: Attribution) -> None:
+    """Say whose a dataset and its derivatives are; what is not given stays as it is."""
+    given: Json = {"Authors": list(attribution.author), "License": attribution.license}
+    with shared(root):
+        for path in (root / DESCRIPTION, root / DERIVATIVES / DESCRIPTION):
+            _change(path, root, {key: value for key, value in given.items() if value})
+
+
+def _change(path: Path, root: Path, parts: Json) -> None:
+    """Replace parts of a description, whose rest may be of others."""
+    before = read_json(path)
+    if before | parts != before:
+        write_text(path, root, as_json(before | parts), merged=True)
 
 
 def is_begun(root: Path) -> bool:
@@ -139,7 +146,9 @@ def remove_dataset(root: Path) -> None:
     tables = [root / name for name in ours if name == PARTICIPANTS or name.endswith(SESSIONS)]
     for table in tables:
         drop_rows(table, root, {part for name in ours for part in Path(name).parts})
-    # The description stays: it says that the folder is ours to write to.
+    # The description stays: it says that the folder is ours to write to, and whose it is.
+    if is_begun(root):
+        _change(root / DESCRIPTION, root, {"SourceDatasets": []})
     spared = {root / DESCRIPTION, *tables}
     manifest.remove(root, [path for path in map(root.joinpath, ours) if path not in spared])
     for work in (root / manifest.WORK).glob("*"):
@@ -165,9 +174,14 @@ def describe_model(root: Path, subject: str, session: str, info: Mapping[str, An
     """Describe a model in participants.tsv, and its session in the model's table of sessions.
 
     A session, and a model without sessions, that is there already is left alone. Where the
-    sessions of one model differ in a column, participants.tsv says n/a.
+    sessions of one model differ in a column, participants.tsv says n/a. The public address of a
+    model, where it has one, is a source of the dataset.
     """
-    is_random = str(info.get("Model", {}).get("WeightsHash", "")).startswith("random")
+    model, named = info.get("Model", {}), read_json(root / DESCRIPTION).get("SourceDatasets", [])
+    source = {"URL": model.get("URL", "n/a"), "Version": model.get("Revision", "n/a")}
+    if source["URL"] != "n/a" and source not in named:
+        _change(root / DESCRIPTION, root, {"SourceDatasets": sorted([*named, source], key=str)})
+    is_random = str(model.get("WeightsHash", "")).startswith("random")
     path, name = _row_of(root, subject)
     row = {"participant_id": name, "untrained": "yes" if is_random else "no"}
     _add_row(path, root, row, info, merge=bool(session))

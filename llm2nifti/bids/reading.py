@@ -68,6 +68,11 @@ class Run:
         return read_json(self.paths.derivative("desc-trial_bold.json"), _SIDECAR)
 
     @cached_property
+    def raw_sidecar(self) -> Json:
+        """Sidecar of the raw run, which alone says how many frames a trial has."""
+        return read_json(self.paths.raw("bold.json"), _SIDECAR)
+
+    @cached_property
     def events(self) -> pd.DataFrame:
         """One row a trial, with onset and duration in seconds."""
         events = read_tsv(self.paths.raw("events.tsv"), _EVENTS)
@@ -83,17 +88,17 @@ class Run:
     @property
     def n_frames(self) -> int:
         """Frames a trial; the most, where trials differ."""
-        return int(self.sidecar["NumberOfFramesPerTrial"])
+        return int(self.raw_sidecar["NumberOfFramesPerTrial"])
 
     @property
     def frames(self) -> str:
         """What a volume of `frames_img` is: a token, a word, or the whole trial."""
-        return str(self.sidecar.get("Frames", "token"))
+        return str(self.raw_sidecar.get("Frames", "token"))
 
     @property
     def volume_counts(self) -> NDArray[np.int64]:
         """(n_trials,) volumes of each trial in `frames_img`."""
-        counts = self.sidecar.get("NumberOfVolumesPerTrial", self.n_frames)
+        counts = self.raw_sidecar.get("NumberOfVolumesPerTrial", self.n_frames)
         return np.full(len(self.events), counts) if isinstance(counts, int) else np.array(counts)
 
     @cached_property

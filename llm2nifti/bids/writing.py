@@ -187,7 +187,7 @@ def _write_raw(paths: RunPaths, recording: Recording) -> None:
 
 
 def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
-    """What a reader of the run has to know; the same at both levels but for the time step."""
+    """What a reader of the run has to know; that of trials says otherwise what a volume is."""
     paradigm = recording.paradigm
     counts = recording.counts.tolist()
     medium = medium_of(paradigm.trials)
@@ -244,15 +244,20 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         events = _events(recording, paths.task)
         events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
         files.write_tsv(paths.derivative("desc-trial_events.tsv"), root, events)
+    what = "its last token" if recording.frames == "last" else "the mean of its frames"
     sidecar = {
         **_sidecar(recording, t_r),
+        "FrameTimeConvention": f"a trial lasts {t_r:g} s by convention",
+        "Frames": recording.frames if recording.frames in REDUCED else "trial",
+        "NumberOfVolumesPerTrial": 1,
         "StartTime": t_r / 2,  # nilearn then takes the middle of a frame, exact for these designs
         "SkullStripped": True,
         "SpatialReference": _reference(paths),
-        "Description": "One volume a trial: the mean of its frames.",
+        "Description": f"One volume a trial: {what}.",
         "Sources": sources,
         "Rendered": recording.rendered,  # frozen: some chat templates contain today's date
     }
+    del sidecar["NumberOfFramesPerTrial"]  # of the raw run: here a volume is a trial
     files.write_json(paths.derivative("desc-trial_bold.json"), root, sidecar)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llm2nifti import experiments
 from llm2nifti.cli import plans
 from llm2nifti.cli.options import as_options, option_of, plan_of, typed
-from llm2nifti.plans import Design, Json, ModelChoice, Plan, ScanPlan, Settings
+from llm2nifti.plans import Attribution, Design, Json, ModelChoice, Plan, ScanPlan, Settings
 
 if TYPE_CHECKING:  # --help stays fast
     from llm2nifti.bids import Session
@@ -23,7 +23,7 @@ Given = Mapping[str, Any]  # what was typed, by field
 Printed = tuple[Any, str]  # as JSON, and as text
 Handler = Callable[..., Printed | None]
 
-SCANNED = (Design, ModelChoice, Settings)
+SCANNED = (ModelChoice, Design, Settings, Attribution)
 _WITH_STUDY_FILE = {"overwrite", "redo", "threads", "n_jobs", "dask", "json", "quiet"}
 
 
@@ -117,8 +117,8 @@ def _what(dataset: str, given: Given, options: plans.ScanOptions) -> StudyFile:
 
     path = Path(dataset)
     if path.suffix != ".toml" or path.is_dir():
-        parts: Any = [plan_of(part, given) for part in (ModelChoice, Design, Settings)]
-        plan = ScanPlan(parts[0], parts[1], parts[2], options.compress)
+        parts: Any = [plan_of(part, given) for part in SCANNED]
+        plan = ScanPlan(parts[0], parts[1], parts[2], options.compress, **vars(parts[3]))
         measured = (NullPlan(n=options.n_null),) if isinstance(options, plans.RunOptions) else ()
         return StudyFile(path, (plan,), measured)
     names = {each.name: name for name, each in typed([type(options), *SCANNED]).items()}

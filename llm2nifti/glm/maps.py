@@ -45,17 +45,19 @@ class StatMaps:
     @cached_property
     def t_img(self) -> nib.Nifti1Image:
         """Image of t: rank by it, because z saturates at 37."""
-        return geometry.to_img(self.brain, self.t())
+        return described(geometry.to_img(self.brain, self.t()), "t", self.name, df=self.df)
 
     @cached_property
     def z_img(self) -> nib.Nifti1Image:
         """Image of z."""
-        return geometry.to_img(self.brain, self._spread(self.pooled.z_score()))
+        values = self._spread(self.pooled.z_score())
+        return described(geometry.to_img(self.brain, values), "z", self.name)
 
     @cached_property
     def effect_img(self) -> nib.Nifti1Image:
         """Image of the effect, the mean over runs, in the activations' own units."""
-        return geometry.to_img(self.brain, self._spread(self.pooled.effect_size()))
+        values = self._spread(self.pooled.effect_size())
+        return described(geometry.to_img(self.brain, values), "effect", self.name)
 
     @cached_property
     def mask_img(self) -> nib.Nifti1Image:
@@ -86,6 +88,18 @@ class StatMaps:
             f", |t| up to {np.abs(self._t).max():.1f}"
         )
         return f"{text}. {self.note}" if self.note else text
+
+
+def described(
+    img: nib.Nifti1Image, kind: str, name: str, *, df: float | None = None
+) -> nib.Nifti1Image:
+    """Say in an image's header that it is, for example, t of a contrast; return the image."""
+    end = "" if df is None else f", {df:.10g} degrees of freedom"
+    name = name[: 79 - len(f"{kind} of {end}")]  # bytes that the header has for all
+    img.header["descrip"] = f"{kind} of {name}{end}".encode("ascii", "replace")
+    intent = {"t": "t test", "z": "z score", "effect": "estimate"}.get(kind, "none")
+    img.header.set_intent(intent, () if df is None else (df,), name=kind)
+    return img
 
 
 def pool(name: str, brain: ModelBrain, *groups: Sequence[Contrast], note: str = "") -> StatMaps:

@@ -1,4 +1,4 @@
-"""Is an effect there in a population of models? nilearn's second level, with sign flips."""
+"""Is an effect there in a population of models or topics? nilearn's second level."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAST = 6  # maps: of 5, the smallest two-sided p of sign flips is 2 / 32, above
 
 @dataclass(frozen=True, eq=False)
 class SecondLevel:
-    """One-sample test of maps, each of another model or session."""
+    """One-sample test of maps, each of another model, session or topic."""
 
     n: int  #: maps
     t: NDArray[np.float64]  #: (n_voxels,) inside the mask
@@ -34,11 +34,11 @@ def second_level(
     Parameters
     ----------
     imgs : sequence of Nifti1Image
-        One map a model or session, at least two, all in one space.
+        One map a model, session or topic, at least two, all in one space.
     mask_img : Nifti1Image
         Voxels to test.
     n_perm : int
-        Sign flips; the smallest p is ``1 / (n_perm + 1)``.
+        Sign flips; the smallest p is ``1 / (n_perm + 1)``. 0 leaves the family-wise test out.
     seed : int, default=0
         Seed of the flips.
 
@@ -54,7 +54,7 @@ def second_level(
         model.fit(list(imgs), design_matrix=design)
         maps = model.compute_contrast("intercept", output_type="all")
         p_max = None
-        if len(imgs) >= LEAST:
+        if n_perm and len(imgs) >= LEAST:
             how = {"n_perm": n_perm, "random_state": seed, "two_sided_test": True, "verbose": 0}
             logs = non_parametric_inference(
                 list(imgs), design_matrix=design, mask=mask_img, model_intercept=False, **how

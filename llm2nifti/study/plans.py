@@ -80,11 +80,11 @@ def row_of(design: Design, message: str) -> str:
 def check_together(plans: Sequence[ScanPlan]) -> None:
     """Raise StudyError unless plans fit into one dataset.
 
-    They show the same and compress alike, and every model, session and untrained copy has a label
-    of its own; some file systems do not tell upper from lower case.
+    They show the same, compress alike and have the same authors and licence; every model, session
+    and untrained copy has a label of its own; some file systems do not tell upper from lower case.
     """
     for plan in plans:
-        for name in ("design", "compress"):
+        for name in ("design", "compress", "author", "license"):
             first, other = getattr(plans[0], name), getattr(plan, name)
             if other != first:
                 raise StudyError(

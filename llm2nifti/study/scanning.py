@@ -117,6 +117,7 @@ def scan(
     with nullcontext() if bids.dataset.is_begun(root) else bids.files.shared(root):
         bids.dataset.write_dataset_files(root)
     keep_plans(root, plans)
+    bids.dataset.attribute(root, plans[0])
     for design in designs:
         copy_shown(root, design.trials, only_known=True)
     for task in dict.fromkeys(design.task for design in designs):

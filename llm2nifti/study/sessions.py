@@ -18,7 +18,6 @@ from llm2nifti.bids.reading import Who
 from llm2nifti.bids.sessions import sessions as open_all
 from llm2nifti.cluster import Mapper
 from llm2nifti.defaults import N_RELABELLINGS
-from llm2nifti.experiments.design.plan import DesignPlan
 from llm2nifti.experiments.identification.measure import measure as identify
 from llm2nifti.experiments.identification.plan import IdentificationPlan
 from llm2nifti.experiments.identification.result import IdentificationResult
@@ -28,11 +27,13 @@ from llm2nifti.experiments.maps.plan import GlmPlan
 from llm2nifti.experiments.maps.result import TaskMaps
 from llm2nifti.experiments.nulls.measure import measure as measure_nulls
 from llm2nifti.experiments.nulls.plan import NullPlan
+from llm2nifti.experiments.quality.plan import QualityPlan
 from llm2nifti.experiments.repeatability.measure import Contrasts
 from llm2nifti.experiments.repeatability.measure import measure as compare
 from llm2nifti.experiments.repeatability.plan import RepeatabilityPlan
 from llm2nifti.experiments.repeatability.result import RepeatabilityResult
 from llm2nifti.experiments.results import Json
+from llm2nifti.experiments.topics.plan import TopicsPlan
 from llm2nifti.plans import Plan
 from llm2nifti.progress import stage, track
 from llm2nifti.report.summary import SessionSummary, UntrainedSummary
@@ -104,7 +105,9 @@ def analyse(
     who, content = (session.subject, session.session), summary.content()
     old = dict.fromkeys(set(bids.read_summary(session.root, who)) - set(content))
     bids.update_summary(session.root, who, **old, **content)
-    experiments.measure(session, DesignPlan(), verbose=0, is_locked=True)
+    for plan, name in ((QualityPlan(), "quality"), (TopicsPlan(), "topics")):
+        with stage(name, verbose=verbose):
+            experiments.measure(session, plan, verbose=0, is_locked=True)
     return summary
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from llm2nifti import bids, experiments, models
 from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.plans import (
+    Attribution,
     Count,
     Design,
     Json,
@@ -50,8 +51,8 @@ class StudyFile:
 def read_study(path: Path | str) -> StudyFile:
     """Read a TOML file with ``dataset``, one or more ``[[model]]``, and as wanted other tables.
 
-    These are ``n_null``, ``[design]``, ``[recording]``, and one named by the command of each
-    experiment of every session, such as ``[lesion]``. Paths are relative to the file's folder.
+    These are ``author``, ``license``, ``n_null``, ``[design]``, ``[recording]``, and one named by
+    the command of each experiment of every session. Paths are relative to the file's folder.
     Lists of a model's `FACTORS` are crossed: each combination is a session, named by what varies.
     A StudyError names file and key.
     """
@@ -70,7 +71,7 @@ def _read(path: Path) -> StudyFile:
     """Study of a file."""
     content = tomllib.loads(path.read_text("utf-8"))
     commands = experiments.commands()
-    _check(content, {**_TABLES, **dict.fromkeys(commands, dict)}, "")
+    _check(content, {**_TABLES, **hints_of(Attribution), **dict.fromkeys(commands, dict)}, "")
     for key in ("dataset", "model"):
         if not content.get(key):
             raise StudyError(f"{key} is missing; the file needs dataset and at least one [[model]]")
@@ -80,12 +81,13 @@ def _read(path: Path) -> StudyFile:
     if "stimuli" in shown:
         shown = {**shown, "stimuli": str(path.parent / shown["stimuli"])}
     design, compress = Design(**shown), recording.pop("compress", False)
+    whose = {key: content[key] for key in hints_of(Attribution) if key in content}
     plans = []
     for number, table in enumerate(content["model"], start=1):
         for one in _sessions(table, recording, f"[[model]] {number} ", path.parent):
             sampling = {key: one.pop(key) for key in _SAMPLING if key in one}
             settings = Settings(**recording, **sampling)
-            plans.append(ScanPlan(ModelChoice(**one), design, settings, compress))
+            plans.append(ScanPlan(ModelChoice(**one), design, settings, compress, **whose))
     check_together(plans)
     measured = [
         _plan(commands[name], content[name], f"[{name}] ") for name in commands if name in content

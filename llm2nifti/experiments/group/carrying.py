@@ -19,6 +19,7 @@ from llm2nifti.experiments.group.parts import Written
 from llm2nifti.experiments.group.plan import GroupPlan
 from llm2nifti.experiments.group.prompts import Responses, SharedPrompts, responses
 from llm2nifti.experiments.group.shuffles import Independent, p_of, range_of
+from llm2nifti.glm.maps import described
 from llm2nifti.networks import alignment
 from llm2nifti.networks.network import Network, Rule, from_mask, ranked
 from llm2nifti.parcels import parcels_in, read, residuals_of
@@ -124,9 +125,8 @@ def _written(
     folder, root = session.root / bids.DERIVATIVES / GROUP, session.root
     path = folder / f"{stem}_mask.nii.gz"
     bids.write_img(path, root, drawn[0].mask_img())
-    bids.write_img(
-        folder / f"{stem}_stat-effect_statmap.nii.gz", root, geometry.to_img(brain, maps[0])
-    )
+    img = described(geometry.to_img(brain, maps[0]), "effect", f"{cargo.name} from {come}")
+    bids.write_img(folder / f"{stem}_stat-effect_statmap.nii.gz", root, img)
     dice = _dice(session, cargo, drawn, rule)
     return Written(
         what=cargo.name,

@@ -20,6 +20,7 @@ from llm2nifti.experiments.group.parts import DepthLevel, Grid, VoxelLevel
 from llm2nifti.experiments.group.plan import GroupPlan
 from llm2nifti.experiments.results import Interval
 from llm2nifti.geometry import set_header
+from llm2nifti.glm.maps import described
 from llm2nifti.glm.second_level import second_level
 from llm2nifti.networks.representation import effect_energy
 from llm2nifti.parcels import parcels_of, read
@@ -126,6 +127,8 @@ def _depth_level(
     imgs["group"] = level.t_img
     for name, img in imgs.items():
         stat = "t" if name == "group" else "energy"
+        df = level.n - 1 if name == "group" else None
+        described(img, stat, f"{task} ({kind} by depth) in {name}", df=df)
         start = "" if name == "group" else f"{name}_"
         stem = f"{start}task-{task}_space-depth_desc-{kind}_stat-{stat}_statmap"
         path = sessions.folder / GROUP / f"{stem}.nii.gz"
@@ -182,7 +185,8 @@ def _voxel_level(
     level = second_level(imgs, mask, n_perm=plan.n_perm, seed=plan.seed)
     stem = f"space-{brain.space}_task-{task}_desc-effect_stat-t_statmap"
     path = root / bids.DERIVATIVES / GROUP / f"{stem}.nii.gz"
-    bids.write_img(path, root, level.t_img)
+    img = described(level.t_img, "t", f"{task} - {glm.CONTROL} over sessions", df=level.n - 1)
+    bids.write_img(path, root, img)
     pairs = list(combinations(effects, 2))
     same = [networks.correlation(a[task][analysed], b[task][analysed]) for a, b in pairs]
     cross = [

@@ -8,7 +8,8 @@ from functools import partial
 from llm2nifti import glm
 from llm2nifti.bids import Session
 from llm2nifti.experiments.nulls.plan import NullPlan
-from llm2nifti.experiments.nulls.result import NullResult, Rates
+from llm2nifti.experiments.nulls.result import NullResult
+from llm2nifti.experiments.rates import Rates
 from llm2nifti.plans import Json
 
 

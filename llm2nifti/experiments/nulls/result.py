@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from llm2nifti.experiments.rates import Rates
 from llm2nifti.experiments.results import Result
 from llm2nifti.tell import Section, Table
 from llm2nifti.tell.wording import NONE, count, number, percent, plural
@@ -20,21 +21,6 @@ _TITLES = {
     "pseudo_tasks": "Whole control topics as pseudo-tasks",
     "token_level": "Control tokens relabelled by prompt, AR(1)",
 }
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What one null experiment finds; rates are shares of units, means over labellings."""
-
-    n_relabellings: int = 0
-    below_05: float | None = None
-    below_05_sd: float | None = None  #: over labellings
-    below_001: float | None = None
-    any_fdr: float | None = None  #: share of labellings in which a unit passes FDR .05
-    not_possible: str | None = None  #: why there are no rates
-    n_on: int | None = None  #: trials of a pseudo-task
-    n_off: int | None = None  #: and of its control
-    rates_below_05: list[float] | None = None  #: of each pseudo-task
 
 
 @dataclass(frozen=True, repr=False)

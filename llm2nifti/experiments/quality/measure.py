@@ -7,12 +7,12 @@ import pandas as pd
 
 from llm2nifti import glm
 from llm2nifti.bids import Session
-from llm2nifti.experiments.design.plan import DesignPlan
-from llm2nifti.experiments.design.result import DesignResult, RunDesign
+from llm2nifti.experiments.quality.plan import QualityPlan
+from llm2nifti.experiments.quality.result import QualityResult, RunQuality
 from llm2nifti.stimuli.measures import MEASURES, difference, with_lengths
 
 
-def measure(session: Session, plan: DesignPlan, *, verbose: int = 1) -> DesignResult:
+def measure(session: Session, plan: QualityPlan, *, verbose: int = 1) -> QualityResult:
     """Read the events of every run: differences between task and control, and topics."""
     session = session.only(plan.task)
     topics = {(run.task, run.run): _topics(run.events) for run in session}
@@ -27,7 +27,7 @@ def measure(session: Session, plan: DesignPlan, *, verbose: int = 1) -> DesignRe
         events = run.events
         is_on = (events["trial_type"] != glm.CONTROL).to_numpy()
         runs.append(
-            RunDesign(
+            RunQuality(
                 task=run.task,
                 run=run.run,
                 n_task=int(is_on.sum()),
@@ -37,7 +37,7 @@ def measure(session: Session, plan: DesignPlan, *, verbose: int = 1) -> DesignRe
                 d=_differences(events, is_on),
             )
         )
-    return DesignResult(runs)
+    return QualityResult(runs)
 
 
 def _topics(events: pd.DataFrame) -> set[str]:

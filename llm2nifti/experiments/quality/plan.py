@@ -1,4 +1,4 @@
-"""What can be asked about a design?"""
+"""What can be asked about the quality of a design?"""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from llm2nifti.plans import OfTasks
 
 
 @dataclass(frozen=True, kw_only=True)
-class DesignPlan(OfTasks):
+class QualityPlan(OfTasks):
     """Compare task and control prompts in length, word frequency and surprisal.
 
     Examples
     --------
-    llm2nifti design ds
+    llm2nifti quality ds
     """
 
-    command: ClassVar[str] = "design"
+    command: ClassVar[str] = "quality"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunDesign:
+class RunQuality:
     """One run."""
 
     task: str
@@ -30,13 +30,13 @@ class RunDesign:
 
 
 @dataclass(frozen=True, repr=False)
-class DesignResult(Result):
+class QualityResult(Result):
     """How well the controls of every run match its task prompts, and whether runs share topics."""
 
-    file: ClassVar[str] = "design.json"
+    file: ClassVar[str] = "quality.json"
     rank: ClassVar[int] = 5
 
-    runs: list[RunDesign]
+    runs: list[RunQuality]
 
     @property
     def largest(self) -> dict[str, dict[str, float]]:
@@ -82,7 +82,7 @@ class DesignResult(Result):
         if names:
             plots = [
                 Plot(
-                    "design_differences",
+                    "quality_differences",
                     self.plot,
                     f"Differences between task and control prompts in {listing(names)}.",
                     "Cohen's d of every run, one point each, in each measure; the band is the "
@@ -91,7 +91,7 @@ class DesignResult(Result):
             ]
         title = "Are the controls like the tasks?"
         notes = [f"{meanings[:1].upper()}{meanings[1:]}."] if names else []
-        return [Section("matching", title, [what], plots, [table], notes)]
+        return [Section("quality", title, [what], plots, [table], notes)]
 
     def _measures(self) -> list[str]:
         """Measures of at least one run."""

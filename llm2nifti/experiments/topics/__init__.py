@@ -1,0 +1,1 @@
+"""Would other topics of a task activate the same units?"""
