@@ -45,6 +45,10 @@ def test_names_use_training_controls_and_no_held_out_ones():
     assert changed[2].any()
 
 
+def task_trials(trials):
+    return zip(trials.values[trials.is_task], trials.frames[trials.is_task], strict=True)
+
+
 @pytest.mark.parametrize("n_units", [6, 90])
 def test_names_equal_dense_whitening_and_a_loop_over_correlations(n_units):
     sets = trial_sets(np.random.default_rng(11), strength=0.5, n_units=n_units)
@@ -57,11 +61,13 @@ def test_names_equal_dense_whitening_and_a_loop_over_correlations(n_units):
         held_out = [s for s in sets if s.run == run]
         correlations = []
         for s in held_out:
-            for v, f in zip(s.values[s.is_task], s.frames[s.is_task], strict=True):
+            for v, f in task_trials(s):
                 white = (v - means[f]) @ whitener
                 r = [stats.pearsonr(white, effects[run][t] @ whitener).statistic for t in "xyz"]
                 correlations.append(r)
         got = match(training, held_out, np.stack([effects[run][t] for t in "xyz"]))
+        sizes = [(v - means[f]) @ whitener for s in held_out for v, f in task_trials(s)]
+        got /= np.std(sizes, axis=1)[:, None]
         np.testing.assert_allclose(got, correlations, atol=1e-5)
         expected += np.argmax(correlations, axis=1).tolist()
     named = networks.name_trials(sets, effects)

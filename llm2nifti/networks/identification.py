@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 
 import numpy as np
@@ -34,6 +34,14 @@ class TrialSet:
     #: where it has none, and what was shown
     frames: NDArray[np.str_]
     prompts: list[str]
+    topics: NDArray[np.str_] | None = None  #: (n_trials,) str array; topic of each trial
+
+    @property
+    def task_topics(self) -> NDArray[np.str_]:
+        """(n_task_trials,) topics of the task's trials; each its own where they are unknown."""
+        if self.topics is None:
+            return np.array([f"{self.task} {self.run} {i}" for i in range(self.is_task.sum())])
+        return self.topics[self.is_task]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +54,8 @@ class Identification:
     truth: NDArray[np.int64]
     named: NDArray[np.int64]
     fold: NDArray[np.int64]
+    #: (n_items, n_tasks) how much speaks for each task; scores of several items add up
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -120,7 +130,7 @@ def name_trials(
         patterns = np.stack([templates[run][task] for task in tasks])
         truth = [t.task for t in held_out for _ in range(t.is_task.sum())]
         scores[run] = truth, match(training, held_out, patterns)
-    return _name(tasks, scores)
+    return named_by(tasks, scores)
 
 
 def name_runs(
@@ -140,14 +150,14 @@ def name_runs(
         patterns = np.stack([templates[run][task] for task in tasks])
         r = correlation(np.stack([maps[task, run] for task in shown]), patterns)
         scores[run] = shown, np.nan_to_num(r)  # that of a constant map
-    return _name(tasks, scores)
+    return named_by(tasks, scores)
 
 
-def name_prompts(trials: Sequence[TrialSet]) -> Identification:
-    """Name held-out task trials from the characters of their prompts alone, as a baseline.
+def name_prompts(trials: Sequence[TrialSet], *, by: str = "characters") -> Identification:
+    """Name held-out task trials from the text of their prompts alone, as a baseline.
 
-    Character n-grams of 1 to 4 weighted by scikit-learn's TF-IDF; the nearest task centroid of the
-    other runs by cosine.
+    `by` n-grams of 1 to 4 characters, or ``words`` alone, weighted by scikit-learn's TF-IDF; the
+    nearest task centroid of the other runs by cosine.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -158,26 +168,31 @@ def name_prompts(trials: Sequence[TrialSet]) -> Identification:
     scores = {}
     for run in sorted({t.run for t in trials}):
         known = runs != run
-        vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
+        how = {"analyzer": "char_wb", "ngram_range": (1, 4)} if by == "characters" else {}
+        vectorizer = TfidfVectorizer(sublinear_tf=True, **how)
         rows = vectorizer.fit_transform(prompts[known])
         centroids = np.concatenate([rows[truth[known] == task].mean(axis=0) for task in tasks])
         centroids = np.asarray(centroids) / np.linalg.norm(centroids, axis=1, keepdims=True)
         scores[run] = truth[~known].tolist(), vectorizer.transform(prompts[~known]) @ centroids.T
-    return _name(tasks, scores)
+    return named_by(tasks, scores)
 
 
-def _name(tasks: list[str], scores: Mapping[int, tuple[list[str], NDArray]]) -> Identification:
+def named_by(tasks: list[str], scores: Mapping[int, tuple[list[str], NDArray]]) -> Identification:
     """Give each item the task of its best score, from each run's true tasks and scores."""
     truth = [tasks.index(task) for known, _ in scores.values() for task in known]
     named = [rows.argmax(axis=1) for _, rows in scores.values()]
     fold = np.repeat(list(scores), [len(rows) for rows in named])
-    return Identification(tasks, np.array(truth), np.concatenate(named), fold)
+    values = np.concatenate([rows for _, rows in scores.values()])
+    return Identification(tasks, np.array(truth), np.concatenate(named), fold, values)
 
 
 def match(
     training: Sequence[TrialSet], held_out: Sequence[TrialSet], patterns: NDArray
 ) -> NDArray[np.float64]:
-    """(n_trials, n_patterns) correlations of whitened deviations with whitened patterns.
+    """(n_trials, n_patterns) covariances of whitened deviations with patterns of variance 1.
+
+    A trial's are its correlations with the patterns times its standard deviation, so that its best
+    match is the same, and those of several trials add up.
 
     Controls of `training` give mean and noise, the task trials of `held_out` are matched with the
     effects in `patterns`, (n_patterns, n_units); see `name_trials`. Whitening rescales only the
@@ -188,8 +203,8 @@ def match(
     controls = np.concatenate([t.values[~t.is_task] for t in training])
     trials = np.concatenate([t.values[t.is_task] for t in held_out])
     known = np.concatenate([t.frames[~t.is_task] for t in training])
-    of_control = _frame_weights(known, known)
-    of_trial = _frame_weights(known, np.concatenate([t.frames[t.is_task] for t in held_out]))
+    of_control = frame_weights(known, known)
+    of_trial = frame_weights(known, np.concatenate([t.frames[t.is_task] for t in held_out]))
     n, n_units = len(controls), controls.shape[1]
     n_rows = n + len(trials) + len(patterns)
     products, sums = np.zeros((n_rows, n_rows)), np.zeros(n_rows)
@@ -204,10 +219,10 @@ def match(
         sums += rows.sum(axis=1)
         rows = rows.astype(np.float32)
         products += rows @ rows.T
-    return _whitened_correlations(products, sums, n, n_units)[: len(trials), len(trials) :]
+    return _whitened(products, sums, n, n_units)[: len(trials), len(trials) :]
 
 
-def _frame_weights(known: NDArray, frames: NDArray) -> NDArray[np.float64]:
+def frame_weights(known: NDArray, frames: NDArray) -> NDArray[np.float64]:
     """(n_frames, n_known) weights that give the mean of the controls of each question frame.
 
     A frame that no control has, or none at all, gets the mean of all controls.
@@ -217,10 +232,10 @@ def _frame_weights(known: NDArray, frames: NDArray) -> NDArray[np.float64]:
     return same / same.sum(axis=1, keepdims=True)
 
 
-def _whitened_correlations(
+def _whitened(
     products: NDArray[np.float64], sums: NDArray[np.float64], n: int, n_units: int
 ) -> NDArray[np.float64]:
-    """Correlations of rows after whitening by the first `n` rows, from products of all rows.
+    """Covariances of rows, the columns of variance 1, after whitening by the first `n` rows.
 
     A row in SDs is multiplied by the inverse square root of the correlation matrix of the first
     `n`, shrunk to its diagonal: the variance of the directions that they span is what shrinkage
@@ -235,4 +250,5 @@ def _whitened_correlations(
     white += (along * (gains**2 + 2 * gains / np.sqrt(SHRINKAGE))) @ along.T
     totals = sums[n:] / np.sqrt(SHRINKAGE) + (along * gains) @ (directions.T @ sums[:n])
     covariance = white - np.outer(totals, totals) / n_units
-    return np.nan_to_num(corrected(covariance))
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0) / n_units)
+    return np.nan_to_num(corrected(covariance)) * scale[:, None]

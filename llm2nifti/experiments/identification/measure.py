@@ -15,6 +15,7 @@ from llm2nifti import glm, networks
 from llm2nifti.bids import Run, Session
 from llm2nifti.experiments.identification.plan import IdentificationPlan
 from llm2nifti.experiments.identification.result import IdentificationResult, Naming
+from llm2nifti.networks.naming import Accuracy, name_by_training, naming_curve
 from llm2nifti.stimuli import WORDLESS
 
 Contrasts = Mapping[tuple[str, int], Contrast]
@@ -38,21 +39,34 @@ def measure(
     groups = {"": set(session.tasks)}  # tasks among which is named, by the ending of the results
     if WORDLESS in session.tasks and len(session.tasks) > 2:
         groups[f"_without_{WORDLESS}"] = groups[""] - {WORDLESS}
-    out = {}
+    out: dict[str, Any] = {}
     for ending, tasks in groups.items():
         kept = {key: c for key, c in contrasts.items() if key[0] in tasks}
         maps = {key: glm.t_map([c]) for key, c in kept.items()}
         sets = [t for t in trials if t.task in tasks]
-        named = {
-            "runs": networks.name_runs(maps, _training(kept, glm.t_map)),
-            "trials": networks.name_trials(sets, _training(kept, _effect)),
-        }
+        named = {"runs": networks.name_runs(maps, _training(kept, glm.t_map))}
+        if plan.method == "ridge":
+            named["trials"] = name_by_training(sets)
+        else:
+            named["trials"] = networks.name_trials(sets, _training(kept, _effect))
         if any(prompt for t in sets for prompt in t.prompts):  # images have no characters
             named["prompts"] = networks.name_prompts(sets)
+            named["words"] = networks.name_prompts(sets, by="words")
         out.update({name + ending: Naming(**what.summary()) for name, what in named.items()})
+        curves = {name: _curve(what, sets, plan) for name, what in named.items() if name != "runs"}
+        out[f"curve{ending}"] = curves
     copy = session.untrained if plan.untrained else None
     of_copy = measure(copy, replace(plan, untrained=False), verbose=verbose) if copy else None
-    return IdentificationResult(**out, untrained=of_copy)
+    return IdentificationResult(**out, method=plan.method, untrained=of_copy)
+
+
+def _curve(
+    named: networks.Identification, sets: list[networks.TrialSet], plan: IdentificationPlan
+) -> list[Accuracy]:
+    """Accuracy of naming groups of prompts, with intervals over their topics."""
+    by_fold = [t for fold in sorted({t.run for t in sets}) for t in sets if t.run == fold]
+    topics = np.concatenate([t.task_topics for t in by_fold])
+    return naming_curve(named, topics, n_boot=plan.n_boot)
 
 
 def _effect(contrasts: list[Any]) -> NDArray:
@@ -80,4 +94,5 @@ def _trial_set(run: Run) -> networks.TrialSet:
         is_task=(run.events["trial_type"] != glm.CONTROL).to_numpy(),
         frames=run.events["question_frame"].to_numpy(str),
         prompts=run.events["prompt"].to_list(),
+        topics=run.events["topic"].to_numpy(str),
     )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from llm2nifti.plans import OfTasks
+from llm2nifti.plans import AnyCount, OfTasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdentificationPlan(OfTasks):
-    """Name held-out runs and prompts by the maps of the other runs.
+    """Name held-out runs and prompts by what the other runs evoked.
 
     Attributes
     ----------
+    method : {"ridge", "template"}
+        Prompts are named by a ridge classifier of the other runs' prompts, or by the best match
+        with the tasks' effects in them, whitened.
+    n_boot : int
+        Bootstrap samples of topics for intervals.
     untrained : bool
         The same with the untrained copy, where the dataset has one.
 
@@ -24,4 +29,6 @@ class IdentificationPlan(OfTasks):
 
     command: ClassVar[str] = "identification"
 
+    method: Literal["ridge", "template"] = "ridge"
+    n_boot: AnyCount = 200
     untrained: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import factorial
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from llm2nifti.experiments.results import Result
+from llm2nifti.networks.naming import Accuracy
 from llm2nifti.tell import Plot, Section, Table
 from llm2nifti.tell.wording import NONE, count, extremes, number, p_value, percent, plural
 
@@ -54,14 +55,24 @@ class IdentificationResult(Result):
     runs: Naming  #: by activations
     trials: Naming
     prompts: Naming | None = None  #: by their characters alone
+    words: Naming | None = None  #: by their words alone
     runs_without_randomstrings: Naming | None = None
     trials_without_randomstrings: Naming | None = None
     prompts_without_randomstrings: Naming | None = None
+    words_without_randomstrings: Naming | None = None
+    #: accuracy of naming groups of prompts, by ``trials``, ``prompts`` or ``words``
+    curve: dict[str, list[Accuracy]] = field(default_factory=dict)
+    curve_without_randomstrings: dict[str, list[Accuracy]] = field(default_factory=dict)
+    method: str = "template"  #: how prompts are named by activations
     untrained: IdentificationResult | None = None  #: the same of the untrained copy
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """``accuracy``: one row a kind of items; ``confusion``: prompts by task and name."""
-        kinds = [f"{kind}{end}" for end in _ENDINGS for kind in ("runs", "trials", "prompts")]
+        """``accuracy``: one row a kind of items; ``confusion``: prompts by task and name.
+
+        ``curve``: one row a size of groups of prompts.
+        """
+        sources = ("runs", "trials", "prompts", "words")
+        kinds = [f"{kind}{end}" for end in _ENDINGS for kind in sources]
         known = [(kind, getattr(self, kind)) for kind in kinds if getattr(self, kind)]
         rows = [(k, n.accuracy, n.chance, n.p, n.n_items, len(n.tasks)) for k, n in known]
         names = self.trials.tasks
@@ -69,6 +80,7 @@ class IdentificationResult(Result):
         columns = ["named", "accuracy", "chance", "p", "n_items", "n_tasks"]
         return {
             "accuracy": pd.DataFrame(rows, columns=columns),
+            "curve": pd.DataFrame(self._curve_rows()),
             "confusion": table.rename_axis("task").melt(
                 var_name="named", value_name="share", ignore_index=False
             ),
@@ -101,11 +113,16 @@ class IdentificationResult(Result):
             "Each row holds the held-out prompts of one task, by the task that they were named as: "
             f"the diagonal is right, {number(trials.chance)} is expected by guessing.",
         )
+        how = {
+            "ridge": "by a ridge classifier of their prompts",
+            "template": "by the effect of a task that its activations correlate with best",
+        }[self.method]
         what = (
-            "Each run is held out in turn. Maps made from the other runs alone then name every "
-            "held-out task prompt, and every held-out run, by the map that its activations "
-            "correlate with best. No prompt of the held-out run is used for the maps or for the "
-            "baseline."
+            "Each run is held out in turn, with its topics where runs have topics of their own. "
+            f"The other runs alone then name every held-out task prompt, {how}, and every held-out "
+            "run, by the map that its own correlates with best. No prompt of the held-out run is "
+            "used for training or for the baseline. Groups of prompts of one task and run are "
+            "named by the mean of their scores."
         )
         p = (
             "p: permutation test in which whole runs exchange their task labels, because prompts "
@@ -120,7 +137,39 @@ class IdentificationResult(Result):
             characters += " No untrained copy was scanned, so that column is empty."
         title = "Which task is this?"
         notes = [p.strip(), characters]
-        return [Section("identification", title, [what], [plot], [self._table()], notes)]
+        tables = [self._table(), *self._curve_tables()]
+        return [Section("identification", title, [what], [plot], tables, notes)]
+
+    def _curve_rows(self) -> list[dict[str, object]]:
+        """Accuracy of groups of prompts, by what they are named from."""
+        sources = [(self, ""), (self.untrained, "untrained ")]
+        return [
+            {"named": f"{kind}{end}", "from": f"{copy}{kind}", **vars(point)}
+            for end in _ENDINGS
+            for result, copy in sources
+            if result is not None
+            for kind, points in getattr(result, f"curve{end}").items()
+            if not copy or kind == "trials"
+            for point in points
+        ]
+
+    def _curve_tables(self) -> list[Table]:
+        """One table of groups of prompts for each set of tasks."""
+        out = []
+        for end, without in _ENDINGS.items():
+            curves: dict[str, list[Accuracy]] = getattr(self, f"curve{end}")
+            if not curves:
+                continue
+            others = {"Prompts' characters": curves.get("prompts"), "Words": curves.get("words")}
+            copy = getattr(self.untrained, f"curve{end}", {})
+            others["Untrained copy"] = copy.get("trials")
+            rows = []
+            for i, point in enumerate(curves["trials"]):
+                row = {"Prompts together": count(point.n_prompts), "Activations": _told(point)}
+                row |= {name: _told(c[i]) if c else NONE for name, c in others.items()}
+                rows.append(row)
+            out.append(Table.of(f"Accuracy of naming groups of prompts{without}", rows))
+        return out
 
     def _table(self) -> Table:
         """Accuracy of naming trials and runs, beside the prompts and the untrained copy."""
@@ -156,3 +205,8 @@ class IdentificationResult(Result):
             f"{plural(n_tasks, 'task')} and {plural(n_runs, 'run')} allow {count(n_ways)} "
             f"arrangements of the labels, so p cannot be below about {1 / n_ways:.2g} here."
         )
+
+
+def _told(point: Accuracy) -> str:
+    """Accuracy with its interval."""
+    return f"{percent(point.accuracy)} [{percent(point.low)}, {percent(point.high)}]"
