@@ -104,7 +104,7 @@ def labels_before(values, labels):
 def blocks_before(run):
     """A new fit for every block that is left out."""
     contrast = f"{run.task} - {glm.CONTROL}"
-    masks = glm.delete_block_masks(run.events)
+    masks = glm.delete_masks(run.events)
     values = run.values()
     fits = [glm.run_contrast(values[keep], run.events[keep], contrast) for keep in masks]
     return np.stack([glm.t_map([fit]) for fit in fits])
@@ -201,7 +201,7 @@ def stages(runs, n):
         (
             "jackknife maps of a run",
             lambda: blocks_before(runs[0]),
-            lambda: glm.t_of_labels(values, glm.without_blocks(runs[0].events)),
+            lambda: glm.t_of_labels(values, glm.without(runs[0].events)),
             TOLERANCE,
         ),
         (

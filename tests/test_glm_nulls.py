@@ -94,7 +94,7 @@ def test_shuffled_maps_are_centred_on_zero():
 def test_every_block_and_every_control_trial_is_left_out_once(n_blocks, n_on, n_off):
     table = planted.trials(n_blocks=n_blocks, n_on=n_on, n_off=n_off)
     is_on = (table["trial_type"] == "pain").to_numpy()
-    masks = glm.delete_block_masks(table)
+    masks = glm.delete_masks(table)
     out = ~np.array(masks)
     assert len(masks) == n_blocks
     assert (out.sum(axis=0) == 1).all()
@@ -104,11 +104,27 @@ def test_every_block_and_every_control_trial_is_left_out_once(n_blocks, n_on, n_
         assert abs((keep & ~is_on).sum() - expected) < 1
 
 
+def test_topics_are_left_out_where_they_are_groups_of_prompts():
+    table = planted.trials(n_blocks=3, n_on=12, n_off=18, levels=())
+    run = planted.run(table, noise(table))
+    assert glm.random_factor([run]) == "block"  # one topic
+    topics = [f"t{i % 4}" if kind == "pain" else f"c{i}" for i, kind in enumerate(table.trial_type)]
+    by_topic = planted.run(table.assign(topic=topics), noise(table))
+    assert glm.random_factor([by_topic]) == "topic"
+    assert glm.random_factor([by_topic, run]) == "block"
+    single = table.assign(topic=table["stim_id"])
+    assert glm.random_factor([planted.run(single, noise(table))]) == "block"
+    out = ~np.array(glm.delete_masks(by_topic.events, by="topic"))
+    is_on = (table["trial_type"] == "pain").to_numpy()
+    assert (out.sum(axis=0) == 1).all()
+    assert [len(set(np.array(topics)[o & is_on])) for o in out] == [1] * 4
+
+
 def test_maps_without_a_block_equal_lstsq_without_the_block():
     table = planted.trials(n_blocks=3, n_on=12, n_off=18, levels=("a", "b"))
     run = planted.run(table, noise(table))
     controls = np.flatnonzero(table["trial_type"] == "control").reshape(3, 6)
-    maps = glm.t_of_labels(run.values(), glm.without_blocks(table))
+    maps = glm.t_of_labels(run.values(), glm.without(table))
     for block, control, t in zip((2, 4, 6), controls, maps, strict=True):
         keep = (table["block"] != block).to_numpy() & ~np.isin(np.arange(30), control)
         np.testing.assert_allclose(t, lstsq_t(table[keep], run.values()[keep]), atol=1e-8)

@@ -37,7 +37,7 @@ def test_profile_sums_to_the_network_and_repr_names_its_size():
     for site, count in profile.groupby("site")["n_active"].sum().items():
         assert f"{site} {count}" in text
     n_up = (network.signs == 1).sum()
-    assert f"more active {n_up}, less active {60 - n_up}" in text
+    assert f"higher {n_up}, lower {60 - n_up}" in text
 
 
 def test_dice_jaccard_and_correlation_equal_loops():

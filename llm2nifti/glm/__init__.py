@@ -19,13 +19,14 @@ from llm2nifti.glm.maps import StatMaps, pool, t_map
 from llm2nifti.glm.relabelling import (
     Labels,
     NullRates,
-    delete_block_masks,
+    delete_masks,
     pseudo_tasks,
+    random_factor,
     relabelled,
     shuffled,
     t_of_labels,
     token_level,
-    without_blocks,
+    without,
 )
 
 __all__ = [
@@ -38,12 +39,13 @@ __all__ = [
     "StatMaps",
     "contrast_vector",
     "contrasts_of",
-    "delete_block_masks",
+    "delete_masks",
     "design_matrix",
     "fit",
     "nuisance",
     "pool",
     "pseudo_tasks",
+    "random_factor",
     "relabelled",
     "run_contrast",
     "shuffled",
@@ -51,5 +53,5 @@ __all__ = [
     "t_of_labels",
     "token_level",
     "welch_disagreement",
-    "without_blocks",
+    "without",
 ]

@@ -132,29 +132,41 @@ def shuffled(run: RunLike, *, n: int, seed: int = 0) -> Labels:
     return replace(labels, is_on=labels.is_on[:n])
 
 
-def without_blocks(events: pd.DataFrame) -> list[Labels]:
-    """Trial types of a run with one block left out at a time, for the jackknife.
+def without(events: pd.DataFrame, *, by: str = "block") -> list[Labels]:
+    """Trial types of a run with one block, or topic, left out at a time, for the jackknife.
 
     Every on-block goes with an equal share of the control trials, so that their ratio stays.
     """
     is_on = (events["trial_type"] != CONTROL).to_numpy()
     return [
         Labels(is_on[keep][None], nuisance(events[keep]).to_numpy(), np.flatnonzero(keep))
-        for keep in delete_block_masks(events)
+        for keep in delete_masks(events, by=by)
     ]
 
 
-def delete_block_masks(events: pd.DataFrame) -> list[NDArray[np.bool_]]:
-    """Trials to keep when each on-block, with its share of the control, is left out."""
+def delete_masks(events: pd.DataFrame, *, by: str = "block") -> list[NDArray[np.bool_]]:
+    """Trials to keep when each on-block or topic, with its share of the control, is left out."""
     is_control = (events["trial_type"] == CONTROL).to_numpy()
-    on_blocks = list(dict.fromkeys(events.loc[~is_control, "block"]))
-    shares = np.array_split(np.flatnonzero(is_control), len(on_blocks))
+    groups = list(dict.fromkeys(events.loc[~is_control, by]))
+    shares = np.array_split(np.flatnonzero(is_control), len(groups))
     masks = []
-    for block, share in zip(on_blocks, shares, strict=True):
-        keep = ~((events["block"] == block).to_numpy() & ~is_control)
+    for group, share in zip(groups, shares, strict=True):
+        keep = ~((events[by] == group).to_numpy() & ~is_control)
         keep[share] = False
         masks.append(keep)
     return masks
+
+
+def random_factor(runs: Sequence[RunLike]) -> str:
+    """What other experiments would draw anew: ``topic``, or ``block`` where topics are no groups.
+
+    Topics need at least three a run, and more prompts than topics.
+    """
+    for run in runs:
+        topics = run.events.loc[run.events["trial_type"] != CONTROL, "topic"]
+        if not 3 <= topics.nunique() < len(topics):
+            return "block"
+    return "topic"
 
 
 @dataclass(frozen=True, eq=False)

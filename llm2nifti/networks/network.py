@@ -33,7 +33,7 @@ class Network:
 
     name: str  #: name, how: what it is the network of, and how it was found
     brain: ModelBrain  #: geometry
-    #: (n_units,) int8 array; 1 for units that respond more, -1 for less, 0 for units outside the
+    #: (n_units,) int8 array; 1 for units that are higher, -1 for lower, 0 for units outside the
     #: network
     signs: NDArray[np.int8]
     how: str = "mask image"
@@ -84,7 +84,7 @@ class Network:
         best = profile.sort_values("share", ascending=False).iloc[0]
         n_up = int((self.signs > 0).sum())
         return (
-            f"{text}\n  by site: {by_site}\n  more active {n_up}, less active {n - n_up}; "
+            f"{text}\n  by site: {by_site}\n  higher {n_up}, lower {n - n_up}; "
             f"densest: layer {best['layer']} {best['site']} ({best['share']:.0%})"
         )
 
@@ -115,7 +115,7 @@ class Rule:
     #: level of ``fdr``, ``bonferroni`` and ``permutation`` (family-wise) and ``fpr`` (uncorrected)
     alpha: float = 0.05
     share: float = 0.01  #: share of the units at `sites` that ``top`` and ``bottom`` keep
-    two_sided: bool = True  #: also keep units that respond less
+    two_sided: bool = True  #: also keep units that are lower than in the control
     #: names of the sites where the units are, such as ``attn``; empty for all. A threshold that
     #: corrects for the number of units corrects for all of them.
     sites: tuple[str, ...] = ()

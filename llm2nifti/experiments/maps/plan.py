@@ -21,7 +21,7 @@ class GlmPlan(OfTasks, OnWorkers):
     share : float
         Share of all units that top keeps.
     one_sided : bool
-        Only units that respond more.
+        Only units that are higher than in the control.
     frames : {"trial", "token"}
         Fit trials, or tokens (AR(1), as in the paper).
     contrast : str or None

@@ -32,7 +32,7 @@ class TaskMaps:
     n_runs: int  #: fitted together
     n_active: int  #: units of the network
     share_active: float
-    n_more: int  #: units that respond more than to control prompts
+    n_more: int  #: units whose mean is higher than in control prompts
     n_less: int
     threshold: str  #: the rule in words
     df: float  #: residual degrees of freedom
@@ -163,8 +163,8 @@ class MapsResult(Result):
             told = f"The threshold is {name}, the smallest |t| inside the network ({words})."
         text = (
             f"{count(maps.n_active)} of {count(brain.n_units)} units "
-            f"({percent(maps.share_active)}) are active: {count(maps.n_more)} respond more and "
-            f"{count(maps.n_less)} less than to control prompts. {told} The largest |t| is "
+            f"({percent(maps.share_active)}) are active: {count(maps.n_more)} are higher and "
+            f"{count(maps.n_less)} lower than in control prompts. {told} The largest |t| is "
             f"{number(abs(t[best]), 1)}: unit {peak.unit} of `{peak.site.key}` "
             f"(t = {number(t[best], 1)}), at ({', '.join(number(mm, 0) for mm in peak.mm)}) mm."
         )
@@ -180,10 +180,10 @@ class MapsResult(Result):
         plot = Plot(
             f"map_{task}",
             partial(plotting.plot_map, t_img, title=f"{task}, {name}", **how),
-            f"Slices of the t map of {task} against control: {count(maps.n_more)} units respond "
-            f"more and {count(maps.n_less)} less.",
-            f"The coronal slices with the strongest responses to {task}: red units respond more "
-            f"than to control prompts, blue units less; {hidden}.",
+            f"Slices of the t map of {task} against control: {count(maps.n_more)} units are "
+            f"higher and {count(maps.n_less)} lower.",
+            f"The coronal slices with the strongest responses to {task}: red units are higher "
+            f"than in control prompts, blue units lower; {hidden}.",
         )
         viewer = Viewer(task, partial(plotting.view, t_img, title=task, **how))
         return Section("", task, paragraphs, [plot, _layers_plot(task, maps), viewer])

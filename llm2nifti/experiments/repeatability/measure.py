@@ -72,6 +72,7 @@ def measure(
         same_minus_cross=None if is_single else same - cross,
         shuffled_same_task_r=_shuffled(session, verbose=verbose),
         intervals=estimates,
+        interval_over=glm.random_factor(session) if estimates else None,
         intervals_not_possible=why_not,
         closest_pair=None if is_single else _closest(tasks, r, dice, estimates or {}),
         untrained=measure(copy, plan, intervals=False, verbose=verbose) if copy else None,
@@ -90,8 +91,9 @@ def _intervals(
     runs: Sequence[Run], maps: Maps, masks: Masks, *, verbose: int
 ) -> tuple[dict[str, Estimate] | None, str | None]:
     """Jackknife intervals of the figures and of every pair, or why there are none."""
+    by = glm.random_factor(runs)
     try:
-        without = _relabelled(runs, "jackknife", lambda r: glm.without_blocks(r.events), verbose)
+        without = _relabelled(runs, "jackknife", lambda r: glm.without(r.events, by=by), verbose)
         r = networks.jackknife(maps, without)
         dice = networks.jackknife(masks, networks.top_masks(without), networks.dice)
     except (glm.DesignError, networks.SimilarityError) as error:

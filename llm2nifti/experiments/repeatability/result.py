@@ -73,6 +73,7 @@ class RepeatabilityResult(Result):
     #: Jackknife intervals by the name of a figure, a task, or "a - b" of two tasks.
     intervals: dict[str, Estimate] | None = None
     intervals_not_possible: str | None = None  #: why there are none
+    interval_over: str | None = None  #: what the jackknife leaves out: topic or block
     closest_pair: list[Pair] | None = None  #: all pairs of tasks, most similar maps first
     untrained: RepeatabilityResult | None = None  #: of the copy: a baseline of input similarity
 
@@ -244,8 +245,8 @@ class RepeatabilityResult(Result):
         headings = ["Mean over tasks and pairs of runs", "This model", "Null", "Untrained copy"]
         table = Table("Similarity of maps beside its nulls", pd.DataFrame(rows, columns=headings))
         note = (
-            "Brackets: 95 % interval of the delete-block jackknife. Null of the correlations: "
-            "trial types shuffled within runs before the maps are made. "
+            f"Brackets: 95 % interval of the delete-{self.interval_over or 'block'} jackknife. "
+            "Null of the correlations: trial types shuffled within runs before the maps are made. "
             f"{self._untrained(reads=reads)}"
         )
         return Section("", "Beside their nulls", tables=[table], notes=[note])
