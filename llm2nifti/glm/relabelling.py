@@ -250,7 +250,11 @@ def pseudo_tasks(
     pooled = [_controls(run) for run in runs]
     events = pd.concat([e for _, e in pooled], ignore_index=True)
     values = np.concatenate([v for v, _ in pooled])
-    _, topics = np.unique(events["topic"].to_numpy(object), return_inverse=True)
+    names, topics = np.unique(events["topic"].to_numpy(object), return_inverse=True)
+    if len(names) == len(topics):
+        raise DesignError(
+            "every control prompt is a topic of its own: pseudo-tasks would be relabelled controls"
+        )
     rng = np.random.default_rng(seed)
     is_on = np.arange(n_on + n_off)[None] < n_on
     draws = [_draw_topics(topics, n_on, n_off, rng) for _ in range(n)]

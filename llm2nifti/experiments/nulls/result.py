@@ -19,6 +19,7 @@ _RANGES = {"below_05": (0.04, 0.06), "below_001": (0.0005, 0.002)}  # see `glm.r
 _TITLES = {
     "relabelled": "Control prompts relabelled at random",
     "pseudo_tasks": "Whole control topics as pseudo-tasks",
+    "pseudo_tasks_pooled": "The same, as large as all runs of a task",
     "token_level": "Control tokens relabelled by prompt, AR(1)",
 }
 
@@ -30,6 +31,7 @@ class NullResult(Result):
     relabelled: Rates  #: control prompts labelled at random: nothing is there to find
     pseudo_tasks: Rates  #: whole control topics in the place of a task
     token_level: Rates  #: the test of tokens as if they were independent
+    pseudo_tasks_pooled: Rates | None = None  #: pseudo-tasks as large as all runs of a task
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """``rates``: one row an experiment; ``pseudo_tasks``: one row a pseudo-task."""
@@ -76,8 +78,8 @@ class NullResult(Result):
         headings = ["Null experiment", "Repetitions", "p < .05", "p < .001", "Any FDR discovery"]
         rows = [["Expected where nothing is there", NONE, *ranges, f"about {percent(0.05, 0)}"]]
         for name, title in _TITLES.items():
-            rates: Rates = getattr(self, name)
-            if rates.below_05 is not None:
+            rates: Rates | None = getattr(self, name)
+            if rates and rates.below_05 is not None:
                 below = f"{percent(rates.below_05)} (SD {percent(rates.below_05_sd)})"
                 further = [percent(rates.below_001, 2), percent(rates.any_fdr, 0)]
                 rows.append([title, count(rates.n_relabellings), below, *further])

@@ -10,7 +10,7 @@ import pandas as pd
 from llm2nifti.experiments.results import Result
 from llm2nifti.stimuli.measures import MEASURES, TOLERANCE
 from llm2nifti.tell import Plot, Section, Table
-from llm2nifti.tell.wording import NONE, count, listing, number, plural
+from llm2nifti.tell.wording import NONE, count, listing, number, percent, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,15 @@ class RunQuality:
     d: dict[str, float] = field(default_factory=dict)  #: Cohen's d, task minus control, by measure
 
 
+@dataclass(frozen=True)
+class Active:
+    """Units of one task that pass a false discovery rate of .05, as shares of all units."""
+
+    covariates: tuple[str, ...]  #: measures that are taken out
+    share: float  #: without covariates
+    share_given: float  #: with them
+
+
 @dataclass(frozen=True, repr=False)
 class QualityResult(Result):
     """How well the controls of every run match its task prompts, and whether runs share topics."""
@@ -37,6 +46,7 @@ class QualityResult(Result):
     rank: ClassVar[int] = 5
 
     runs: list[RunQuality]
+    active: dict[str, Active] = field(default_factory=dict)  #: by task
 
     @property
     def largest(self) -> dict[str, dict[str, float]]:
@@ -49,11 +59,17 @@ class QualityResult(Result):
         return out
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """``differences``: one row a run and measure; ``topics``: one row a run."""
+        """``differences``: one row a run and measure; ``topics``: one row a run.
+
+        ``active``: one row a task.
+        """
         d = [(r.task, r.run, name, value) for r in self.runs for name, value in r.d.items()]
         columns = ["task", "run", "n_task", "n_control", "n_topics", "n_shared_topics"]
         return {
             "differences": pd.DataFrame(d, columns=["task", "run", "measure", "d"]),
+            "active": pd.DataFrame(
+                [{"task": task, **vars(active)} for task, active in self.active.items()]
+            ),
             "topics": pd.DataFrame([{name: vars(r)[name] for name in columns} for r in self.runs]),
         }
 
@@ -72,10 +88,13 @@ class QualityResult(Result):
             f"far as the stimuli allow. {self._verdict()} {self._topics()}"
         )
         names = self._measures()
-        rows = [
-            {"Task": task, **{name: number(d[name]) if name in d else NONE for name in names}}
-            for task, d in self.largest.items()
-        ]
+        rows = []
+        for task, d in self.largest.items():
+            row = {"Task": task, **{name: number(d[name]) if name in d else NONE for name in names}}
+            if active := self.active.get(task):
+                row["Active"] = percent(active.share)
+                row["Active given these"] = percent(active.share_given)
+            rows.append(row)
         table = Table.of("Largest difference of a run in size", rows)
         meanings = "; ".join(f"{name}: {MEASURES[name]}" for name in names)
         plots = []
@@ -89,9 +108,38 @@ class QualityResult(Result):
                     "tolerance of the matching.",
                 )
             ]
+        if self.session is not None:
+            plots.append(self._design())
         title = "Are the controls like the tasks?"
         notes = [f"{meanings[:1].upper()}{meanings[1:]}."] if names else []
+        if self.active:
+            notes.append(
+                "Active: units that pass a false discovery rate of 5 %, all runs; given these: "
+                "with the task's measures as covariates (`llm2nifti glm --covariate`)."
+            )
         return [Section("quality", title, [what], plots, [table], notes)]
+
+    def _design(self) -> Plot:
+        """Design matrix of the first run."""
+        run = self.session.first
+
+        def draw() -> Axes:
+            from nilearn.plotting import plot_design_matrix
+
+            from llm2nifti import glm
+            from llm2nifti.plotting.charts import new_axes
+
+            active = self.active.get(run.task)
+            design = glm.design_matrix(run.events, covariates=active.covariates if active else ())
+            return plot_design_matrix(design, axes=new_axes(6.2, 4.5))
+
+        return Plot(
+            "design_matrix",
+            draw,
+            f"Design matrix of task {run.task}, run {run.run}: one row a prompt.",
+            f"The design of the first run of {run.task}, one row a prompt in the order shown: "
+            "conditions, question frames, and the measures that can be taken out.",
+        )
 
     def _measures(self) -> list[str]:
         """Measures of at least one run."""
