@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from tests_support import assert_same, contents, make_dataset, make_recording
 
@@ -105,6 +106,7 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
         "template": "foo",
         "dtype": "foo",
         "split": "foo",
+        "preset": "foo",
     },
     "run": {"n-null": "0 -3"},
     "glm": {
@@ -114,6 +116,8 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
         "frames": "foo",
     },
     "null": {"n": "0 -1 x", "seed": "-1"},
+    "identification": {"method": "foo", "n-boot": "-1"},
+    "topics": {"alpha": "0 1", "n-null": "-1", "n-perm": "-1 x", "seed": "-1"},
     "lesion": {
         "share": "0 0.6 nan",
         "n-random": "0",
@@ -229,3 +233,16 @@ def test_json_lines_hold_no_other_line_ends(capsys, monkeypatch):
     assert len(line.splitlines()) == 1
     assert json.loads(line) == {"prompt": text}
     assert len(list(io.StringIO(line))) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "n_runs"),
+    [([], 3), (["--preset", "thorough"], 6), (["--preset", "thorough", "--n-runs", "4"], 4)],
+)
+def test_a_preset_gives_the_sizes_that_are_not_given(folder, monkeypatch, args, n_runs):
+    asked = []
+    monkeypatch.setattr("llm2nifti.study.scan", lambda root, plans, **how: asked.append(plans))
+    monkeypatch.setattr("llm2nifti.bids.runs", lambda root: pd.DataFrame())
+    assert cli.main(["scan", "ds", *args]) == 0
+    ((plan,),) = asked
+    assert plan.design.n_runs == n_runs

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llm2nifti import experiments
 from llm2nifti.cli import plans
 from llm2nifti.cli.options import as_options, option_of, plan_of, typed
+from llm2nifti.defaults import PRESETS
 from llm2nifti.plans import Attribution, Design, Json, ModelChoice, Plan, ScanPlan, Settings
 
 if TYPE_CHECKING:  # --help stays fast
@@ -117,7 +118,8 @@ def _what(dataset: str, given: Given, options: plans.ScanOptions) -> StudyFile:
 
     path = Path(dataset)
     if path.suffix != ".toml" or path.is_dir():
-        parts: Any = [plan_of(part, given) for part in SCANNED]
+        sizes = {**PRESETS[options.preset], **given}
+        parts: Any = [plan_of(part, sizes) for part in SCANNED]
         plan = ScanPlan(parts[0], parts[1], parts[2], options.compress, **vars(parts[3]))
         measured = (NullPlan(n=options.n_null),) if isinstance(options, plans.RunOptions) else ()
         return StudyFile(path, (plan,), measured)

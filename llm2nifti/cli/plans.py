@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from llm2nifti.defaults import N_FRAMES, N_RELABELLINGS
 from llm2nifti.plans import Count, Level, OnWorkers, Plan, Positive, Template, WithModel
@@ -29,6 +30,8 @@ class ScanOptions(CommandPlan, OnWorkers):
         Delete the dataset's old content first.
     threads : int or None
         Threads that torch computes with; by default its own choice.
+    preset : {"default", "thorough"}
+        How much is shown where sizes are not given: thorough has 6 runs a task.
 
     Examples
     --------
@@ -38,6 +41,7 @@ class ScanOptions(CommandPlan, OnWorkers):
     compress: bool = False
     overwrite: bool = False
     threads: Count | None = None
+    preset: Literal["default", "thorough"] = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
