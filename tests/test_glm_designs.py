@@ -172,3 +172,7 @@ def test_maps_of_a_contrast_lie_beside_the_tasks_own(tmp_path):
     experiments.measure(session, plan, verbose=0)
     assert list(tmp_path.rglob("*contrast-PainVsControlGivenLength_stat-t_statmap.nii.gz"))
     assert not list(tmp_path.rglob("*contrast-painVsControl*"))
+    table = measured(planted.trials(levels=(), n_on=8, n_off=10), seed=5)
+    planted.dataset_run(tmp_path, table, noise(table, seed=9), task="pain", number=2)
+    assert not list(tmp_path.rglob("*_contrast-*"))  # a run more: they are of other runs
+    assert not list(tmp_path.rglob("*_label-*"))

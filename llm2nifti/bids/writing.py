@@ -87,6 +87,10 @@ def _remove(paths: RunPaths, *, with_results: bool) -> None:
         *func.glob(f"{paths.who}_task-{paths.task}_space-*"),
         *paths.anat("").parent.glob(f"*_label-{paths.task}_*"),
     ]
+    of_several = sorted(func.glob(f"{paths.who}_space-{paths.space}_contrast-*"))
+    labels = {path.name.partition("_contrast-")[2].partition("_")[0] for path in of_several}
+    old += of_several
+    old += [p for name in labels for p in paths.anat("").parent.glob(f"*_label-{name}_*")]
     for folder in (whole, whole / paths.folder):
         if paths.task != REST:  # which the analysis of tasks leaves out
             old += [folder / dataset.SUMMARY.name, folder / REPORT]

@@ -147,39 +147,32 @@ def naming_curve(
     ]
     runs = [rows for rows in runs if len(rows)]
     shortest = min(map(len, runs))
+    sizes = list(dict.fromkeys([*(size for size in sizes if size < shortest), shortest]))
+    by_topic = [[rows[topics[rows] == name] for name in np.unique(topics[rows])] for rows in runs]
+    whole = [np.stack([rng.permutation(r)[:shortest] for r in runs]) for _ in range(_N_GROUPINGS)]
+    drawn = [np.stack([_drawn(t, shortest, rng) for t in by_topic]) for _ in range(n_boot)]
     out = []
-    for size in dict.fromkeys([*(size for size in sizes if size < shortest), shortest]):
-        value = np.mean([_share(named, runs, size, rng) for _ in range(_N_GROUPINGS)])
-        samples = [
-            _share(named, [_resampled(rows, topics[rows], rng) for rows in runs], size, rng)
-            for _ in range(n_boot)
-        ]
-        low, high = np.percentile(samples, [2.5, 97.5]) if samples else (np.nan, np.nan)
-        out.append(Accuracy(int(size), float(value), float(low), float(high)))
+    for size in sizes:
+        value = np.mean([_share(named, rows, size) for rows in whole])
+        samples = [_share(named, rows, size) for rows in drawn]
+        ends = np.percentile(samples or [np.nan], [2.5, 97.5]).tolist()
+        out.append(Accuracy(int(size), float(value), *ends))
     return out
 
 
-def _resampled(
-    rows: NDArray[np.int64], topics: NDArray[np.str_], rng: np.random.Generator
+def _drawn(
+    by_topic: Sequence[NDArray[np.int64]], n: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Items of as many topics, drawn with replacement; as many items as before."""
-    names, of_row = np.unique(topics, return_inverse=True)
-    drawn: list[int] = []
-    while len(drawn) < len(rows):
-        drawn += rows[of_row == rng.integers(len(names))].tolist()
-    return np.array(drawn[: len(rows)])
+    """(n,) items of topics that are drawn with replacement, in random order."""
+    items: list[int] = []
+    while len(items) < n:
+        items += by_topic[rng.integers(len(by_topic))].tolist()
+    return rng.permutation(items)[:n]
 
 
-def _share(
-    named: Identification,
-    runs: Sequence[NDArray[np.int64]],
-    size: int,
-    rng: np.random.Generator,
-) -> float:
-    """Share of groups named right, in one way to put the items of each run into groups."""
-    right = []
-    for rows in runs:
-        groups = rng.permutation(rows)[: len(rows) // size * size].reshape(-1, size)
-        names = named.scores[groups].mean(axis=1).argmax(axis=1)
-        right += (names == named.truth[groups[:, 0]]).tolist()
-    return float(np.mean(right))
+def _share(named: Identification, runs: NDArray[np.int64], size: int) -> float:
+    """Share of groups named right, each of `size` items that follow each other in a run's row."""
+    n = runs.shape[1] // size * size
+    groups = runs[:, :n].reshape(-1, size)
+    names = named.scores[groups].mean(axis=1).argmax(axis=1)
+    return float((names == named.truth[groups[:, 0]]).mean())
