@@ -166,7 +166,7 @@ def _drawn(
     """(n,) items of topics that are drawn with replacement, in random order."""
     items: list[int] = []
     while len(items) < n:
-        items += by_topic[rng.integers(len(by_topic))].tolist()
+        items += by_topic[int(rng.integers(len(by_topic)))].tolist()
     return rng.permutation(items)[:n]
 
 
