@@ -113,7 +113,7 @@ def test_damaged_json_is_named_with_line_and_cure(dataset, how, said):
         ("empty", "the file is empty"),
         ("zeros", "the column onset is missing"),
         ("invalid UTF-8", "line 1: not UTF-8 text (invalid start byte)"),
-        ("one cell more", "not a table (Expected 10 fields in line 3, saw 11)"),
+        ("one cell more", "not a table (Expected 15 fields in line 3, saw 16)"),
         ("missing", "there is no such file"),
     ],
 )

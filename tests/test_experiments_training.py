@@ -12,7 +12,7 @@ import pytest
 import tiny
 from tests_support import assert_same, contents, make_dataset
 
-from llm2nifti import bids, cli, experiments, models, networks, study
+from llm2nifti import bids, cli, experiments, models, networks, stimuli, study
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.journal import ResultJournal
 from llm2nifti.experiments.maps.plan import GlmPlan
@@ -73,18 +73,20 @@ def train(root, model, **changes):
 
 
 def test_held_out_prompts_made_no_network_and_share_nothing_with_training(scanned, deep):
-    experiment = experiment_of(scanned, deep, n_texts=1000)  # all there are
+    experiment = experiment_of(scanned, deep, n_texts=5000)  # all there are
     assert [(run.task, run.run) for run in experiment.made_from] == [(TASK, 1)]
     shown = set(experiment.made_from[0].events["prompt"])
     assert len(shown) > 30
     trained = experiment.training
     assert set(trained["task"]) == {TASK}
-    assert len(trained) == 96
+    sizes = {split: stimuli.load(split=split)["task"].value_counts() for split in stimuli.SPLITS}
+    assert len(trained) == sizes["development"][TASK]
     for task, rows in experiment.held_out.items():
         assert not shown & set(rows["prompt"])
         assert set(rows["split"]) == {"evaluation"}
         assert not set(rows["topic"]) & set(trained["topic"])
-        assert len(rows) == {TASK: 96 - 40, "control": 768 - 56}.get(task, 96)
+        n_shown = {TASK: 40, "control": 56}.get(task, 0)
+        assert len(rows) == sizes["evaluation"][task] - n_shown
 
 
 def test_random_modules_have_as_many_weights_and_are_not_the_networks(scanned, deep):
