@@ -163,7 +163,7 @@ def test_rates_equal_those_of_all_p_values():
         p = 2 * stats.t.sf(np.abs(t[300:]), 30)
         expected = (p < 0.05).mean(), (p < 0.001).mean()
         any_fdr = bool((stats.false_discovery_control(p) < 0.05).any())
-        assert relabelling._rates(t, 30) == pytest.approx((*expected, any_fdr))
+        assert relabelling.rates_of(t, 30) == pytest.approx((*expected, any_fdr))
         found.add(any_fdr)
     assert found == {True, False}
 

@@ -255,7 +255,8 @@ def _models(*_: Any, **__: Any) -> Printed:
 def _stimuli(_: Any, __: Given, options: plans.StimuliOptions, **___: Any) -> Printed:
     from llm2nifti import stimuli
 
-    return _rows(stimuli.describe(stimuli.load(options.stimuli, split=None)))
+    table = stimuli.load(options.stimuli, split=None, tasks=stimuli.BUNDLED)
+    return _rows(stimuli.describe(table))
 
 
 # What does a command, and whose fields are its options besides those of its own plan.

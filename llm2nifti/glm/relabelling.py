@@ -218,7 +218,7 @@ def relabelled(
             base = _base(len(values))
             is_on = np.stack([rng.permutation(base) for _ in range(n_here)])
             labels = Labels(is_on, nuisance(events).to_numpy()).testable()
-            rates += [_rates(row, labels.df) for row in t_of_labels(values, [labels])]
+            rates += [rates_of(row, labels.df) for row in t_of_labels(values, [labels])]
             bar.update(n_here)
     return _collect(rates)
 
@@ -267,7 +267,7 @@ def pseudo_tasks(
         for start in range(0, len(labels), _BATCH):
             batch = labels[start : start + _BATCH]
             t = t_of_labels(values, batch)
-            rates += [_rates(row, one.df) for row, one in zip(t, batch, strict=True)]
+            rates += [rates_of(row, one.df) for row, one in zip(t, batch, strict=True)]
             bar.update(len(batch))
     return _collect(rates)
 
@@ -294,7 +294,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
         X = np.repeat(X, counts[is_control], axis=0).astype(float)
         part = fit_values(values, X, "ar1")
         contrast = compute_contrast(part.labels, part.results, np.eye(X.shape[1])[0], stat_type="t")
-        rates.append(_rates(np.nan_to_num(np.ravel(contrast.stat())), len(X) - X.shape[1]))
+        rates.append(rates_of(np.nan_to_num(np.ravel(contrast.stat())), len(X) - X.shape[1]))
     return _collect(rates)
 
 
@@ -329,7 +329,7 @@ def _draw_topics(
     return np.array([*on[:n_on], *off])
 
 
-def _rates(t: NDArray, df: float) -> tuple[float, float, bool]:
+def rates_of(t: NDArray, df: float) -> tuple[float, float, bool]:
     """Shares of units below .05 and .001, and whether any passes FDR, of the units that vary."""
     sizes, n_varying = np.abs(t), int((t != 0).sum())
     if not n_varying:

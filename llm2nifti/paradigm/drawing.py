@@ -63,6 +63,13 @@ class Stock:
         rows = self.rows_of.get(task, np.empty(0, np.intp))
         return rows[~self.used[self.concepts[rows]]] if unused else rows
 
+    def conditions(self, task: str) -> list[str]:
+        """Conditions of a task that has its own."""
+        if "condition" not in self.table:
+            return []
+        names = self.table["condition"].iloc[self.rows(task)]
+        return list(dict.fromkeys(name for name in names if name))
+
     def measures_of(self, task: str) -> dict[str, float]:
         """Measures that controls of a task are matched by, and how far all of its prompts are."""
         return reachable(self.table, MEASURES, self.rows(task), self.rows(stimuli.CONTROL))
@@ -101,6 +108,12 @@ def draw(
     tasks = [name for name in stock.rows_of if name != stimuli.CONTROL]
     if task not in tasks:
         raise ParadigmError(f"no task {task!r} in the stimuli; there are {', '.join(tasks)}")
+    conditions = stock.conditions(task)
+    if len(conditions) > 1:
+        raise ParadigmError(
+            f"task {task!r} has conditions of its own ({', '.join(conditions)}), which blocks "
+            "against the control would mix; put the prompts of one into a table of your own"
+        )
     rng = np.random.default_rng([seed, *task.encode()])
     n_on = n_blocks * trials_per_block
     control = stock.rows(stimuli.CONTROL, unused=True)
