@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
+from tests_support import make_dataset
+
+from llm2nifti import bids, study
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -203,3 +207,18 @@ def test_peers_compares_every_way_that_is_installed(tiny_folders, run):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_without_a_device_gpu_says_so(run):
     assert run("gpu.py").startswith("No CUDA device here")
+
+
+def test_page_of_results_tells_both_datasets(bench, tmp_path):
+    root = make_dataset(tmp_path / "ds")
+    study.analyse(bids.session(root), n_null=2, verbose=0)
+    text = bench("results").page(str(root), str(root))
+    lines = text.splitlines()
+    assert lines[0].startswith("# What `llm2nifti run ds` finds")
+    for heading in ("The result in short", "Where?", "What does any coherent domain show?"):
+        assert any(line.endswith(f"# {heading}") for line in lines)
+    tables = [line for line in lines if line.startswith("| ")]
+    assert len({row.count("|") for row in tables}) > 1
+    for before, after in pairwise(lines):  # a table has as many cells a row
+        if before.startswith("| ") and after.startswith("| "):
+            assert before.count("|") == after.count("|")
