@@ -119,8 +119,8 @@ class Overview(Result):
         note = (
             "Columns of tasks: share of units in the network of the task, all runs together"
             f"{rule}. Same task, different tasks: mean correlation of t maps of different runs of "
-            "that session. Prompts named right: share of held-out prompts whose activations match "
-            f"the map of their task best; guessing gives {percent(chance)}. Null: units with "
+            "that session. Prompts named right: share of held-out prompts named as their task "
+            f"by their activations; guessing gives {percent(chance)}. Null: units with "
             "p < .05 where control prompts are relabelled (5 % is nominal), and with whole control "
             "topics in the place of a task."
         )

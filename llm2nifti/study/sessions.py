@@ -90,6 +90,10 @@ def analyse(
     similarity, naming = _compared(session, verbose=verbose)
     with stage("nulls", verbose=verbose):
         null = measure_nulls(session, NullPlan(n=n_null), verbose=verbose)
+    # Before the summary, which says that everything is there.
+    for plan, name in ((QualityPlan(), "quality"), (TopicsPlan(), "topics")):
+        with stage(name, verbose=verbose):
+            experiments.measure(session, plan, verbose=0, is_locked=True)
     summary = SessionSummary(
         model=session.model,
         design=_design(session),
@@ -105,9 +109,6 @@ def analyse(
     who, content = (session.subject, session.session), summary.content()
     old = dict.fromkeys(set(bids.read_summary(session.root, who)) - set(content))
     bids.update_summary(session.root, who, **old, **content)
-    for plan, name in ((QualityPlan(), "quality"), (TopicsPlan(), "topics")):
-        with stage(name, verbose=verbose):
-            experiments.measure(session, plan, verbose=0, is_locked=True)
     return summary
 
 
