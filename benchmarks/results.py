@@ -33,11 +33,12 @@ run, {n_frames} greedy tokens a prompt, {n_units:,} units. One volume a prompt. 
 topics of their own, so that runs that are held out are topics that are held out."""
 _READ = """## How to read this
 
-- Activation is graded and broad: with enough prompts most of the units respond to something.
+- Activation is graded and broad: the more prompts, the more units pass.
 - An untrained network separates tasks too, because its inputs differ; what training adds is the
   difference between the two columns, not the level of one.
-- Networks are those of coherent subjects: everyday domains have networks that are as repeatable and
-  as easily named, and nothing here says that science is special.
+- Networks are those of coherent subjects: everyday domains have networks that are nearly as
+  repeatable and as easily named, and nothing here says that science is special. They were shown
+  seven topics each and not 27, so that fewer of their units pass over topics.
 - All of it is one small model, one set of concepts and eight question frames. How the parts of the
   model go together is in [networks.md](networks.md), what falls out without labels in
   [decomposition.md](decomposition.md); these two pages, and [interventions.md](interventions.md),

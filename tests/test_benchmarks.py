@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import binom
@@ -207,6 +208,19 @@ def test_peers_compares_every_way_that_is_installed(tiny_folders, run):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 def test_without_a_device_gpu_says_so(run):
     assert run("gpu.py").startswith("No CUDA device here")
+
+
+def test_halves_share_no_topic_and_are_printed(bench, capsys, tmp_path):
+    halves = bench("halves")
+    events = pd.DataFrame({"trial_type": ["control", "x", "x", "x"] * 4})
+    events["topic"] = [f"topic {i % 5}" for i in range(16)]
+    first, second = (halves.part(events, which) for which in (0, 1))
+    is_on = (events["trial_type"] == "x").to_numpy()
+    assert (first | second).all()
+    assert not (first & second).any()
+    assert set(events["topic"][first & is_on]).isdisjoint(events["topic"][second & is_on])
+    halves.main(str(make_dataset(tmp_path / "ds")))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| mean | ")
 
 
 def test_page_of_results_tells_both_datasets(bench, tmp_path):

@@ -108,8 +108,8 @@ class SessionSummary(Result):
         note = (
             f"Active: all runs together{rule}. p < .05: two-sided, uncorrected; 5 % is expected "
             "where nothing is there. Repeatability: correlation of t maps of different runs, with "
-            "its 95 % interval. Prompts named right: share of held-out prompts of the task that are "
-            "named as it by their activations."
+            "its 95 % interval. Prompts named right: share of held-out prompts of the task that "
+            "are named as it by their activations."
         )
         table = Table.of("Result of each task", rows, ("Task", "Active by"))
         return Section("result", "The result in short", (), (), [table], [note, *self._sentences()])

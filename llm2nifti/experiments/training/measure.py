@@ -210,7 +210,7 @@ class Trainings:
                 f"{self.task!r} has prompts of {rows['topic'].nunique()} topics in the development "
                 "split; training needs at least 2 (column split of the stimuli)"
             )
-        return rows.reset_index(drop=True)
+        return rows.head(self.plan.n_training).reset_index(drop=True)
 
     @cached_property
     def held_out(self) -> dict[str, pd.DataFrame]:

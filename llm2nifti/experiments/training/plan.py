@@ -22,6 +22,8 @@ class TrainPlan(WithModel):
         Trainings of each condition; each draws other random modules.
     epochs : int
         Passes over the texts.
+    n_training : int
+        Prompts to train on, at most: the first of the development split.
     n_texts : int
         Held-out prompts of each task and of control, at most.
     learning_rate : tuple of float
@@ -49,6 +51,7 @@ class TrainPlan(WithModel):
     top: Count | None = None
     seeds: Count = 3
     epochs: Count = 4
+    n_training: Count = 96
     n_texts: Count = 48
     learning_rate: tuple[Positive, ...] = (3e-4, 1e-3, 3e-3)
     r: Count = 8
