@@ -89,6 +89,11 @@ def test_single_prompts_have_the_accuracy_of_the_identification():
     assert all(p.low <= p.accuracy <= p.high for p in points)
 
 
+def test_without_samples_there_are_no_intervals():
+    named, topics = identification(np.random.default_rng(0), strength=1.0)
+    assert {(p.low, p.high) for p in naming_curve(named, topics, n_boot=0)} == {(None, None)}
+
+
 def test_accuracy_grows_with_prompts_as_the_mean_of_scores_says():
     rng = np.random.default_rng(1)
     named, topics = identification(rng, n=240, strength=0.8)

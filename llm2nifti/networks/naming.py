@@ -106,8 +106,8 @@ class Accuracy:
 
     n_prompts: int  #: of a group
     accuracy: float
-    low: float  #: 95 % interval over topics
-    high: float
+    low: float | None = None  #: 95 % interval over topics
+    high: float | None = None
 
 
 def naming_curve(
@@ -155,7 +155,7 @@ def naming_curve(
     for size in sizes:
         value = np.mean([_share(named, rows, size) for rows in whole])
         samples = [_share(named, rows, size) for rows in drawn]
-        ends = np.percentile(samples or [np.nan], [2.5, 97.5]).tolist()
+        ends = np.percentile(samples, [2.5, 97.5]).tolist() if samples else (None, None)
         out.append(Accuracy(int(size), float(value), *ends))
     return out
 

@@ -48,8 +48,8 @@ class Naming:
 class IdentificationResult(Result):
     """Held-out runs and prompts named by maps of the other runs, also among the other tasks alone.
 
-    Names change when the units of a site are rotated: trials are whitened by a covariance that is
-    shrunk to its diagonal.
+    Names change when the units of a site are rotated: units are scaled one by one, and a covariance
+    that trials are whitened by is shrunk to its diagonal.
     """
 
     runs: Naming  #: by activations
@@ -208,5 +208,7 @@ class IdentificationResult(Result):
 
 
 def _told(point: Accuracy) -> str:
-    """Accuracy with its interval."""
+    """Accuracy with its interval, where there is one."""
+    if point.low is None or point.high is None:
+        return percent(point.accuracy)
     return f"{percent(point.accuracy)} [{percent(point.low)}, {percent(point.high)}]"
