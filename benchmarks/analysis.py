@@ -125,8 +125,7 @@ def match_before(training, held_out, patterns):
     def white(rows):
         rows = rows / scale
         rows = rows / np.sqrt(SHRINKAGE) + ((rows @ directions.T) * gains) @ directions
-        rows = rows - rows.mean(axis=1, keepdims=True)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows - rows.mean(axis=1, keepdims=True)
 
     deviations = np.concatenate(
         [
@@ -134,7 +133,8 @@ def match_before(training, held_out, patterns):
             for t in held_out
         ]
     )
-    return white(deviations) @ white(patterns).T
+    patterns = white(patterns)  # of variance 1: what is left is a trial's correlation times its SD
+    return white(deviations) @ (patterns / patterns.std(axis=1, keepdims=True)).T / len(scale)
 
 
 def tokens_before(run):
@@ -150,7 +150,7 @@ def tokens_before(run):
         X = np.repeat(X, run.volume_counts[is_control], axis=0).astype(float)
         fit = run_glm(values, X, noise_model="ar1")
         t = np.ravel(compute_contrast(*fit, np.eye(X.shape[1])[0], stat_type="t").stat())
-        shares.append(relabelling._rates(t, len(X) - X.shape[1])[0])
+        shares.append(relabelling.rates_of(t, len(X) - X.shape[1])[0])
     return np.array(shares)
 
 
