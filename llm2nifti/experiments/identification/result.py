@@ -210,5 +210,5 @@ class IdentificationResult(Result):
 def _told(point: Accuracy) -> str:
     """Accuracy with its interval, where there is one."""
     if point.low is None or point.high is None:
-        return percent(point.accuracy)
-    return f"{percent(point.accuracy)} [{percent(point.low)}, {percent(point.high)}]"
+        return number(point.accuracy, 3)
+    return f"{number(point.accuracy, 3)} [{number(point.low, 3)}, {number(point.high, 3)}]"

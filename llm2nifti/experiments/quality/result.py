@@ -115,7 +115,8 @@ class QualityResult(Result):
         if self.active:
             notes.append(
                 "Active: units that pass a false discovery rate of 5 %, all runs; given these: "
-                "with the task's measures as covariates (`llm2nifti glm --covariate`)."
+                "with the task's measures as covariates (`llm2nifti glm --covariate`). A measure "
+                "that tells task and control apart takes the response with it."
             )
         return [Section("quality", title, [what], plots, [table], notes)]
 
