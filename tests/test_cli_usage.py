@@ -7,12 +7,11 @@ import json
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 from tests_support import assert_same, contents, make_dataset, make_recording
 
 from llm2nifti import bids, cli, experiments, scanner
-from llm2nifti.cli import commands
+from llm2nifti.cli import commands, plans
 from llm2nifti.cli.options import as_options
 from llm2nifti.experiments.nulls.plan import NullPlan
 from llm2nifti.plans import PlanError
@@ -211,7 +210,7 @@ def test_quiet_silences_the_bars_of_other_libraries(quiet):
     code = """if True:
         import sys
         from llm2nifti import cli
-        from llm2nifti.cli import commands
+        from llm2nifti.cli import commands, plans
         def handler(*_, **__):
             import tqdm.auto
             from transformers.utils import logging
@@ -239,10 +238,8 @@ def test_json_lines_hold_no_other_line_ends(capsys, monkeypatch):
     ("args", "n_runs"),
     [([], 3), (["--preset", "thorough"], 6), (["--preset", "thorough", "--n-runs", "4"], 4)],
 )
-def test_a_preset_gives_the_sizes_that_are_not_given(folder, monkeypatch, args, n_runs):
-    asked = []
-    monkeypatch.setattr("llm2nifti.study.scan", lambda root, plans, **how: asked.append(plans))
-    monkeypatch.setattr("llm2nifti.bids.runs", lambda root: pd.DataFrame())
-    assert cli.main(["scan", "ds", *args]) == 0
-    ((plan,),) = asked
+def test_a_preset_gives_the_sizes_that_are_not_given(args, n_runs):
+    given = {"n_runs": int(args[3])} if len(args) > 2 else {}
+    options = plans.ScanOptions(preset=args[1] if args else "default")
+    (plan,) = commands._what("ds", given, options).plans
     assert plan.design.n_runs == n_runs

@@ -106,9 +106,8 @@ def test_other_settings_are_refused_and_named(uninterrupted, tiny_folders, tmp_p
 
 def described(root):
     """Authors and licence of a dataset and of its derivatives."""
-    contents_of = [
-        bids.read_json(f / "dataset_description.json") for f in (root, root / bids.DERIVATIVES)
-    ]
+    folders = (root, root / bids.DERIVATIVES)
+    contents_of = [bids.read_json(folder / "dataset_description.json") for folder in folders]
     return [(content["Authors"], content["License"]) for content in contents_of]
 
 

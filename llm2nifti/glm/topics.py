@@ -6,6 +6,7 @@ claim is about the task, the topic is the unit of inference.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,10 +131,9 @@ def pseudo_topics(
 
 def one_sample_t(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n_units,) t of (n_maps, n_units) values against 0; 0 where a unit does not vary."""
-    spread = values.std(axis=0, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = values.mean(axis=0) / spread * np.sqrt(len(values))
-    return np.where(spread > 0, t, 0.0)
+    with warnings.catch_warnings(action="ignore"):  # of units that do not vary
+        t = np.asarray(stats.ttest_1samp(values, 0).statistic)
+    return np.where(np.isfinite(t), t, 0.0)
 
 
 def fdr(t: NDArray[np.float64], df: float, alpha: float = _FDR) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 
@@ -200,29 +200,42 @@ def match(
     with each other are enough: no whitened row is ever made. Products of rows in SDs are taken in
     float32, some units at a time, and added up in float64.
     """
-    controls = np.concatenate([t.values[~t.is_task] for t in training])
-    trials = np.concatenate([t.values[t.is_task] for t in held_out])
-    known = np.concatenate([t.frames[~t.is_task] for t in training])
-    of_control = frame_weights(known, known)
-    of_trial = frame_weights(known, np.concatenate([t.frames[t.is_task] for t in held_out]))
-    n, n_units = len(controls), controls.shape[1]
-    n_rows = n + len(trials) + len(patterns)
+    n = sum(int((~t.is_task).sum()) for t in training)
+    n_trials = sum(int(t.is_task.sum()) for t in held_out)
+    n_rows, n_units = n + n_trials + len(patterns), patterns.shape[1]
     products, sums = np.zeros((n_rows, n_rows)), np.zeros(n_rows)
-    for start in range(0, n_units, _TOGETHER):
-        part = slice(start, start + _TOGETHER)
-        shown = controls[:, part].astype(np.float64)
-        residuals = shown - of_control @ shown
-        scale = residuals.std(axis=0)
-        deviations = trials[:, part] - of_trial @ shown
-        rows = np.concatenate([residuals, deviations, patterns[:, part]])
-        rows /= np.where(scale > 0, scale, np.inf)
+    for part, residuals, deviations, scale in from_controls(training, held_out):
+        rows = np.concatenate([residuals, deviations, patterns[:, part]]) / scale
         sums += rows.sum(axis=1)
         rows = rows.astype(np.float32)
         products += rows @ rows.T
-    return _whitened(products, sums, n, n_units)[: len(trials), len(trials) :]
+    return _whitened(products, sums, n, n_units)[:n_trials, n_trials:]
 
 
-def frame_weights(known: NDArray, frames: NDArray) -> NDArray[np.float64]:
+def from_controls(
+    training: Sequence[TrialSet], shown: Sequence[TrialSet]
+) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
+    """Deviations of trials from the training controls of their question frame.
+
+    Yields, some units at a time, which they are, (n_controls, n) residuals of the training
+    controls, (n_trials, n) deviations of the task trials in `shown`, and (n,) standard deviations
+    of the residuals, infinite where there is none.
+    """
+    controls = np.concatenate([t.values[~t.is_task] for t in training])
+    trials = np.concatenate([t.values[t.is_task] for t in shown])
+    known = np.concatenate([t.frames[~t.is_task] for t in training])
+    of_control = _frame_weights(known, known)
+    of_trial = _frame_weights(known, np.concatenate([t.frames[t.is_task] for t in shown]))
+    for start in range(0, controls.shape[1], _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        values = controls[:, part].astype(np.float64)
+        residuals = values - of_control @ values
+        scale = residuals.std(axis=0)
+        deviations = trials[:, part] - of_trial @ values
+        yield part, residuals, deviations, np.where(scale > 0, scale, np.inf)
+
+
+def _frame_weights(known: NDArray, frames: NDArray) -> NDArray[np.float64]:
     """(n_frames, n_known) weights that give the mean of the controls of each question frame.
 
     A frame that no control has, or none at all, gets the mean of all controls.

@@ -16,13 +16,12 @@ from llm2nifti.networks.identification import (
     Identification,
     IdentificationError,
     TrialSet,
-    frame_weights,
+    from_controls,
     named_by,
 )
 
 SIZES = (1, 2, 3, 4, 6)  # prompts that are named together
 RIDGE = 0.1  # of a prompt's mean squared length; on the development split .01 is as good
-_TOGETHER = 4096  # units
 _N_GROUPINGS = 20  # ways to put prompts together, of which the mean is taken
 
 
@@ -77,20 +76,11 @@ def _coordinates(
 
     They are scaled so that a training trial has a mean squared length of 1.
     """
-    controls = np.concatenate([t.values[~t.is_task] for t in training])
-    known = np.concatenate([t.frames[~t.is_task] for t in training])
     sets = (*training, *held_out)
-    trials = np.concatenate([t.values[t.is_task] for t in sets])
-    weights = frame_weights(known, np.concatenate([t.frames[t.is_task] for t in sets]))
-    of_control = frame_weights(known, known)
-    products = np.zeros((len(trials), len(trials)))
-    for start in range(0, trials.shape[1], _TOGETHER):
-        part = slice(start, start + _TOGETHER)
-        shown = controls[:, part].astype(np.float64)
-        scale = (shown - of_control @ shown).std(axis=0)
-        rows = trials[:, part] - weights @ shown
-        rows /= np.where(scale > 0, scale, np.inf)
-        rows = rows.astype(np.float32)
+    n_trials = sum(int(t.is_task.sum()) for t in sets)
+    products = np.zeros((n_trials, n_trials))
+    for _, _, deviations, scale in from_controls(training, sets):
+        rows = (deviations / scale).astype(np.float32)
         products += rows @ rows.T
     n = sum(int(t.is_task.sum()) for t in training)
     squares, vectors = np.linalg.eigh(products[:n, :n])

@@ -123,13 +123,15 @@ def draw(
     # Every question frame equally often, give or take one; without any, all have the first: no name
     on = _draw_task(stock, task, np.resize(levels or [0], n_on), rng, run)
     control = control[~np.isin(stock.concepts[control], stock.concepts[on])]
-    off = _draw_control(stock, on, control, np.resize(control_levels or [0], n_off), rng)
+    slots = np.resize(control_levels or [0], n_off)
+    measures = stock.measures_of(task)
+    off = _draw_control(stock, on, control, slots, rng, measures=measures)
     stock.used[stock.concepts[np.r_[on, off]]] = True
     return _interleave(stock, on, off, n_blocks, rng)
 
 
 def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
-    """Rows in random order, drawn as `DataFrame.sample` draws it: designs made before stay."""
+    """Rows in random order."""
     return rows[rng.choice(len(rows), len(rows), replace=False)]
 
 
@@ -176,7 +178,13 @@ def _draw_task(stock: Stock, task: str, slots: Rows, rng: np.random.Generator, r
 
 
 def _draw_control(
-    stock: Stock, on: Rows, pool: Rows, slots: Rows, rng: np.random.Generator
+    stock: Stock,
+    on: Rows,
+    pool: Rows,
+    slots: Rows,
+    rng: np.random.Generator,
+    *,
+    measures: Iterable[str],
 ) -> Rows:
     """One unused concept a slot, all from different topics, matched to the task's prompts.
 
@@ -186,8 +194,7 @@ def _draw_control(
     pool = _shuffled(pool, rng)
     _, first = np.unique(stock.concepts[pool], return_index=True)
     pool = pool[np.sort(first)]
-    names = stock.measures_of(stock.table["task"].iloc[on[0]])
-    target, offered = (stock.pool(rows, names) for rows in (on, pool))
+    target, offered = (stock.pool(rows, measures) for rows in (on, pool))
     n_left = np.bincount(offered.topics)[offered.topics]
     costs = _LAST * (rng.random((len(slots), len(pool))) / 2 - n_left)
     chosen = match(target, slots, offered, costs)

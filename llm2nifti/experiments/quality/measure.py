@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from llm2nifti import glm
+from llm2nifti import glm, networks
 from llm2nifti.bids import Session
 from llm2nifti.experiments.quality.plan import QualityPlan
 from llm2nifti.experiments.quality.result import Active, QualityResult, RunQuality
-from llm2nifti.glm.topics import fdr
 from llm2nifti.stimuli.measures import MEASURES, difference, with_lengths
 
 
@@ -67,7 +66,7 @@ def _share(runs: Session, task: str, covariates: tuple[str, ...]) -> float:
     for run in runs:
         fits.append(glm.run_contrast(run.values(), run.events, contrast, covariates=covariates))
     maps = glm.pool(contrast, runs.brain, fits)
-    return float(fdr(maps.t(), maps.df).mean())
+    return networks.select(maps).n_units / runs.brain.n_units
 
 
 def _topics(events: pd.DataFrame) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm2nifti import bids, geometry, glm
+from llm2nifti import bids, geometry, glm, networks
 from llm2nifti.bids import Session
 from llm2nifti.experiments.rates import Rates
 from llm2nifti.experiments.topics.plan import TopicsPlan
@@ -43,14 +43,14 @@ def _tested(runs: Session, task: str, maps: TopicMaps, plan: TopicsPlan) -> Topi
     img = described(geometry.to_img(brain, t), "t", f"{task} over topics", df=df)
     bids.write_img(path, runs.root, img, {**sidecar, "Note": "n/a"})
     prompts = glm.pool(task, brain, list(glm.contrasts_of(runs).values()))
-    active = fdr(t, df, plan.alpha)
+    active, rule = fdr(t, df, plan.alpha), networks.Rule("fdr", alpha=plan.alpha)
     return TopicTask(
         n_topics=len(imgs),
         n_prompts=maps.n_prompts,
         share_below_05=float((level.p < 0.05).mean()),
         n_active=int(active.sum()),
         share_active=float(active.mean()),
-        share_active_prompts=float(fdr(prompts.t(), prompts.df, plan.alpha).mean()),
+        share_active_prompts=networks.select(prompts, rule).n_units / brain.n_units,
         n_active_max=None if level.p_max is None else int((level.p_max < plan.alpha).sum()),
     )
 
