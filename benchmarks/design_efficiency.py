@@ -1,11 +1,12 @@
-"""How do repeatability and identification grow with trials and with frames a trial?
+"""How do repeatability and naming depend on prompts, frames, sites, and on reading or generating?
 
 Uses the development split only. Run from the repository root:
 
     python benchmarks/design_efficiency.py > docs/design-efficiency-table.md
 
-Two runs of 48 task and 64 control trials a task are recorded with 16 frames; smaller designs are
-drawn from them, several times, with question frames as in the whole. Takes about 8 minutes.
+Two runs of 48 task and 64 control trials a task are recorded once while the model generates 8
+tokens and twice while it only reads, at all sites that are compared. Smaller designs are drawn from
+these, several times, with question frames as in the whole. Takes about 15 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -13,26 +14,53 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from llm2nifti import glm, models, networks, paradigm, scanner, stimuli
+from llm2nifti.networks.naming import name_by_training, naming_curve
 
-N_FRAMES = (1, 2, 4, 8, 16)
-N_TASK = (6, 12, 24, 48)
-N_DRAWS = 2  # smaller designs drawn from the whole; the whole itself is one draw
+N_FRAMES = (1, 2, 4, 8)
+N_TASK = (12, 24, 48)
+N_DRAWS = 3  # smaller designs drawn from the whole; the whole itself is one draw
 PER_RUN = 48
+SITES = {
+    "attn, mlp, resid (default)": ("attn", "mlp", "resid"),
+    "resid": ("resid",),
+    "attn, mlp": ("attn", "mlp"),
+    "heads, mlp_hidden": ("heads", "mlp_hidden"),
+    "all five": ("attn", "mlp", "resid", "heads", "mlp_hidden"),
+}
+DEFAULT = next(iter(SITES))
+READ = {"read, mean of the prompt": "trial", "read, last token": "last"}
+GENERATE = "generate, {} frames"
+HEADINGS = (
+    "same-task r",
+    "cross-task r",
+    "Dice of the top 1 %",
+    "single prompts named right",
+    "3 prompts named right",
+)
 
 
 def record(model, design):
-    """Trial means over the first frames: {n_frames: (n_trials, n_units)}, and seconds taken."""
+    """Trial values by way of recording, (n_trials, n_units) each, and the model brain."""
+    out = {}
+    sites = ",".join(SITES["all five"])
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        recording = scanner.scan(model, design, folder=Path(folder), on_trials=lambda _n: None)
-        seconds = time.perf_counter() - start
-        return {n: recording.by_trial()[:, :n].mean(axis=1) for n in N_FRAMES}, seconds
+        settings = scanner.Settings(sites=sites)
+        how = {"settings": settings, "on_trials": lambda _n: None}
+        recording = scanner.scan(model, design, folder=Path(folder), **how)
+        for n in N_FRAMES:
+            out[GENERATE.format(n)] = recording.by_trial()[:, :n].mean(axis=1)
+    for name, frames in READ.items():
+        settings = scanner.Settings(sites=sites, mode="read", frames=frames)
+        how = {"settings": settings, "on_trials": lambda _n: None}
+        out[name] = np.array(scanner.scan(model, design, **how).values)
+    return out, recording.brain
 
 
 def draw(events, n_task, rng):
@@ -47,69 +75,68 @@ def draw(events, n_task, rng):
     return np.sort(keep)
 
 
-def evaluate(values, designs, n_task, n_frames, rng):
-    """Same-task r, cross-task r and trials named right, for one draw."""
+def units_at(brain, sites: Sequence[str]) -> np.ndarray:
+    """(n_units,) whether a unit is at one of some sites."""
+    return np.concatenate([np.full(site.n_units, site.name in sites) for site in brain.sites])
+
+
+def evaluate(values, designs, n_task, rng):
+    """The five figures, for one draw; `values` by task and run."""
     contrasts, trials = {}, []
     for key, design in designs.items():
         rows = draw(design.trials, n_task, rng)
         events = design.trials.iloc[rows].reset_index(drop=True)
-        y = values[key][n_frames][rows]
+        y = values[key][rows]
         contrasts[key] = glm.run_contrast(y, events, f"{key[0]} - control")
         is_task = (events["trial_type"] != "control").to_numpy()
-        frames = events["question_frame"].to_numpy(str)
-        trials.append(networks.TrialSet(*key, y, is_task, frames, events["prompt"].to_list()))
+        texts = [events[name].to_numpy(str) for name in ("question_frame", "prompt", "topic")]
+        frames, prompts, topics = texts
+        trials.append(networks.TrialSet(*key, y, is_task, frames, prompts.tolist(), topics))
     maps = {key: glm.t_map([contrast]) for key, contrast in contrasts.items()}
     same, cross = networks.same_and_cross(networks.matrix(maps))
-    effects = {key: np.ravel(contrast.effect) for key, contrast in contrasts.items()}
-    templates = {r: {t: effects[t, 3 - r] for t in networks.tasks_of(maps)} for r in (1, 2)}
-    named = networks.name_trials(trials, templates)
-    real = named.truth != named.tasks.index("randomstrings")
-    accuracy = (named.truth == named.named)[real].mean()
-    top = networks.matrix(networks.top_masks(maps), networks.dice)
-    return same, cross, networks.same_and_cross(top)[0], accuracy
+    top = networks.matrix(networks.top_masks(maps, 0.01), networks.dice)
+    by_fold = [t for fold in (1, 2) for t in trials if t.run == fold]
+    topics = np.concatenate([t.task_topics for t in by_fold])
+    curve = naming_curve(name_by_training(trials), topics, sizes=(1, 3), n_boot=0)
+    return same, cross, networks.same_and_cross(top)[0], curve[0].accuracy, curve[1].accuracy
 
 
-def seconds_a_trial(model, table):
-    """Median seconds a trial at each number of frames, in turn."""
-    times = {n: [] for n in N_FRAMES}
-    for seed in range(3):
-        for n in N_FRAMES:
-            design = paradigm.blocks("pathology", n_frames=n, seed=seed, table=table)
-            start = time.perf_counter()
-            scanner.scan(model, design, on_trials=lambda _n: None)
-            times[n].append((time.perf_counter() - start) / design.n_trials)
-    return {n: float(np.median(t)) for n, t in times.items()}
+def table(title, rows):
+    """Print a Markdown table."""
+    print(f"| {title} | " + " | ".join(HEADINGS) + " |")
+    print("|---" + "|--:" * len(HEADINGS) + "|")
+    for name, figures in rows:
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in figures) + " |", flush=True)
+    print()
 
 
 def main():
-    """Record, sweep, print a Markdown table."""
+    """Record, sweep, print Markdown tables."""
     model = models.load()
-    table = stimuli.load(split="development")
+    stock = stimuli.load(split="development")
     runs = paradigm.experiment(
-        n_runs=2, n_blocks=4, trials_per_block=PER_RUN // 4, n_frames=max(N_FRAMES), table=table
+        n_runs=2, n_blocks=4, trials_per_block=PER_RUN // 4, n_frames=max(N_FRAMES), table=stock
     )
     designs = {(d.task, d.run): d for d in runs}
-    values = {}
+    recorded = {}
     for key, design in designs.items():
-        values[key], seconds = record(model, design)
-        print(f"{key}: {seconds:.0f} s", file=sys.stderr)
+        start = time.perf_counter()
+        recorded[key], brain = record(model, design)
+        print(f"{key}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     rng = np.random.default_rng(0)
-    cost = seconds_a_trial(model, table)
-    print(
-        "| task trials a run | frames a trial | s a trial | same-task r | cross-task r "
-        "| Dice of the top 5 % | trials named right |"
-    )
-    print("|--:|--:|--:|--:|--:|--:|--:|")
-    for n_task in N_TASK:
-        for n_frames in N_FRAMES:
-            n_draws = N_DRAWS if n_task < PER_RUN else 1
-            draws = [evaluate(values, designs, n_task, n_frames, rng) for _ in range(n_draws)]
-            same, cross, top, accuracy = np.mean(draws, axis=0)
-            print(
-                f"| {n_task} | {n_frames} | {cost[n_frames]:.3f} | {same:.3f} | {cross:.3f} "
-                f"| {top:.3f} | {accuracy:.3f} |",
-                flush=True,
-            )
+
+    def figures(way, sites, n_task=24):
+        units = units_at(brain, SITES[sites])
+        values = {key: of_run[way][:, units] for key, of_run in recorded.items()}
+        n_draws = N_DRAWS if n_task < PER_RUN else 1
+        draws = [evaluate(values, designs, n_task, rng) for _ in range(n_draws)]
+        return np.mean(draws, axis=0)
+
+    ways = [GENERATE.format(n) for n in N_FRAMES] + list(READ)
+    usual = GENERATE.format(8)
+    table("task prompts a run", ((n, figures(usual, DEFAULT, n)) for n in N_TASK))
+    table("how it is recorded", ((way, figures(way, DEFAULT)) for way in ways))
+    table("sites", ((sites, figures(usual, sites)) for sites in SITES))
 
 
 if __name__ == "__main__":

@@ -82,11 +82,11 @@ def gather(
     moments: dict[int, Any] = {}
     for run in track(runs, "maps", unit="run", verbose=verbose):
         values, key = run.values(), (run.task, run.run)
-        contrasts[key] = glm.run_contrast(values, run.events, f"{run.task} - {glm.CONTROL}")
+        contrasts[key] = glm.run_contrast(values, run.events, glm.task_contrast(run.events))
         if n_shuffles:
             maps = glm.t_of_labels(values, [glm.shuffled(run, n=n_shuffles, seed=run.run)])
             shuffled[key] = maps.astype(np.float32)
-        rows = values[(run.events["trial_type"] == glm.CONTROL).to_numpy()].astype(np.float64)
+        rows = values[~glm.is_on(run.events)].astype(np.float64)
         sums = (np.full(brain.n_units, len(rows)), rows.sum(axis=0), (rows**2).sum(axis=0))
         moments[run.run] = moments.get(run.run, 0) + np.stack(sums)
     recorded = {site.name for site in brain.sites}
@@ -167,6 +167,6 @@ def calibrated(
     units = np.flatnonzero(np.any([r.weights.any(axis=1) for r in readouts], axis=0))
     scores = project(running(runs, units, verbose=verbose), readouts)
     fold = np.concatenate([np.full(len(run.events), run.run) for run in runs])
-    control = np.concatenate([(run.events["trial_type"] == glm.CONTROL) for run in runs])
+    control = np.concatenate([~glm.is_on(run.events) for run in runs])
     means = np.concatenate([s[control & (fold == n)] for n, s in zip(numbers, scores, strict=True)])
     return thresholds_of(evidence.tasks, means, rate=rate)

@@ -157,14 +157,25 @@ def threaded(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 
 
 def trials_of(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a trial of all runs in order: their events with ``task``, ``run`` and ``is_task``."""
-    tables = [run.events.assign(task=run.task, run=run.run) for run in runs]
+    """One row a trial of all runs in order: their events with ``task``, ``run`` and more.
+
+    ``is_task`` is whether it is of its task, and ``kind`` the task's name then, else ``control``.
+    """
+    tables = [
+        run.events.assign(
+            task=run.task,
+            run=run.run,
+            is_task=glm.is_on(run.events),
+            kind=glm.kinds(run.task, run.events),
+        )
+        for run in runs
+    ]
     table = pd.concat(tables, ignore_index=True)
     for column in ("question_frame", "topic"):
         if column not in table:
             table[column] = ""
     table[["question_frame", "topic"]] = table[["question_frame", "topic"]].fillna("")
-    return table.assign(is_task=table["trial_type"] != glm.CONTROL)
+    return table
 
 
 def nuisance(trials: pd.DataFrame) -> NDArray[np.float64]:
@@ -194,7 +205,7 @@ def residuals_of(trials: pd.DataFrame) -> Callable[[NDArray], NDArray[np.float64
 
     What is left is noise: how prompts about one topic differ.
     """
-    topics = pd.get_dummies(trials["trial_type"] + " " + trials["topic"], dtype=float)
+    topics = pd.get_dummies(trials["kind"] + " " + trials["topic"], dtype=float)
     basis = linalg.orth(np.column_stack([nuisance(trials), topics.to_numpy()]))
     return lambda values: values - basis @ (basis.T @ values)
 

@@ -24,6 +24,8 @@ COMMANDS += [
     "monitor",
     "detect",
     "prune",
+    "fir",
+    "localize",
     "quality",
     "target",
     "topics",

@@ -18,6 +18,8 @@ from llm2nifti.plans import PlanError
 
 DATASET = ["run", "scan", "glm", "repeatability", "identification", "null", "report", "where"]
 DATASET += [
+    "fir",
+    "localize",
     "quality",
     "topics",
     "lesion",
@@ -105,6 +107,7 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
         "template": "foo",
         "dtype": "foo",
         "split": "foo",
+        "order": "foo",
         "preset": "foo",
     },
     "run": {"n-null": "0 -3"},
@@ -116,6 +119,8 @@ NUMBERS = {  # of every command: its numeric options, and what each refuses
     },
     "null": {"n": "0 -1 x", "seed": "-1"},
     "identification": {"method": "foo", "n-boot": "-1"},
+    "fir": {"alpha": "0 1", "n-null": "0 -1", "seed": "-1"},
+    "localize": {"share": "0 1.1 nan", "n-splits": "0", "seed": "-1", "dtype": "foo"},
     "topics": {"alpha": "0 1", "n-null": "-1", "n-perm": "-1 x", "seed": "-1"},
     "lesion": {
         "share": "0 0.6 nan",

@@ -9,7 +9,7 @@ from tests_support import count_calls
 
 from llm2nifti import geometry, networks
 from llm2nifti.networks.network import largest
-from llm2nifti.networks.similarity import corrected
+from llm2nifti.networks.similarity import corrected, noise_ceilings
 
 
 def test_mask_image_round_trip():
@@ -89,6 +89,27 @@ def test_matrix_is_the_mean_over_pairs_of_different_runs(measure):
 def test_matrix_of_one_run_raises():
     with pytest.raises(networks.SimilarityError, match="at least 2 runs"):
         networks.matrix({("a", 1): np.arange(4.0), ("b", 1): np.arange(4.0)})
+
+
+@pytest.mark.parametrize(("signal", "of_topics"), [(1.0, 0.0), (0.3, 0.0), (0.0, 0.0), (1.0, 1.0)])
+def test_noise_ceiling_is_the_r_of_runs_that_only_the_draw_of_prompts_tells_apart(
+    signal, of_topics
+):
+    rng = np.random.default_rng(0)
+    df, shared = 50, rng.normal(0, signal, 30000)
+    maps = {}
+    for run in (1, 2, 3):
+        effects = shared + rng.normal(0, of_topics, len(shared))  # topics of the run alone
+        t = (effects + rng.normal(size=len(shared))) / np.sqrt(rng.chisquare(df, len(shared)) / df)
+        maps["pain", run] = t
+    ceiling = noise_ceilings(maps, dict.fromkeys(maps, df))["pain"]
+    reached = networks.matrix(maps)[0, 0]
+    total = signal**2 + of_topics**2
+    assert ceiling == pytest.approx(total / (total + 1), abs=0.03)
+    if of_topics:
+        assert reached < ceiling - 0.2
+    else:
+        assert reached == pytest.approx(ceiling, abs=0.03)
 
 
 def test_corrected_divides_by_reliability():

@@ -241,12 +241,6 @@ def test_unknown_task_is_refused_with_the_known_ones(task):
         blocks(task)
 
 
-def test_conditions_of_a_localizer_are_not_mixed():
-    table = stimuli.load(tasks=["language"])
-    with pytest.raises(ParadigmError, match=r"of its own .sentences, words, nonwords., which"):
-        blocks("language", table=table)
-
-
 def test_doubled_task_is_refused():
     with pytest.raises(ParadigmError, match="'pathology' is given twice"):
         experiment(["pathology", "archeology", "pathology"])

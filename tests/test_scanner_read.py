@@ -244,3 +244,60 @@ def test_a_prompt_is_found_where_the_template_puts_it(tiny_model, monkeypatch, p
         [i] for i, (a, b) in enumerate(encoded["offset_mapping"]) if set(range(a, b)) & set(shown)
     ]
     assert stimulus.frames[0] == expected
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_word_of_the_prompt_is_the_mean_of_its_tokens(tiny_model, number):
+    design = small_design()
+    words = scan(tiny_model, design, mode="read", frames="word")
+    one = scan(tiny_model, design, at=f"word:{number}")
+    expected = [trial[number - 1] for trial in words.trials()]
+    np.testing.assert_allclose(one.values, expected, rtol=1e-4, atol=1e-5)
+    assert one.info["Settings"]["at"] == f"word:{number}"
+    assert one.info["Settings"]["mode"] == "read"
+
+
+def test_a_marked_span_is_the_mean_of_its_tokens(tiny_model):
+    design = small_design()
+    prompts = design.trials["prompt"]
+    spans = [" ".join(prompt.split()[1:3]) for prompt in prompts]
+    marked = dataclasses.replace(design, trials=design.trials.assign(span=spans))
+    tokens = scan(tiny_model, design, mode="read", frames="token")
+    at_span = scan(tiny_model, marked, at="span")
+    for trial, (values, text) in enumerate(zip(tokens.trials(), tokens.rendered, strict=True)):
+        offsets = tiny_model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        start = text.index(spans[trial])
+        end = start + len(spans[trial])
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+        expected = values[inside].mean(axis=0)
+        np.testing.assert_allclose(at_span.values[trial], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_token_can_be_asked_for_by_its_place(tiny_model):
+    last, also = scanner.Settings(at="last"), scanner.Settings(mode="read", frames="last")
+    assert last == also
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"at": "word:0"}, "must be last, span or word:N"),
+        ({"at": "first"}, "must be last, span or word:N"),
+        ({"at": "last", "mode": "generate"}, "needs mode read"),
+        ({"at": "span", "frames": "token"}, "leave out frames"),
+    ],
+)
+def test_parts_of_prompts_that_are_none_are_refused(settings, said):
+    with pytest.raises(PlanError, match=said):
+        scanner.Settings(**settings)
+
+
+def test_parts_that_a_prompt_lacks_are_named(tiny_model):
+    design = small_design()
+    with pytest.raises(scanner.ScanError, match=r"word:99.*words; take another one"):
+        scan(tiny_model, design, at="word:99")
+    with pytest.raises(scanner.ScanError, match="needs a column span"):
+        scan(tiny_model, design, at="span")
+    marked = dataclasses.replace(design, trials=design.trials.assign(span="zebra"))
+    with pytest.raises(scanner.ScanError, match="span 'zebra' is not in the prompt"):
+        scan(tiny_model, marked, at="span")

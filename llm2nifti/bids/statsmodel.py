@@ -6,12 +6,14 @@ a dataset, `task` a BIDS label, and `runs` are the trials or the events of the t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from llm2nifti.bids.files import write_json
+from llm2nifti.stimuli.tables import CONTROL, ROLE
 
 # A BIDS Stats Model has no words for these, only for what is a program's own.
 _NILEARN = {
@@ -52,10 +54,17 @@ def content(task: str, runs: Iterable[pd.DataFrame]) -> dict[str, object]:
     >>> model["Nodes"][0]["Model"]["X"]
     [1, 'trial_type.pathology']
     """
-    # Control is the baseline: with a column of its own, the columns would add up to the constant.
-    columns = [1, f"trial_type.{task}"]
+    tables = list(runs)
+    weights = _weights(task, tables)
+    columns: list[object] = [1, *weights]
     steps: list[dict[str, object]] = [{"Name": "Factor", "Input": ["trial_type"]}]
-    if any(map(_has_frames, runs)):
+    if any(map(_has_pairs, tables)):
+        columns.append("pair.*")
+        steps += [
+            {"Name": "Factor", "Input": ["pair"], "Constraint": "drop_one"},
+            {"Name": "Demean", "Input": ["pair.*"]},
+        ]
+    if any(map(_has_frames, tables)):
         # Trials without a frame are left out of the means that are taken off: they have 0 then,
         # and are compared with what the others do on average over frames.
         columns.append("question_frame.*")
@@ -65,7 +74,8 @@ def content(task: str, runs: Iterable[pd.DataFrame]) -> dict[str, object]:
             {"Name": "Demean", "Input": ["question_frame.*"]},
         ]
     name = f"{task}VsControl"
-    contrast = {"Name": name, "ConditionList": columns[1:2], "Weights": [1], "Test": "t"}
+    of_conditions = {"ConditionList": list(weights), "Weights": list(weights.values())}
+    contrast = {"Name": name, **of_conditions, "Test": "t"}
     run = {
         "Level": "Run",
         "Name": "run",
@@ -92,6 +102,28 @@ def content(task: str, runs: Iterable[pd.DataFrame]) -> dict[str, object]:
     }
 
 
+def _weights(task: str, tables: Sequence[pd.DataFrame]) -> dict[str, float]:
+    """Weights of conditions in the task's contrast.
+
+    One of the control is the baseline: with a column of its own, the columns would add up to the
+    constant.
+    """
+    sides = {CONTROL: CONTROL, task: "task"}
+    for table in (table for table in tables if ROLE in table):
+        sides = dict(sorted(zip(table["trial_type"], table[ROLE], strict=True)))
+    n = Counter(sides.values())
+    weights = {f"trial_type.{k}": 1 / n[v] if v == "task" else -1 / n[v] for k, v in sides.items()}
+    baseline = next(f"trial_type.{name}" for name, side in sides.items() if side == CONTROL)
+    return {name: weight for name, weight in weights.items() if name != baseline}
+
+
 def _has_frames(trials: pd.DataFrame) -> bool:
     """Whether trials have question frames, and not all the same."""
     return "question_frame" in trials and len({*trials["question_frame"]} - {""}) > 1
+
+
+def _has_pairs(trials: pd.DataFrame) -> bool:
+    """Whether every trial is of a minimal pair that two conditions share."""
+    if ROLE not in trials or "pair" not in trials or trials["pair"].isna().any():
+        return False
+    return bool(trials.groupby("pair")["trial_type"].nunique().gt(1).any())

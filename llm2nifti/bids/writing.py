@@ -15,10 +15,13 @@ from llm2nifti import __version__, geometry
 from llm2nifti.bids import checking, dataset, files, manifest
 from llm2nifti.bids.paths import DERIVATIVES, REPORT, LabelError, RunPaths, as_root, label
 from llm2nifti.media import MEDIA, medium_of
+from llm2nifti.paradigm import Paradigm
 from llm2nifti.recording import REDUCED, TOKEN_COLUMNS, Recording
 from llm2nifti.stimuli import CONDITIONS, CONTROL, REST
 from llm2nifti.stimuli.measures import MEASURES
-from llm2nifti.stimuli.tables import OF_EVENTS
+from llm2nifti.stimuli.tables import OF_DESIGN, OF_EVENTS, ROLE
+
+_LEVELS = {"task": "condition of the task {}", CONTROL: "condition that {} is compared with"}
 
 
 def write(
@@ -102,9 +105,13 @@ def _remove(paths: RunPaths, *, with_results: bool) -> None:
 
 
 def _events(recording: Recording, task: str) -> pd.DataFrame:
-    """Rows of events.tsv: the paradigm's trials with the responses."""
+    """Rows of events.tsv: the paradigm's trials with the responses.
+
+    Types of trials are the label of the task and the control, or conditions of the task's own.
+    """
     events = recording.paradigm.events
-    events["trial_type"] = [CONTROL if t == CONTROL else task for t in events["trial_type"]]
+    if ROLE not in events:
+        events["trial_type"] = [CONTROL if t == CONTROL else task for t in events["trial_type"]]
     events["response"] = recording.responses
     first = ["onset", "duration", "trial_type", "block", "stim_id", "prompt", "response"]
     if medium_of(events):
@@ -168,12 +175,18 @@ def _write_events_json(paths: RunPaths, recording: Recording) -> None:
         levels = {REST: "free generation from an empty prompt"}
     if medium:
         levels = {task: f"{MEDIA[medium]} of {title}", CONTROL: f"control {MEDIA[medium]}"}
+    trials = recording.paradigm.trials
+    if ROLE in trials:
+        sides = dict(zip(trials["trial_type"], trials[ROLE], strict=True))
+        levels = {name: _LEVELS[side].format(title) for name, side in sorted(sides.items())}
     content["trial_type"]["Levels"] = levels
     program = {"OperatingSystem": "n/a", "SoftwareName": "llm2nifti"}
     content["StimulusPresentation"] = {**program, "SoftwareVersion": __version__, "Code": "n/a"}
-    known = MEASURES | CONDITIONS
-    for name in further_columns(recording.paradigm.trials):
+    known = MEASURES | CONDITIONS | OF_DESIGN
+    for name in further_columns(trials):
         content[name] = {"Description": known.get(name, "further column of the stimuli")}
+    if ROLE in trials:
+        content[ROLE]["Levels"] = {side: text.format(title) for side, text in _LEVELS.items()}
     if medium:
         shown = f"File of the {MEDIA[medium].removesuffix('s')} that was shown, under stimuli/"
         content["stim_file"] = {"Description": shown}
@@ -195,11 +208,7 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
     paradigm = recording.paradigm
     counts = recording.counts.tolist()
     medium = medium_of(paradigm.trials)
-    on, off = "prompts about", "prompts about unrelated topics"
-    if medium:
-        on, off = f"{MEDIA[medium]} of", f"control {MEDIA[medium]}"
-    what = f"Blocks of {on} {paradigm.task} (on) alternate with {off} (off)."
-    shown = "the prompts alone"
+    what, shown = _described(paradigm), "the prompts alone"
     if paradigm.task == REST:
         what, shown = "Free generation from an empty prompt, one seed a trial.", "no prompt"
         if recording.rendered[0]:
@@ -212,6 +221,7 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
         ),
         "Instructions": f"n/a: the model is shown {shown}",
         **({"Stimuli": MEDIA[medium]} if medium else {}),
+        **({"TrialOrder": paradigm.order} if paradigm.order != "blocks" else {}),
         "RepetitionTime": t_r,
         "FrameTimeConvention": f"a frame lasts {paradigm.t_r:g} s by convention",
         "Frames": recording.frames,
@@ -220,6 +230,22 @@ def _sidecar(recording: Recording, t_r: float) -> dict[str, object]:
         "Sites": list(dict.fromkeys(site.name for site in recording.brain.sites)),
         **recording.info,
     }
+
+
+def _described(paradigm: Paradigm) -> str:
+    """What a run shows, in a sentence."""
+    medium = medium_of(paradigm.trials)
+    on, off = f"prompts about {paradigm.task}", "prompts about unrelated topics"
+    if medium:
+        on, off = f"{MEDIA[medium]} of {paradigm.task}", f"control {MEDIA[medium]}"
+    if ROLE in paradigm.trials:
+        by_side = paradigm.trials.groupby(ROLE)["trial_type"].unique()
+        on, off = (" and ".join(sorted(by_side[side])) for side in ("task", CONTROL))
+    if paradigm.order == "events":
+        return f"Trials of {on} (on) and of {off} (off) come in random order."
+    if paradigm.order == "mixed":
+        return f"Blocks of {on} among {off} (on) alternate with blocks of {off} alone (off)."
+    return f"Blocks of {on} (on) alternate with {off} (off)."
 
 
 def _write_derivative(paths: RunPaths, recording: Recording) -> None:
@@ -249,6 +275,8 @@ def _write_derivative(paths: RunPaths, recording: Recording) -> None:
         events["onset"], events["duration"] = [i * t_r for i in range(len(events))], t_r
         files.write_tsv(paths.derivative("desc-trial_events.tsv"), root, events)
     what = "its last token" if recording.frames == "last" else "the mean of its frames"
+    if at := recording.info.get("Settings", {}).get("at"):
+        what = f"the mean of the tokens at {at} of the prompt"
     sidecar = {
         **_sidecar(recording, t_r),
         "FrameTimeConvention": f"a trial lasts {t_r:g} s by convention",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,14 @@ def plans_by_command() -> dict[str, tuple[type[Plan], ...]]:
     """Plans whose fields are the options of each command, the command's own first."""
     out = {plan.command: (plan, *more) for plan, (_, *more) in _COMMANDS.items()}
     for command, plan in experiments.commands().items():
-        out[command] = (plan,) if plan.whole else (plan, plans.Which)
+        out[command] = (plan,) if plan.whole else (plan, *_SCANNING.get(command, (plans.Which,)))
     return {command: (*kinds, plans.Output) for command, kinds in out.items()}
 
 
 def handler_of(command: str) -> Handler:
     """Function that does a command."""
+    if command in _SCANNING:
+        return _localize
     return {plan.command: row[0] for plan, row in _COMMANDS.items()}.get(command, _experiment)
 
 
@@ -79,6 +82,28 @@ def _experiment(dataset: str, given: Given, plan: Plan, *, verbose: int) -> Prin
     what = sessions(dataset) if plan.whole else _session(dataset, given)
     result = experiments.measure(what, plan, verbose=verbose)
     return result.content(), as_text(*result.sections())
+
+
+def _localize(dataset: str, given: Given, plan: Any, *, verbose: int) -> Printed:
+    """Measure a localizer; a model that was not scanned yet reads it first."""
+    from llm2nifti import stimuli, study
+    from llm2nifti.bids import checking
+    from llm2nifti.study.plans import has_design, localizer_design
+
+    how: Any = plan_of(plans.LocalizerScan, given)
+    root, tasks = Path(dataset), plan.task or (next(iter(stimuli.LOCALIZERS)),)
+    shown = Design(tasks=tasks, conditions=how.conditions, stimuli=how.stimuli, seed=plan.seed)
+    # What was begun so is finished; a dataset of another design is measured as it is.
+    is_new = how.overwrite or not checking.has_runs(root)
+    if is_new or has_design(root, localizer_design(shown)):
+        at = None if how.at == "all" else how.at
+        more = {"sites": how.sites, "template": how.template, "seed": plan.seed}
+        settings = Settings(mode="read", at=at, **more)
+        model: Any = plan_of(ModelChoice, given)
+        asked = ScanPlan(model, localizer_design(shown), settings)
+        options = {"overwrite": how.overwrite, "threads": how.threads, "verbose": verbose}
+        study.scan(root, [asked], **options)
+    return _experiment(dataset, given, plan, verbose=verbose)
 
 
 def _run(dataset: str, given: Given, options: plans.RunOptions, *, verbose: int) -> Printed:
@@ -256,9 +281,23 @@ def _stimuli(_: Any, __: Given, options: plans.StimuliOptions, **___: Any) -> Pr
     from llm2nifti import stimuli
 
     table = stimuli.load(options.stimuli, split=None, tasks=stimuli.BUNDLED)
+    if options.out:
+        from llm2nifti import bids, models
+        from llm2nifti.media import medium_of
+        from llm2nifti.scanner.likelihood import measures
+
+        if options.out.exists() and not options.overwrite:
+            raise bids.ExistsError(f"{options.out} is there already; use overwrite=True")
+        if medium_of(table):
+            raise stimuli.StimulusError("only prompts are measured; leave out --out")
+        table = stimuli.measured(table, partial(measures, models.load(options.model)))
+        text = table.to_csv(sep="\t", index=False, lineterminator="\n")
+        bids.write_text(options.out, options.out.parent, text)
     return _rows(stimuli.describe(table))
 
 
+# Experiments that scan what is not there yet: whose fields are options of theirs, too.
+_SCANNING: dict[str, tuple[type[Plan], ...]] = {"localize": (plans.LocalizerScan, ModelChoice)}
 # What does a command, and whose fields are its options besides those of its own plan.
 _COMMANDS: dict[type[Plan], tuple[Any, ...]] = {
     plans.RunOptions: (_run, *SCANNED),

@@ -16,7 +16,7 @@ _ATTRIBUTE = re.compile(r"^(\w+) : .*\n((?:    .*\n?|\n)+)", re.M)
 _REFERENCE = re.compile(r"[;,] see `[^`]*`")  # to the library
 # Library messages name Python's arguments; on the command line these are options.
 _ARGUMENT = re.compile(
-    r"\b(batch_size|dtype|frames|fused_qkv|mode|model|overwrite|sites|spare_template|stimuli|template)="
+    r"\b(at|batch_size|dtype|frames|fused_qkv|mode|model|overwrite|sites|spare_template|stimuli|template)="
     r"(True|\.\.\.|\d+|'[^']*'(?:(?:, | or )+'[^']*')*)"
 )
 

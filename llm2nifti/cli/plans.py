@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from llm2nifti.defaults import N_FRAMES, N_RELABELLINGS
-from llm2nifti.plans import Count, Level, OnWorkers, Plan, Positive, Template, WithModel
+from llm2nifti.defaults import DEFAULT_MODEL, N_FRAMES, N_RELABELLINGS
+from llm2nifti.plans import Count, Level, Names, OnWorkers, Plan, Positive, Template, WithModel
 
 
 class CommandPlan(Plan):
@@ -196,19 +196,60 @@ class ModelsOptions(CommandPlan):
 
 @dataclass(frozen=True, kw_only=True)
 class StimuliOptions(CommandPlan):
-    """List the stimulus sets, or check your own.
+    """List the stimulus sets, or check and measure your own.
 
     Attributes
     ----------
     stimuli : str or None
         Your own TSV with columns task and prompt, image or audio.
+    out : Path or None
+        Write the prompts here with what controls are matched by: tokens, surprisal and, if wordfreq
+        is installed, word frequency.
+    model : str
+        The model that tokens and surprisal are of.
+    overwrite : bool
+        Replace earlier output.
 
     Examples
     --------
-    llm2nifti stimuli --stimuli mine.tsv
+    llm2nifti stimuli --stimuli mine.tsv --out measured.tsv
     """
 
     stimuli: str | None = None
+    out: Path | None = None
+    model: str = DEFAULT_MODEL
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizerScan(Plan):
+    """What a localizer shows to a model that was not scanned yet.
+
+    Attributes
+    ----------
+    conditions : tuple of str
+        Conditions to compare: that of interest first.
+    stimuli : str or None
+        Your own TSV with columns task, prompt and condition.
+    sites : str
+        What to record: default, all, regex:PATTERN, or names such as attn,mlp.
+    at : str
+        Part of a prompt that is recorded: last (token), span, word:3 or all.
+    template : {"none", "chat", "auto"}
+        Whether to use the model's chat template; published localizers show bare text.
+    threads : int or None
+        Threads that torch computes with; by default its own choice.
+    overwrite : bool
+        Delete the dataset's old content first.
+    """
+
+    conditions: Names = ()
+    stimuli: str | None = None
+    sites: str = "default"
+    at: str = "last"
+    template: Template = "none"
+    threads: Count | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

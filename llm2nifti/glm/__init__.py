@@ -1,12 +1,7 @@
 """Which units respond? nilearn's GLM on prompt-level runs, and what nothing looks like."""
 
-from llm2nifti.glm.designs import (
-    CONTROL,
-    DesignError,
-    contrast_vector,
-    design_matrix,
-    nuisance,
-)
+from llm2nifti.glm.conditions import CONTROL, is_on, kinds, task_contrast
+from llm2nifti.glm.designs import DesignError, contrast_vector, design_matrix, nuisance
 from llm2nifti.glm.fitting import (
     Fit,
     RunLike,
@@ -22,6 +17,7 @@ from llm2nifti.glm.relabelling import (
     delete_masks,
     pseudo_tasks,
     random_factor,
+    rates_of,
     relabelled,
     shuffled,
     t_of_labels,
@@ -42,15 +38,19 @@ __all__ = [
     "delete_masks",
     "design_matrix",
     "fit",
+    "is_on",
+    "kinds",
     "nuisance",
     "pool",
     "pseudo_tasks",
     "random_factor",
+    "rates_of",
     "relabelled",
     "run_contrast",
     "shuffled",
     "t_map",
     "t_of_labels",
+    "task_contrast",
     "token_level",
     "welch_disagreement",
     "without",

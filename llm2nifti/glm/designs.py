@@ -6,17 +6,17 @@ A design has one column a condition, question frames as centred nuisance, and no
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from nilearn.glm.contrasts import expression_to_contrast_vector
 from numpy.typing import NDArray
 
+from llm2nifti.glm.conditions import CONTROL, pairs_of
 from llm2nifti.stimuli.measures import with_lengths
 
-CONTROL = "control"
-NUISANCE = "question_frame_"
+NUISANCE = ("question_frame_", "pair_")
 _BY = "_by_"  # between a condition and what modulates it
 
 
@@ -36,7 +36,7 @@ def design_matrix(
     Parameters
     ----------
     events : DataFrame
-        One row a trial: ``trial_type`` and, optionally, ``question_frame``.
+        One row a trial: ``trial_type`` and, optionally, ``question_frame`` and ``pair``.
     n_frames : int or (n_trials,) array, default=1
         Rows a trial: 1 for the prompt-level run, frames a trial for the token-level run.
     covariates : sequence of str
@@ -50,8 +50,9 @@ def design_matrix(
     -------
     (n_volumes, n_columns) DataFrame
         One 0/1 column a condition, which together take the place of a constant, then the question
-        frames but the last, centred over the trials that have one, covariates and modulated
-        conditions. There is no drift term: trials are independent passes through the model.
+        frames but the last, centred over the trials that have one, minimal pairs likewise (with
+        two conditions this is the paired t test), covariates and modulated conditions. There is no
+        drift term: trials are independent passes through the model.
 
     Raises
     ------
@@ -103,16 +104,27 @@ def _numbers(events: pd.DataFrame, name: str, rows: NDArray[np.bool_]) -> NDArra
 
 
 def nuisance(events: pd.DataFrame) -> pd.DataFrame:
-    """Centred question-frame columns; none where the trials share one frame or have none."""
+    """Centred columns of question frames and of minimal pairs.
+
+    There are none where all trials share a frame or have none, and none of pairs unless every trial
+    is of a pair, and conditions share pairs.
+    """
     frames = np.full(len(events), "")
     if "question_frame" in events:
         frames = events["question_frame"].to_numpy(str)
-    framed = frames != ""
-    levels = np.unique(frames[framed])[:-1]
-    columns = (frames[:, None] == levels).astype(float)
+    names = (frames, pairs_of(events))
+    parts = [_centred(*part) for part in zip(names, NUISANCE, strict=True)]
+    return pd.concat(parts, axis=1)
+
+
+def _centred(names: NDArray[np.str_], prefix: str) -> pd.DataFrame:
+    """One column a name but the last, centred over the trials that have one."""
+    is_named = names != ""
+    levels = np.unique(names[is_named])[:-1]
+    columns = (names[:, None] == levels).astype(float)
     if len(levels):
-        columns[framed] -= columns[framed].mean(axis=0)
-    return pd.DataFrame(columns, columns=[NUISANCE + level for level in levels])
+        columns[is_named] -= columns[is_named].mean(axis=0)
+    return pd.DataFrame(columns, columns=[prefix + level for level in levels])
 
 
 def contrast_vector(design: pd.DataFrame, definition: str) -> NDArray[np.float64]:
@@ -145,6 +157,13 @@ def contrast_vectors(
     if not groups:
         raise DesignError(f"contrast {definition!r} has no weight on any condition but the control")
     return list(groups.values())
+
+
+def with_names(definition: str, named: Mapping[str, str], designs: Iterable[pd.DataFrame]) -> str:
+    """Contrast in which names of contrasts are spelled out, unless a column is called so."""
+    columns = {name for design in designs for name in design}
+    spelled = {name: f"({text})" for name, text in named.items() if name not in columns}
+    return re.sub(r"\w+(?::\w+)*", lambda word: spelled.get(word[0], word[0]), definition)
 
 
 def _weights(columns: list[str], definition: str) -> NDArray[np.float64]:

@@ -23,12 +23,13 @@ from tqdm import tqdm
 from llm2nifti import geometry
 from llm2nifti.cluster import Mapper
 from llm2nifti.geometry import ModelBrain
+from llm2nifti.glm.conditions import is_on, named_contrasts, task_contrast
 from llm2nifti.glm.designs import (
-    CONTROL,
     DesignError,
     contrast_vector,
     contrast_vectors,
     design_matrix,
+    with_names,
 )
 from llm2nifti.glm.maps import StatMaps, pool
 from llm2nifti.glm.slabs import NoiseModel, Slab, cut, plain_files, read_slab
@@ -84,6 +85,7 @@ class Fit:
     designs: list[pd.DataFrame] = field(repr=False)
     brain: ModelBrain  #: brain, note: geometry, and what a reader has to know about the inference
     note: str = ""
+    named: dict[str, str] = field(default_factory=dict)  #: contrasts by their names
 
     @cached_property
     def analysed(self) -> NDArray[np.bool_]:
@@ -101,7 +103,7 @@ class Fit:
     def of_run(self, number: int) -> Fit:
         """The fit of one run alone, by its position."""
         parts = [replace(part, run=0) for part in self.parts if part.run == number]
-        return Fit(parts, [self.designs[number]], self.brain, self.note)
+        return replace(self, parts=parts, designs=[self.designs[number]])
 
     def contrast(self, definition: str) -> StatMaps:
         """Compute a contrast such as ``"medicalimaging - control"``.
@@ -111,7 +113,9 @@ class Fit:
         definition : str
             Sum or difference of columns of the design, with weights if need be. Conditions of
             different tasks are each taken minus the controls of their own runs, and a condition
-            alone, such as ``"medicalimaging"``, is taken minus the control, too.
+            alone, such as ``"medicalimaging"``, is taken minus the control, too. Where a task has
+            conditions of its own, its name stands for what it asks (``"language"``), and names of
+            two-level columns for their main effects (``"animacy"``, ``"animacy:tense"``).
 
         Returns
         -------
@@ -127,7 +131,8 @@ class Fit:
         --------
         >>> fit.contrast("pathology - medicalimaging")  # doctest: +SKIP
         """
-        groups = contrast_vectors(self.designs, definition)
+        spelled = with_names(definition, self.named, self.designs)
+        groups = contrast_vectors(self.designs, spelled)
         contrasts = [
             [
                 _contrast((p for p in self.parts if p.run == run), vector, self.brain.n_units)
@@ -154,6 +159,7 @@ def fit(
     frames: Frames = "trial",
     covariates: Sequence[str] = (),
     modulators: Sequence[str] = (),
+    rectify: bool = False,
     mapper: Mapper = map,
     verbose: int = 1,
 ) -> Fit:
@@ -168,6 +174,9 @@ def fit(
         prewhitening; tokens of one prompt are not independent, so its p values are too small.
     covariates, modulators : sequence of str
         Further columns of the design, see `design_matrix`.
+    rectify : bool, default=False
+        Fit absolute values: how far a unit is from 0, whatever its sign, as published localizers of
+        models do. What comes out belongs to the basis that the model computes in.
     mapper : callable, default=map
         Called as ``mapper(fit_slab, slabs)``; yields the results in any order. The ``map`` of an
         executor computes slabs in other processes, or on machines that see the same files; for a
@@ -210,11 +219,13 @@ def fit(
             for run, (path, design) in enumerate(zip(paths, designs, strict=True))
             for slab in cut(brain, path, design, run=run, noise_model=noise_model)
         ]
+        slabs = [replace(slab, rectify=rectify) for slab in slabs]
         done, n = mapper(fit_slab, slabs), len(slabs)
         parts = list(
             tqdm(done, "glm", n, leave=False, unit="slab", disable=None if verbose else True)
         )
-    fitted = Fit(parts, designs, brain, TOKEN_NOTE if frames == "token" else "")
+    named = {name: c for r in runs for name, c in named_contrasts(r.task, r.events).items()}
+    fitted = Fit(parts, designs, brain, TOKEN_NOTE if frames == "token" else "", named)
     if not fitted.analysed.any():
         raise DesignError(
             f"all of {brain.n_units} units are constant within a run; record it again"
@@ -258,6 +269,8 @@ def check_tokens(run: RunLike) -> None:
 def fit_slab(slab: Slab) -> Part:
     """Fit one slab."""
     values = read_slab(slab.path, slab.voxels)
+    if slab.rectify:
+        np.abs(values, out=values)
     with one_thread():  # again, because this may be another process than that of `fit`
         part = fit_values(values, slab.design, slab.noise_model)
     return replace(part, run=slab.run, units=slab.units[part.units])
@@ -302,9 +315,9 @@ def run_contrast(
 
 
 def contrasts_of(runs: Iterable[RunLike]) -> dict[tuple[str, int], Contrast]:
-    """Nilearn's contrast of every run's task against its controls, by task and number."""
+    """Nilearn's contrast of every run's task against its control, by task and number."""
     return {
-        (run.task, run.run): run_contrast(run.values(), run.events, f"{run.task} - {CONTROL}")
+        (run.task, run.run): run_contrast(run.values(), run.events, task_contrast(run.events))
         for run in runs
     }
 
@@ -323,7 +336,7 @@ def welch_disagreement(runs: Sequence[RunLike], maps: StatMaps, *, alpha: float 
         values -= X[:, n_conditions:] @ beta[n_conditions:]
         values -= values.mean(axis=0)
         adjusted.append(values)
-        is_control.append((run.events["trial_type"] == CONTROL).to_numpy())
+        is_control.append(~is_on(run.events))
     rows, off = np.concatenate(adjusted), np.concatenate(is_control)
     with warnings.catch_warnings(action="ignore"):  # constant units have no p value
         p: Any = stats.ttest_ind(rows[~off], rows[off], equal_var=False).pvalue

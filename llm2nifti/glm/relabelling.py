@@ -18,7 +18,8 @@ from scipy import linalg, stats
 from tqdm import tqdm
 
 from llm2nifti.defaults import N_RELABELLINGS
-from llm2nifti.glm.designs import CONTROL, DesignError, nuisance
+from llm2nifti.glm.conditions import is_on, pairs_of
+from llm2nifti.glm.designs import DesignError, nuisance
 from llm2nifti.glm.fitting import RunLike, check_tokens, fit_values
 from llm2nifti.plans import Json
 
@@ -121,8 +122,12 @@ def shuffled(run: RunLike, *, n: int, seed: int = 0) -> Labels:
     Raises DesignError if question frames leave too few shuffles that can be tested.
     """
     rng = np.random.default_rng([seed, *run.task.encode()])
-    is_on = (run.events["trial_type"] != CONTROL).to_numpy()
-    draws = np.stack([rng.permutation(is_on) for _ in range(10 * n)])
+    on, pairs = is_on(run.events), pairs_of(run.events)
+    if pairs.any():  # members of a pair change places, or not
+        _, pair = np.unique(pairs, return_inverse=True)
+        draws = on != rng.integers(0, 2, (10 * n, pair.max() + 1), bool)[:, pair]
+    else:
+        draws = np.stack([rng.permutation(on) for _ in range(10 * n)])
     labels = Labels(draws, nuisance(run.events).to_numpy()).testable()
     if len(labels.is_on) < n:
         raise DesignError(
@@ -137,16 +142,16 @@ def without(events: pd.DataFrame, *, by: str = "block") -> list[Labels]:
 
     Every on-block goes with an equal share of the control trials, so that their ratio stays.
     """
-    is_on = (events["trial_type"] != CONTROL).to_numpy()
+    on = is_on(events)
     return [
-        Labels(is_on[keep][None], nuisance(events[keep]).to_numpy(), np.flatnonzero(keep))
+        Labels(on[keep][None], nuisance(events[keep]).to_numpy(), np.flatnonzero(keep))
         for keep in delete_masks(events, by=by)
     ]
 
 
 def delete_masks(events: pd.DataFrame, *, by: str = "block") -> list[NDArray[np.bool_]]:
     """Trials to keep when each on-block or topic, with its share of the control, is left out."""
-    is_control = (events["trial_type"] == CONTROL).to_numpy()
+    is_control = ~is_on(events)
     groups = list(dict.fromkeys(events.loc[~is_control, by]))
     shares = np.array_split(np.flatnonzero(is_control), len(groups))
     masks = []
@@ -163,7 +168,7 @@ def random_factor(runs: Sequence[RunLike]) -> str:
     Topics need at least three a run, and more prompts than topics.
     """
     for run in runs:
-        topics = run.events.loc[run.events["trial_type"] != CONTROL, "topic"]
+        topics = run.events.loc[is_on(run.events), "topic"]
         if not 3 <= topics.nunique() < len(topics):
             return "block"
     return "topic"
@@ -216,8 +221,8 @@ def relabelled(
                 continue  # more runs than relabellings
             values, events = _controls(run)
             base = _base(len(values))
-            is_on = np.stack([rng.permutation(base) for _ in range(n_here)])
-            labels = Labels(is_on, nuisance(events).to_numpy()).testable()
+            draws = np.stack([rng.permutation(base) for _ in range(n_here)])
+            labels = Labels(draws, nuisance(events).to_numpy()).testable()
             rates += [rates_of(row, labels.df) for row in t_of_labels(values, [labels])]
             bar.update(n_here)
     return _collect(rates)
@@ -256,9 +261,9 @@ def pseudo_tasks(
             "every control prompt is a topic of its own: pseudo-tasks would be relabelled controls"
         )
     rng = np.random.default_rng(seed)
-    is_on = np.arange(n_on + n_off)[None] < n_on
+    labelled = np.arange(n_on + n_off)[None] < n_on
     draws = [_draw_topics(topics, n_on, n_off, rng) for _ in range(n)]
-    drawn = [Labels(is_on, nuisance(events.iloc[rows]).to_numpy(), rows) for rows in draws]
+    drawn = [Labels(labelled, nuisance(events.iloc[rows]).to_numpy(), rows) for rows in draws]
     labels = [one for one in drawn if len(one.testable().is_on)]
     rates = []
     with tqdm(
@@ -279,7 +284,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
     long, so the rates are those of `_TOKEN_UNITS` units, evenly spread over the brain.
     """
     rng = np.random.default_rng(seed)
-    is_control = (run.events["trial_type"] == CONTROL).to_numpy()
+    is_control = ~is_on(run.events)
     check_tokens(run)
     counts = run.volume_counts
     n_units = run.brain.n_units
@@ -300,7 +305,7 @@ def token_level(run: RunLike, *, n: int = 5, seed: int = 0) -> NullRates:
 
 def _controls(run: RunLike) -> tuple[NDArray, pd.DataFrame]:
     """Values and events of a run's control trials."""
-    keep = (run.events["trial_type"] == CONTROL).to_numpy()
+    keep = ~is_on(run.events)
     if keep.sum() < 4:
         raise DesignError(f"run of task {run.task!r} has {keep.sum()} control trials, needs 4")
     return run.values()[keep], run.events[keep].reset_index(drop=True)

@@ -38,6 +38,7 @@ class Slab:
     voxels: NDArray[np.int64]  #: (n,) ascending positions in a volume
     design: NDArray[np.float64]  #: (n_volumes, n_columns) of the run
     noise_model: NoiseModel  #: as nilearn calls it
+    rectify: bool = False  #: whether absolute values are fitted
 
 
 @contextmanager

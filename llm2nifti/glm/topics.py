@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from llm2nifti.glm.designs import CONTROL, NUISANCE, DesignError, design_matrix
+from llm2nifti.glm.conditions import is_on
+from llm2nifti.glm.designs import NUISANCE, DesignError, design_matrix
 from llm2nifti.glm.fitting import RunLike
 from llm2nifti.glm.relabelling import NullRates, rates_of
 
@@ -74,7 +75,7 @@ def topic_maps(runs: Sequence[RunLike], *, seed: int = 0) -> TopicMaps:
     Question frames are taken out of each run first. Whole topics of the control are dealt to the
     topics of the task, so that copies of a control prompt count once.
     """
-    task, control = _sums(runs, is_on=True), _sums(runs, is_on=False)
+    task, control = _sums(runs, of_task=True), _sums(runs, of_task=False)
     check_topics(len(task.topics), len(control.topics), int(task.counts.sum()))
     dealt = _dealt(control.counts, len(task.topics), np.random.default_rng(seed))
     values = task.sums / task.counts[:, None] - dealt @ control.sums
@@ -115,7 +116,7 @@ def pseudo_topics(
     NullRates
         Expected: 4-6 % below .05, FDR discoveries in about 5 %.
     """
-    control = _sums(runs, is_on=False)
+    control = _sums(runs, of_task=False)
     check_topics(n_topics, len(control.topics) - n_topics, int(control.counts.sum()))
     rng = np.random.default_rng(seed)
     rates = []
@@ -145,7 +146,7 @@ def fdr(t: NDArray[np.float64], df: float, alpha: float = _FDR) -> NDArray[np.bo
     return out
 
 
-def _sums(runs: Sequence[RunLike], *, is_on: bool) -> _Sums:
+def _sums(runs: Sequence[RunLike], *, of_task: bool) -> _Sums:
     """Sums of task or control trials by topic, without what question frames add."""
     sums: dict[str, NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
@@ -155,7 +156,7 @@ def _sums(runs: Sequence[RunLike], *, is_on: bool) -> _Sums:
         of_frames = [name.startswith(NUISANCE) for name in design]
         X = design.to_numpy()
         values -= X[:, of_frames] @ (np.linalg.pinv(X) @ values)[of_frames]
-        rows = ((events["trial_type"] != CONTROL) == is_on).to_numpy()
+        rows = is_on(events) == of_task
         for topic, where in pd.Series(np.flatnonzero(rows)).groupby(
             events["topic"].astype(str).to_numpy()[rows]
         ):
@@ -163,7 +164,7 @@ def _sums(runs: Sequence[RunLike], *, is_on: bool) -> _Sums:
             counts[topic] = counts.get(topic, 0) + len(where)
     names = sorted(sums)
     if not names:
-        raise DesignError(f"there are no {'task' if is_on else 'control'} trials")
+        raise DesignError(f"there are no {'task' if of_task else 'control'} trials")
     return _Sums(names, np.stack([sums[n] for n in names]), np.array([counts[n] for n in names]))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llm2nifti import geometry
 from llm2nifti.bids import Run
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.glm import CONTROL, StatMaps
+from llm2nifti.glm import StatMaps, is_on
 from llm2nifti.hooks import NoSuchModuleError, Point
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.points import parts, tapped
@@ -62,7 +62,7 @@ def control_trials(runs: Run | Sequence[Run]) -> Controls:
     spaces = sorted({run.brain.space for run in given})
     if len(spaces) != 1:
         raise InterventionError(f"control trials need runs of one space, got {spaces or 'no runs'}")
-    rows = [run.values()[(run.events["trial_type"] == CONTROL).to_numpy()] for run in given]
+    rows = [run.values()[~is_on(run.events)] for run in given]
     trials = np.concatenate(rows)
     if not len(trials):
         raise InterventionError("the runs have no control trials")

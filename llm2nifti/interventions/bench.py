@@ -84,7 +84,7 @@ class Bench:
 
     def _spread(self, run: Run, condition: str, n: int) -> list[Text]:
         """Texts of `n` trials of one condition, spread over the run."""
-        rows = np.flatnonzero((run.events["trial_type"] == condition).to_numpy())
+        rows = np.flatnonzero(glm.kinds(run.task, run.events) == condition)
         rows = rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)]
         if not len(rows):
             return []

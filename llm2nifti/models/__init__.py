@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from llm2nifti.models.loading import (
     from_pretrained,
     has_weights,
     hash_weights,
+    tokenizer_of,
 )
 from llm2nifti.models.sites import NoSuchSiteError
 from llm2nifti.models.weights import FusedError
@@ -40,6 +42,7 @@ __all__ = [
     "ModelError",
     "NoSuchSiteError",
     "UnknownArchitectureError",
+    "count_tokens",
     "has_weights",
     "known",
     "load",
@@ -97,13 +100,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; use one of {', '.join(DTYPES)}")
-    folder = fetch(name) if name in BUNDLED else Path(name)
-    where, options = str(folder), Json(trust_remote_code=trust_remote_code)
-    if folder.suffix == ".gguf":
-        where, options["gguf_file"] = str(folder.parent), folder.name
-    elif not folder.exists():
-        where = name
-        options |= {"revision": revision} if revision else {}
+    folder, where, options = _place(name, revision, trust_remote_code=trust_remote_code)
     weights: Json = {"dtype": DTYPES[dtype]}
     if device == "auto" and not untrained:
         temporary = tempfile.mkdtemp(prefix="llm2nifti-offload-")
@@ -136,6 +133,45 @@ def load(
     if not untrained:
         source["WeightsHash"] = hash_weights(model, lacking)
     return model
+
+
+def _place(name: str, revision: str | None, *, trust_remote_code: bool) -> tuple[Path, str, Json]:
+    """Folder or file of a model, what transformers calls it, and how it is to be read."""
+    folder = fetch(name) if name in BUNDLED else Path(name)
+    where, options = str(folder), Json(trust_remote_code=trust_remote_code)
+    if folder.suffix == ".gguf":
+        where, options["gguf_file"] = str(folder.parent), folder.name
+    elif not folder.exists():
+        where = name
+        options |= {"revision": revision} if revision else {}
+    return folder, where, options
+
+
+def count_tokens(
+    name: str, texts: Sequence[str], *, revision: str | None = None, trust_remote_code: bool = False
+) -> list[int] | None:
+    """Tokens of texts by a model's tokenizer, without special ones; None of a model without one.
+
+    Parameters
+    ----------
+    name, revision, trust_remote_code
+        See `load`; weights are not read. ModelError if the model can't be found.
+    texts : sequence of str
+        What to count.
+
+    Examples
+    --------
+    >>> models.count_tokens("smollm2-135m", ["a biopsy"])  # doctest: +SKIP
+    [3]
+    """
+    folder, where, options = _place(name, revision, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = tokenizer_of(where, options)
+    except Exception as error:  # the libraries behind have error classes of their own
+        raise ModelError(_explain(name, folder, error)) from error
+    if tokenizer is None or not len(texts):
+        return None
+    return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
 def short_name(name: str) -> str:

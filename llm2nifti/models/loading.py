@@ -79,6 +79,15 @@ def from_pretrained(
     return LoadedModel(name, module.eval(), tokenizer, {}, kind, processor), lacking
 
 
+def tokenizer_of(name: str, options: Json) -> Any:
+    """Tokenizer of a model, or None where it reads no text."""
+    with quiet():
+        kind = kind_of(transformers.AutoConfig.from_pretrained(name, **options))
+        if kind in ("vision", "audio"):
+            return None
+        return transformers.AutoTokenizer.from_pretrained(name, **options)
+
+
 def read(auto: Any, name: str, **options: Any) -> tuple[Any, tuple[str, ...]]:
     """A model with the names of the weights that its checkpoint lacks or has in another shape."""
     module, info = auto.from_pretrained(

@@ -296,7 +296,7 @@ def with_tasks(
         total = np.zeros(1)
         for run in same:
             labels = glm.shuffled(run, n=n, seed=seed + run.run)
-            is_on = (run.events["trial_type"] != glm.CONTROL).to_numpy()
+            is_on = glm.is_on(run.events)
             labels = replace(labels, is_on=np.concatenate([is_on[None], labels.is_on]))
             total = total + glm.t_of_labels(run.values(), [labels])
         out[task] = np.nan_to_num(correlation(maps, total))

@@ -58,7 +58,7 @@ def name_by_training(trials: Sequence[TrialSet]) -> Identification:
         truth, known = (
             [t.task for t in sets for _ in range(t.is_task.sum())] for sets in (held_out, training)
         )
-        inside, outside = _coordinates(training, held_out)
+        inside, outside = coordinates(training, held_out)
         model = RidgeClassifier(alpha=RIDGE).fit(inside, [tasks.index(name) for name in known])
         rows = model.decision_function(outside)
         if rows.ndim == 1:  # of two tasks
@@ -69,7 +69,7 @@ def name_by_training(trials: Sequence[TrialSet]) -> Identification:
     return named_by(tasks, scores)
 
 
-def _coordinates(
+def coordinates(
     training: Sequence[TrialSet], held_out: Sequence[TrialSet]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Deviations of training and held-out task trials, in the space that the former span.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llm2nifti import geometry
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.glm import CONTROL, RunLike, StatMaps, nuisance
+from llm2nifti.glm import RunLike, StatMaps, is_on, nuisance
 
 HeightControl = Literal["fdr", "bonferroni", "fpr", "permutation", "top", "bottom"]
 N_PERM = 1000
@@ -240,7 +240,7 @@ def _permuted(maps: StatMaps, rule: Rule, runs: Sequence[RunLike]) -> NDArray[np
     of_run = np.repeat(np.eye(len(runs))[:, 1:], [len(run.events) for run in runs], axis=0)
     return permutation(
         np.concatenate([run.values() for run in runs]),
-        (events["trial_type"] != CONTROL).to_numpy(),
+        is_on(events),
         np.column_stack([of_run, nuisance(events).to_numpy()]),
         rule,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,47 @@ def corrected(r: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.sqrt(np.where(reliability > 0, reliability, np.nan))
         return r / np.outer(scale, scale)
+
+
+def noise_ceilings(maps: Maps, df: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """The r that t maps of a task's runs would have if only the draw of prompts told them apart.
+
+    Parameters
+    ----------
+    maps : mapping of (task, run) to (n_units,) array
+        T maps; units with 0 do not count.
+    df : mapping of (task, run) to float
+        Their residual degrees of freedom.
+
+    Returns
+    -------
+    dict
+        Of each task, mean over pairs of runs. What is lacking to it is what runs differ in beside
+        prompts drawn at random, such as their topics.
+
+    Notes
+    -----
+    A map's reliability is the share of its variance over units that the sampling error of t, known
+    from its degrees of freedom, does not account for; the ceiling of two maps is the geometric mean
+    of their reliabilities (Lage-Castellanos et al., 2019, PLoS Computational Biology 15:e1006397).
+    """
+    reliability = {key: _reliability(t[t != 0], df[key]) for key, t in maps.items()}
+    out = {}
+    for task in tasks_of(maps):
+        of_runs = [value for (name, _), value in reliability.items() if name == task]
+        pairs = [np.sqrt(a * b) for a, b in combinations(of_runs, 2)]
+        out[task] = float(np.mean(pairs)) if pairs else float("nan")
+    return out
+
+
+def _reliability(t: NDArray[np.float64], df: float) -> float:
+    """Share of the variance of t over units that is signal."""
+    if len(t) < 2 or df <= 2:
+        return 0.0
+    scale, square = stats.nct.mean(df, 1), df / (df - 2)  # of the noncentral t distribution
+    effects = max(0.0, float((t**2).mean()) / square - 1)
+    noise = square + effects * (square - scale**2)
+    return max(0.0, 1 - noise / float(t.var()))
 
 
 def same_and_cross(r: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,8 +1,9 @@
-"""What is shown when? Block designs: off, on, off, ..., on, off.
+"""What is shown when? Blocks of a task and its control, trials in random order, localizers.
 
 An on-block holds prompts of one task, an off-block control prompts from different topics. Question
 frames are balanced between the two conditions in every run, and no prompt or concept is shown
-twice in one experiment: shared controls alone would make the maps of two tasks alike.
+twice in one experiment: shared controls alone would make the maps of two tasks alike. A task may
+have conditions of its own instead, see `localizer` and `factorial`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,30 @@ from numpy.typing import NDArray
 
 from llm2nifti import stimuli
 from llm2nifti.defaults import N_BLOCKS, N_FRAMES, N_RUNS, TRIALS_PER_BLOCK
-from llm2nifti.paradigm.drawing import OutOfStimuliError, ParadigmError, Stock, draw
+from llm2nifti.paradigm.conditions import (
+    Order,
+    OutOfStimuliError,
+    ParadigmError,
+    Task,
+    conditions_of,
+)
+from llm2nifti.paradigm.drawing import Stock, draw
 
-__all__ = ["T_R", "Paradigm", "ParadigmError", "blocks", "experiment", "rest"]
+__all__ = [
+    "T_R",
+    "Order",
+    "Paradigm",
+    "ParadigmError",
+    "Task",
+    "blocks",
+    "conditions_of",
+    "event_related",
+    "experiment",
+    "factorial",
+    "localizer",
+    "mixed",
+    "rest",
+]
 
 T_R = 1.0  # seconds a frame, by convention
 
@@ -30,7 +52,9 @@ class Paradigm:
 
     Trials have one row each in the order shown: ``trial_type, block, stim_id, topic, concept,
     question_frame, prompt``, then ``image`` or ``audio`` where files are shown, measures of the
-    prompts, and further columns of the stimuli.
+    prompts, and further columns of the stimuli. Where a task has conditions of its own, ``role``
+    says which are the ``task`` and which its ``control``; in mixed designs, ``sustained`` is 1
+    within blocks that hold the task.
     """
 
     task: str  #: name of the on-condition
@@ -39,6 +63,7 @@ class Paradigm:
     trials: pd.DataFrame
     t_r: float = T_R  #: seconds a frame
     frame_counts: tuple[int, ...] | None = None  #: of each trial, where what is read differs
+    order: Order = "blocks"  #: of the trials
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -62,7 +87,8 @@ class Paradigm:
 
     def __repr__(self) -> str:
         """Say task, run and sizes."""
-        n_on = int((self.trials["trial_type"] != stimuli.CONTROL).sum())
+        sides = self.trials["role" if "role" in self.trials else "trial_type"]
+        n_on = int((sides != stimuli.CONTROL).sum())
         return (
             f"Paradigm: task {self.task}, run {self.run}, {n_on} task and {self.n_trials - n_on} "
             f"control trials of {self.n_frames} frames in {self.trials['block'].nunique()} blocks"
@@ -105,14 +131,141 @@ def blocks(
     """
     sizes = {"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames}
     _check_sizes(sizes)
-    trials = draw(Stock(table, used or ()), task, seed, n_blocks, trials_per_block)
+    trials = draw(Stock(table, used or ()), Task(task), seed, n_blocks, trials_per_block)
     if used is not None:
         used.update(trials["concept"].str.casefold())
     return Paradigm(task, 1, n_frames, trials)
 
 
+def event_related(
+    task: str,
+    *,
+    n_trials: int = N_BLOCKS * TRIALS_PER_BLOCK,
+    n_frames: int = N_FRAMES,
+    seed: int = 0,
+    table: pd.DataFrame | None = None,
+) -> Paradigm:
+    """Design one run without blocks: trials of the task and of its control in random order.
+
+    Parameters
+    ----------
+    task, n_frames, seed, table
+        See `blocks`.
+    n_trials : int, default=24
+        Trials of the task, or of each of its own conditions.
+
+    Examples
+    --------
+    >>> event_related("pathology", n_trials=8)
+    Paradigm: task pathology, run 1, 8 task and 8 control trials of 8 frames in 10 blocks
+    """
+    asked = Task(task, order="events")
+    return _one_run(asked, (1, n_trials), n_frames=n_frames, seed=seed, table=table)
+
+
+def mixed(
+    task: str,
+    *,
+    n_blocks: int = N_BLOCKS,
+    trials_per_block: int = TRIALS_PER_BLOCK,
+    n_frames: int = N_FRAMES,
+    seed: int = 0,
+    table: pd.DataFrame | None = None,
+) -> Paradigm:
+    """Design one run in which blocks of controls alone take turns with blocks of both conditions.
+
+    Column ``sustained`` tells the blocks apart: as a covariate, it is what lasts through a block.
+    There should be nothing, because a model reads every prompt afresh.
+
+    Parameters
+    ----------
+    task, n_blocks, trials_per_block, n_frames, seed, table
+        See `blocks`; `trials_per_block` are those of the task.
+
+    Examples
+    --------
+    >>> mixed("pathology", n_blocks=2, trials_per_block=4)
+    Paradigm: task pathology, run 1, 8 task and 8 control trials of 8 frames in 5 blocks
+    """
+    asked, sizes = Task(task, order="mixed"), (n_blocks, trials_per_block)
+    return _one_run(asked, sizes, n_frames=n_frames, seed=seed, table=table)
+
+
+def localizer(
+    task: str,
+    conditions: Sequence[str] = (),
+    *,
+    n_blocks: int = N_BLOCKS,
+    trials_per_block: int = TRIALS_PER_BLOCK,
+    n_frames: int = N_FRAMES,
+    seed: int = 0,
+    table: pd.DataFrame | None = None,
+) -> Paradigm:
+    """Design one run that compares conditions of a task, such as sentences and nonwords.
+
+    Where the stimuli have a column ``pair``, both members of a minimal pair are shown, and
+    `llm2nifti.glm.fit` tests their differences.
+
+    Parameters
+    ----------
+    task : str
+        A task whose stimuli have a column ``condition``.
+    conditions : sequence of str
+        Those to show, that of interest first; the others are its control. By default what the
+        bundled localizers compare, and all of other tables.
+    n_blocks, trials_per_block, n_frames, seed, table
+        See `blocks`; blocks are those of each condition.
+
+    Examples
+    --------
+    >>> table = stimuli.load(tasks=["language"])
+    >>> localizer("language", n_blocks=2, trials_per_block=4, table=table)
+    Paradigm: task language, run 1, 8 task and 8 control trials of 8 frames in 4 blocks
+    """
+    asked, sizes = Task(task, conditions=tuple(conditions)), (n_blocks, trials_per_block)
+    return _one_run(asked, sizes, n_frames=n_frames, seed=seed, table=table)
+
+
+def factorial(
+    task: str,
+    factors: Sequence[str],
+    *,
+    n_blocks: int = N_BLOCKS,
+    trials_per_block: int = TRIALS_PER_BLOCK,
+    n_frames: int = N_FRAMES,
+    seed: int = 0,
+    table: pd.DataFrame,
+) -> Paradigm:
+    """Design one run of all combinations of factors, such as animacy and tense.
+
+    The name of a factor with two levels is a contrast: that of its main effect. ``animacy:tense``
+    is the interaction.
+
+    Parameters
+    ----------
+    task : str
+        A task of the table.
+    factors : sequence of str
+        Columns of the table. Conditions with the first level of the first one are the task, the
+        others its control.
+    n_blocks, trials_per_block, n_frames, seed, table
+        See `blocks`; blocks are those of each combination.
+    """
+    asked, sizes = Task(task, factors=tuple(factors)), (n_blocks, trials_per_block)
+    return _one_run(asked, sizes, n_frames=n_frames, seed=seed, table=table)
+
+
+def _one_run(
+    task: Task, sizes: tuple[int, int], *, n_frames: int, seed: int, table: pd.DataFrame | None
+) -> Paradigm:
+    """Design the only run of an experiment."""
+    shape = dict(zip(("n_blocks", "trials_per_block"), sizes, strict=True))
+    (run,) = experiment([task], n_runs=1, n_frames=n_frames, seed=seed, table=table, **shape)
+    return run
+
+
 def experiment(
-    tasks: Sequence[str] = stimuli.TASKS,
+    tasks: Sequence[str | Task] = stimuli.TASKS,
     *,
     n_runs: int = N_RUNS,
     n_blocks: int = N_BLOCKS,
@@ -129,8 +282,8 @@ def experiment(
 
     Parameters
     ----------
-    tasks : sequence of str
-        Tasks; each gets `n_runs` runs.
+    tasks : sequence of str or Task
+        Tasks, of which each gets `n_runs` runs; a `Task` says how these are designed.
     n_runs, n_blocks, trials_per_block, n_frames, seed, table
         See `blocks`.
     """
@@ -138,25 +291,33 @@ def experiment(
         raise ParadigmError(f"seed is {seed}; it must be 0 or more")
     if n_runs < 1:
         raise ParadigmError(f"n_runs is {n_runs}; it must be at least 1")
-    for i, task in enumerate(tasks):
-        if task in tasks[:i]:
-            raise ParadigmError(f"task {task!r} is given twice; name each task once")
+    asked = {}
+    for task in tasks:
+        one = Task(task) if isinstance(task, str) else task
+        if one.name in asked:
+            raise ParadigmError(f"task {one.name!r} is given twice; name each task once")
+        asked[one.name] = one
     _check_sizes({"n_blocks": n_blocks, "trials_per_block": trials_per_block, "n_frames": n_frames})
     stock = Stock(table)
-    stock.deal_topics(tasks, n_runs, seed)
+    against_control = [name for name, task in asked.items() if not stock.own(task)]
+    stock.deal_topics(against_control, n_runs, seed)
+    # The others last: they take nothing from the control.
+    order = sorted(asked, key=[*stock.hardest_first(against_control), *asked].index)
     designs = {}
-    for run, task in product(range(1, n_runs + 1), stock.hardest_first(tasks)):
+    for run, name in product(range(1, n_runs + 1), order):
         try:
-            trials = draw(stock, task, seed * 1000 + run, n_blocks, trials_per_block, run=run)
+            trials = draw(
+                stock, asked[name], seed * 1000 + run, n_blocks, trials_per_block, run=run
+            )
         except OutOfStimuliError as error:
-            n_sharing = len(tasks) if error.pool == stimuli.CONTROL else 1
+            n_sharing = len(against_control) if error.pool == stimuli.CONTROL else 1
             raise ParadigmError(
-                f"{error} in run {run} of {n_runs}: the whole experiment ({len(tasks)} tasks) "
-                f"needs {error.n_needed * n_runs * n_sharing} of them, the set has "
-                f"{len(stock.rows(error.pool))}. Use fewer runs, blocks or trials, or more stimuli"
+                f"{error} in run {run} of {n_runs}: the whole experiment ({len(asked)} tasks) "
+                f"needs {error.n_needed * n_runs * n_sharing} of them, the set has {error.n_all}. "
+                "Use fewer runs, blocks or trials, or more stimuli"
             ) from None
-        designs[run, task] = Paradigm(task, run, n_frames, trials)
-    return [designs[key] for key in product(range(1, n_runs + 1), tasks)]
+        designs[run, name] = Paradigm(name, run, n_frames, trials, order=asked[name].order)
+    return [designs[key] for key in product(range(1, n_runs + 1), asked)]
 
 
 def _check_sizes(sizes: dict[str, int]) -> None:

@@ -10,25 +10,29 @@ from numpy.typing import NDArray
 
 from llm2nifti import stimuli
 from llm2nifti.media import MEDIA, medium_of
+from llm2nifti.paradigm.conditions import (
+    Order,
+    OutOfStimuliError,
+    ParadigmError,
+    Task,
+    choose,
+    conditions_of,
+    roles,
+)
 from llm2nifti.paradigm.matching import Candidates, Rows, match, reachable
+from llm2nifti.paradigm.ordering import (
+    Sequenced,
+    alternating,
+    in_random_order,
+    mixed,
+    rotating,
+    shuffled,
+)
 from llm2nifti.stimuli.measures import MEASURES, with_lengths
 
 MAX_OFF_RATIO = 1.5  # unequal variances bias the t test when the control is much larger
 _LAST = 0.02  # what a topic's unused concepts are worth, beside squared standard deviations
 _FOREIGN = 10_000  # trials that a topic of another run counts as, when topics are spread
-
-
-class ParadigmError(ValueError):
-    """A design cannot be made from these sizes and stimuli."""
-
-
-class OutOfStimuliError(ParadigmError):
-    """A pool of stimuli is too small for a run."""
-
-    def __init__(self, pool: str, n_needed: int, n_left: int, detail: str) -> None:
-        super().__init__(f"{pool!r} has {n_left} unused prompts, a run needs {n_needed} ({detail})")
-        self.pool = pool
-        self.n_needed = n_needed
 
 
 class Stock:
@@ -63,12 +67,10 @@ class Stock:
         rows = self.rows_of.get(task, np.empty(0, np.intp))
         return rows[~self.used[self.concepts[rows]]] if unused else rows
 
-    def conditions(self, task: str) -> list[str]:
-        """Conditions of a task that has its own."""
-        if "condition" not in self.table:
-            return []
-        names = self.table["condition"].iloc[self.rows(task)]
-        return list(dict.fromkeys(name for name in names if name))
+    def own(self, task: Task) -> dict[str, Rows]:
+        """Rows of each of the task's own conditions; empty where it has the common control."""
+        rows = self.rows(task.name)
+        return {k: rows[v] for k, v in conditions_of(self.table.iloc[rows], task).items()}
 
     def measures_of(self, task: str) -> dict[str, float]:
         """Measures that controls of a task are matched by, and how far all of its prompts are."""
@@ -90,13 +92,13 @@ class Stock:
 
 
 def draw(
-    stock: Stock, task: str, seed: int, n_blocks: int, trials_per_block: int, *, run: int = 0
+    stock: Stock, task: Task, seed: int, n_blocks: int, trials_per_block: int, *, run: int = 0
 ) -> pd.DataFrame:
     """Draw the trials of one run from what is unused; what they show is marked as used.
 
     Parameters
     ----------
-    stock, task : Stock, str
+    stock, task : Stock, Task
         What there is, and the task to show.
     seed : int
         Seed of the choice and order of trials.
@@ -106,15 +108,58 @@ def draw(
         Number of the run, if topics were dealt to runs.
     """
     tasks = [name for name in stock.rows_of if name != stimuli.CONTROL]
-    if task not in tasks:
-        raise ParadigmError(f"no task {task!r} in the stimuli; there are {', '.join(tasks)}")
-    conditions = stock.conditions(task)
-    if len(conditions) > 1:
+    if task.name not in tasks:
+        raise ParadigmError(f"no task {task.name!r} in the stimuli; there are {', '.join(tasks)}")
+    rng = np.random.default_rng([seed, *task.name.encode()])
+    by_condition = stock.own(task)
+    if by_condition:
+        trials = _draw_own(stock, task, by_condition, rng, (n_blocks, trials_per_block))
+    else:
+        on, off = _draw_both(stock, task.name, rng, (n_blocks, trials_per_block), run)
+        trials = _table(stock, _ordered(task.order, on, off, n_blocks, rng))
+    stock.used[stock.concepts[stock.table["stim_id"].isin(trials["stim_id"])]] = True
+    return trials
+
+
+def _draw_own(
+    stock: Stock,
+    task: Task,
+    by_condition: dict[str, Rows],
+    rng: np.random.Generator,
+    sizes: tuple[int, int],
+) -> pd.DataFrame:
+    """As many unused prompts of each of the task's own conditions."""
+    if task.order == "mixed":
         raise ParadigmError(
-            f"task {task!r} has conditions of its own ({', '.join(conditions)}), which blocks "
-            "against the control would mix; put the prompts of one into a table of your own"
+            f"task {task.name!r} has conditions of its own; a mixed design needs the common "
+            "control: use order blocks or events"
         )
-    rng = np.random.default_rng([seed, *task.encode()])
+    n_blocks, trials_per_block = sizes
+    unused = {k: rows[~stock.used[stock.concepts[rows]]] for k, rows in by_condition.items()}
+    n_all = min(map(len, by_condition.values()))
+    chosen = choose(stock.table, unused, n_blocks * trials_per_block, rng, (task.name, n_all))
+    in_blocks = task.order == "blocks"
+    shown = rotating(chosen, n_blocks, rng) if in_blocks else in_random_order(chosen, rng)
+    trials = _table(stock, shown)
+    names = pd.Series(np.repeat(list(by_condition), list(map(len, chosen))), np.concatenate(chosen))
+    trials["trial_type"] = names[shown.rows].to_numpy()
+    return trials.assign(role=trials["trial_type"].map(roles(list(by_condition), task)))
+
+
+def _ordered(
+    order: Order, on: Rows, off: Rows, n_blocks: int, rng: np.random.Generator
+) -> Sequenced:
+    """Task and control trials in the order of a design."""
+    if order == "events":
+        return in_random_order([on, off], rng)
+    return (alternating if order == "blocks" else mixed)(on, off, n_blocks, rng)
+
+
+def _draw_both(
+    stock: Stock, task: str, rng: np.random.Generator, sizes: tuple[int, int], run: int
+) -> tuple[Rows, Rows]:
+    """Unused prompts of a task, and controls that are like them."""
+    n_blocks, trials_per_block = sizes
     n_on = n_blocks * trials_per_block
     control = stock.rows(stimuli.CONTROL, unused=True)
     levels = stock.levels(stock.rows(task))
@@ -124,15 +169,7 @@ def draw(
     on = _draw_task(stock, task, np.resize(levels or [0], n_on), rng, run)
     control = control[~np.isin(stock.concepts[control], stock.concepts[on])]
     slots = np.resize(control_levels or [0], n_off)
-    measures = stock.measures_of(task)
-    off = _draw_control(stock, on, control, slots, rng, measures=measures)
-    stock.used[stock.concepts[np.r_[on, off]]] = True
-    return _interleave(stock, on, off, n_blocks, rng)
-
-
-def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
-    """Rows in random order."""
-    return rows[rng.choice(len(rows), len(rows), replace=False)]
+    return on, _draw_control(stock, on, control, slots, rng, measures=stock.measures_of(task))
 
 
 def _n_off(n_on: int, n_blocks: int, trials_per_block: int, n_levels: int) -> int:
@@ -157,7 +194,7 @@ def _draw_task(stock: Stock, task: str, slots: Rows, rng: np.random.Generator, r
 
     Topics of other runs come last.
     """
-    pool = _shuffled(stock.rows(task, unused=True), rng)
+    pool = shuffled(stock.rows(task, unused=True), rng)
     frames, topics, concepts = (of[pool] for of in (stock.frames, stock.topics, stock.concepts))
     is_left = np.ones(len(pool), bool)
     is_foreign = (stock.run_of_topic != 0) & (stock.run_of_topic != run)
@@ -169,7 +206,8 @@ def _draw_task(stock: Stock, task: str, slots: Rows, rng: np.random.Generator, r
             name = stock.frame_names[frame]
             n_same = int((slots == frame).sum())
             detail = f"{n_same} in question frame {name!r}" if name else "any"
-            raise OutOfStimuliError(task, len(slots), len(pool), detail)
+            n_all = len(stock.rows(task))
+            raise OutOfStimuliError(task, len(slots), len(pool), n_all, detail)
         best = fits[n_shown[topics[fits]].argmin()]
         taken.append(pool[best])
         is_left &= concepts != concepts[best]
@@ -191,7 +229,7 @@ def _draw_control(
     Of controls that match equally well, those of topics with many unused concepts go first, so that
     they last.
     """
-    pool = _shuffled(pool, rng)
+    pool = shuffled(pool, rng)
     _, first = np.unique(stock.concepts[pool], return_index=True)
     pool = pool[np.sort(first)]
     target, offered = (stock.pool(rows, measures) for rows in (on, pool))
@@ -200,20 +238,18 @@ def _draw_control(
     chosen = match(target, slots, offered, costs)
     if chosen is None:
         detail = f"all of different topics, in {len(set(slots.tolist()))} question frames"
-        raise OutOfStimuliError(stimuli.CONTROL, len(slots), len(pool), detail)
+        n_all = len(stock.rows(stimuli.CONTROL))
+        raise OutOfStimuliError(stimuli.CONTROL, len(slots), len(pool), n_all, detail)
     return pool[chosen]
 
 
-def _interleave(
-    stock: Stock, on: Rows, off: Rows, n_blocks: int, rng: np.random.Generator
-) -> pd.DataFrame:
-    """Shuffle the trials of each condition and cut them into blocks off, on, off, ..."""
-    on, off = _shuffled(on, rng), _shuffled(off, rng)
-    parts: list[Rows] = [np.empty(0, np.intp)] * (2 * n_blocks + 1)
-    parts[1::2], parts[::2] = np.array_split(on, n_blocks), np.array_split(off, n_blocks + 1)
-    trials = stock.table.iloc[np.concatenate(parts)].reset_index(drop=True)
+def _table(stock: Stock, shown: Sequenced) -> pd.DataFrame:
+    """Trials in the order shown, with the columns of a `Paradigm`."""
+    trials = stock.table.iloc[shown.rows].reset_index(drop=True)
     trials = trials.rename(columns={"task": "trial_type", "frame": "question_frame"})
-    trials["block"] = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
+    trials["block"] = shown.block
+    if shown.sustained is not None:
+        trials["sustained"] = shown.sustained
     columns = ["trial_type", "block", "stim_id", "topic", "concept", "question_frame", "prompt"]
     more = [name for name in trials if name not in (*columns, *MEDIA, "split")]
     return trials[[*columns, *(medium for medium in MEDIA if medium in trials), *more]]

@@ -22,6 +22,7 @@ from llm2nifti.plotting.graphs import (
     plot_cross,
     plot_depth,
     plot_graph,
+    plot_over_frames,
     plot_profiles,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "plot_lesions",
     "plot_map",
     "plot_matrix",
+    "plot_over_frames",
     "plot_profiles",
     "plot_roc",
     "plot_shares",

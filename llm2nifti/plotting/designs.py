@@ -24,14 +24,18 @@ def plot_design(events: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     # nilearn's plot_event has a row a run, no prompts inside blocks, and takes no Axes.
     # The control is the lowest row: the floor from which the others rise.
-    types = sorted(events["trial_type"].unique(), key=lambda name: (name != "control", name))
+    sides = dict(zip(events["trial_type"], events.get("role", events["trial_type"]), strict=True))
+    types = sorted(sides, key=lambda name: (sides[name] != "control", name))
+    n_control = sum(side == "control" for side in sides.values())
     ax = ax or new_axes(6.2, 0.8 + 0.35 * len(types))
-    for _, block in events.groupby("block"):
-        row = types.index(block["trial_type"].iloc[0])
-        color = PALETTE[(row - 1) % 6] if types[row] != "control" else "#9A9A9A"
+    for (_, name), block in events.groupby(["block", "trial_type"]):
+        row = types.index(name)
+        color = PALETTE[(row - n_control) % 6] if row >= n_control else "#9A9A9A"
         spans = list(zip(block["onset"], block["duration"], strict=True))
         ax.broken_barh(spans, (row - 0.4, 0.8), fc=color, ec="white", lw=0.4)
         whole = spans[0][0], spans[-1][0] + spans[-1][1] - spans[0][0]
+        if events.loc[events["block"] == block["block"].iloc[0], "trial_type"].nunique() > 1:
+            continue  # a block of both conditions has no frame in one row
         ax.broken_barh([whole], (row - 0.4, 0.8), fc="none", ec="black", lw=0.8)
     ax.set_yticks(range(len(types)), types)
     ax.set(xmargin=0, xlabel="Time (s)", ylabel="Condition")

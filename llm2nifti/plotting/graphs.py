@@ -235,3 +235,33 @@ def plot_beside(
     ax.set(xlabel=xlabel)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
+
+
+@styled
+def plot_over_frames(
+    lines: Mapping[str, np.ndarray], *, chance: float, ylabel: str, ax: Axes | None = None
+) -> Axes:
+    """Draw a line a task over generated tokens, and what chance gives.
+
+    Parameters
+    ----------
+    lines : mapping of str to (n_frames,) array
+        Values of each task.
+    chance, ylabel : float, str
+        Height of the dashed line, and what is drawn.
+    ax : Axes, optional
+        Where to draw.
+
+    Examples
+    --------
+    >>> ax = plot_over_frames({"pathology": np.array([20.0, 24.0])}, chance=5, ylabel="Units (%)")
+    """
+    ax = ax or new_axes(6.2, 3.4)
+    for i, (name, values) in enumerate(lines.items()):
+        frames, marker = np.arange(1, len(values) + 1), MARKERS[i % len(MARKERS)]
+        ax.plot(frames, values, label=name, color=PALETTE[i % 6], marker=marker, ms=5)
+    ax.axhline(chance, color="black", ls="--", lw=1)
+    ax.set(xlabel="Generated token", ylabel=ylabel)
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return ax

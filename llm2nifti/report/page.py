@@ -19,6 +19,7 @@ from llm2nifti.bids.paths import REPORT
 from llm2nifti.plans import Json
 from llm2nifti.progress import stage, track
 from llm2nifti.report.summary import ReportError, SessionSummary, read_session_summary
+from llm2nifti.stimuli.tables import ROLE
 from llm2nifti.tell import Plot, Section, Table, Viewer, as_html, wording
 from llm2nifti.tell.section import img, render
 from llm2nifti.tell.wording import number, plural
@@ -117,7 +118,7 @@ def write(
 def _context(session: Session, summary: SessionSummary) -> Json:
     """Values of the template."""
     run = session.of(next(iter(summary.tasks))).first
-    is_task = (run.events["trial_type"] != glm.CONTROL).tolist()
+    is_task = glm.is_on(run.events).tolist()
     frames = pd.concat([run.events["question_frame"] for run in session])
     return {
         "summary": summary,
@@ -132,18 +133,34 @@ def _context(session: Session, summary: SessionSummary) -> Json:
         "rule": next(iter(summary.tasks.values())).threshold,
         "examples": as_html(_examples(session, summary), level=3),
         "rendered": run.sidecar.get("Rendered", [""])[is_task.index(True)],
+        "designs": _designs(session, summary),
         "question_frames": int(frames[frames != ""].nunique()),
         "meanings": {name: _SITES[name] for name in summary.design["sites"] if name in _SITES},
+    }
+
+
+def _designs(session: Session, summary: SessionSummary) -> dict[str, str]:
+    """What each of the tasks shown compares, and in which order.
+
+    Empty where all are in blocks against the common control.
+    """
+    runs = [session.of(task).first for task in summary.maps.shown]
+    usual = [ROLE not in run.events and "TrialOrder" not in run.raw_sidecar for run in runs]
+    if all(usual):
+        return {}
+    told = [str(run.raw_sidecar.get("TaskDescription", "")) for run in runs]
+    return {
+        r.task: text.partition(" The participant")[0] for r, text in zip(runs, told, strict=True)
     }
 
 
 def _examples(session: Session, summary: SessionSummary) -> Section:
     """First prompts of every task shown, and of the control, with their responses."""
     runs = [session.of(task).first for task in summary.maps.shown]
-    wanted = [(run.events, run.task) for run in runs] + [(runs[0].events, glm.CONTROL)]
+    wanted = [(run, run.task) for run in runs] + [(runs[0], glm.CONTROL)]
     says, rows = summary.design.get("mode") != "read", []
-    for events, condition in wanted:
-        first = events[events["trial_type"] == condition].head(_N_EXAMPLES)
+    for run, condition in wanted:
+        first = run.events[glm.kinds(run.task, run.events) == condition].head(_N_EXAMPLES)
         images = first["stim_file"] if "stim_file" in first else [""] * len(first)
         for image, prompt, response in zip(images, first["prompt"], first["response"], strict=True):
             row = {"Condition": condition, "Prompt": f"{image} {prompt}".strip()}
@@ -156,7 +173,7 @@ def _examples(session: Session, summary: SessionSummary) -> Section:
 def _fixed_plots(session: Session) -> list[Plot]:
     """Block design of the first run, floor plan and atlas."""
     run, brain, events = session.first, session.brain, session.first.events
-    is_control = events["trial_type"] == glm.CONTROL
+    is_control = ~glm.is_on(events)
     seconds = float((events["onset"] + events["duration"]).max())
     n_on, n_off = (events.loc[rows, "block"].nunique() for rows in (~is_control, is_control))
     alt = (
@@ -165,8 +182,8 @@ def _fixed_plots(session: Session) -> list[Plot]:
         f"{plural(int(is_control.sum()), 'prompt')} take turns over {number(seconds, 0)} s."
     )
     caption = (
-        f"The first run of {run.task}: blocks of its prompts (upper row) between blocks of control "
-        f"prompts (lower row); each small box is one prompt of {plural(run.n_frames, 'frame')}."
+        f"The first run of {run.task}: its prompts (above) and control prompts (below, grey); each "
+        f"small box is one prompt of {plural(run.n_frames, 'frame')}."
     )
     design = Plot("design", lambda: plotting.plot_design(events), alt, caption)
     bg_img = bids.anatomy(session.root, session.subject, session.session)

@@ -343,9 +343,11 @@ def _provenance(model: LoadedModel, settings: Settings, *, is_chat: bool, replay
         decoding = "teacher-forced replay of another model's tokens"
     if settings.mode == "read":
         decoding = "none: the stimulus is read"
+    # Left out where it is not used, as in recordings that were begun before it was there.
+    kept = {k: v for k, v in asdict(settings).items() if k != "at" or v is not None}
     return {
         "Model": {"Subject": model.name, **model.source},
-        "Settings": asdict(settings),
+        "Settings": kept,
         "ChatTemplate": is_chat,
         "Decoding": decoding,
         "Threads": torch.get_num_threads(),

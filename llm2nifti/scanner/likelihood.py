@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner import prefill
 from llm2nifti.scanner.kernels import fast_linear
-from llm2nifti.scanner.stimulus import ScanError, read_frames
+from llm2nifti.scanner.places import ScanError, read_frames
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ Here, `prompts` are bare, and `rendered` are the texts that a `model` reads: wit
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -20,17 +19,11 @@ from numpy.typing import NDArray
 from llm2nifti.geometry import Site
 from llm2nifti.media import MEDIA, listed, medium_of, problems, read_image, read_sound, resampled
 from llm2nifti.models import LoadedModel, Mode
-from llm2nifti.models.loaded import MARK
 from llm2nifti.paradigm import Paradigm
 from llm2nifti.plans import FRAMES, Json, Settings
+from llm2nifti.scanner.places import Positions, ScanError, frames_of, parts_at, read_frames
 from llm2nifti.scanner.prefill import Inputs
 from llm2nifti.stimuli import REST
-
-Positions = list[int]
-
-
-class ScanError(ValueError):
-    """A paradigm cannot be run through this model."""
 
 
 def resolved(settings: Settings, model: LoadedModel) -> Settings:
@@ -125,9 +118,10 @@ def prepare(model: LoadedModel, paradigm: Paradigm, settings: Settings) -> Stimu
     if settings.mode == "read" and files:
         stack = model.stacks("read", has_image=medium == "image")[0]
         n_tokens = lengths or [stack.shape[1]] * len(files)
-        frames = [_frames_of(list(range(n)), settings.frames) for n in n_tokens]
+        frames = [frames_of(list(range(n)), settings.frames) for n in n_tokens]
     elif settings.mode == "read":
-        frames = read_frames(model, prompts, rendered, settings.template, settings.frames)
+        how: Json = {"frames": settings.frames, "parts": parts_at(settings.at, trials)}
+        frames = read_frames(model, prompts, rendered, settings.template, **how)
     for stim_id, of_trial in zip(stim_ids, frames, strict=False):
         if not of_trial or not all(of_trial):
             raise ScanError(f"prompt {stim_id!r} has no {settings.frames} to read")
@@ -190,6 +184,8 @@ def _check_kind(model: LoadedModel, settings: Settings, medium: str, *, has_text
             f"{model.name} reads {MEDIA[model.medium]} only; show it a TSV with the columns "
             f"task and {model.medium}"
         )
+    if medium and settings.at:
+        raise ScanError(f"{MEDIA[medium]} have no words to read at; leave out at=...")
     if medium and settings.frames == "word":
         raise ScanError(f"{MEDIA[medium]} have no words; use frames='trial', 'token' or 'last'")
     both = medium and (model.kind == "imagetext" or (model.kind == "dual" and has_text))
@@ -219,80 +215,3 @@ def _sound_lengths(model: LoadedModel, stim_ids: Sequence[str], files: Sequence[
         most = f". It reads at most {longest / rate:g} s" if longest else ""
         raise ScanError(f"{len(bad)} sounds do not fit {model.name}: {listed(bad)}{most}")
     return lengths
-
-
-def _frames_of(positions: Positions, frames: str) -> list[Positions]:
-    """Frames of what is read: every token, patch or time step alone, all together, or the last."""
-    if frames == "token":
-        return [[i] for i in positions]
-    return [positions[-1:] if frames == "last" else positions]
-
-
-def read_frames(
-    model: LoadedModel,
-    prompts: Sequence[str],
-    rendered: Sequence[str],
-    template: str,
-    frames: str = "trial",
-) -> list[list[Positions]]:
-    """Positions of the tokens that make up each frame of each prompt, without the template's."""
-    if not getattr(model.tokenizer, "is_fast", False):
-        raise ScanError(
-            f"the tokenizer of {model.name} gives no character offsets, which mode read needs; "
-            "use a model with a fast tokenizer"
-        )
-    is_bare = list(rendered) == list(prompts)
-    special = set(getattr(model.tokenizer, "all_special_ids", []))
-    by_text = []
-    places = find_prompts(model, prompts, rendered, template)
-    for text, (start, shown) in zip(rendered, places, strict=True):
-        encoded = model.tokenizer(text, add_special_tokens=is_bare, return_offsets_mapping=True)
-        spans = encoded["offset_mapping"]
-        inside = [
-            i
-            for i, (token, (a, b)) in enumerate(zip(encoded["input_ids"], spans, strict=True))
-            if token not in special and a < start + len(shown) and b > start
-        ]
-        if frames == "word":
-            by_text.append(_words(text, shown, start, {i: spans[i] for i in inside}))
-        else:
-            by_text.append(_frames_of(inside, frames))
-    return by_text
-
-
-def find_prompts(
-    model: LoadedModel, prompts: Sequence[str], rendered: Sequence[str], template: str
-) -> Iterator[tuple[int, str]]:
-    """Where in each rendered text its prompt starts, and how it is shown there.
-
-    It is the last thing before what the template adds: "ant" also stands in "assistant".
-    """
-    n_after = 0
-    if list(rendered) != list(prompts):
-        n_after = len(model.render([MARK], template)[0].rpartition(MARK)[2])
-    for text, prompt in zip(rendered, prompts, strict=True):
-        for shown in (prompt, prompt.strip()):  # some templates trim
-            start = text.rfind(shown, 0, len(text) - n_after)
-            if start >= 0:
-                break
-        else:
-            raise ScanError(
-                f"the chat template changes the prompt {prompt!r}, so its tokens cannot be found; "
-                "use template='none'"
-            )
-        yield start, shown
-
-
-def _words(
-    text: str, prompt: str, start: int, spans: Mapping[int, tuple[int, int]]
-) -> list[Positions]:
-    """Positions of each word; a token that spans two counts for the first."""
-    words = [(m.start() + start, m.end() + start) for m in re.finditer(r"\S+", prompt)]
-    positions: list[Positions] = [[] for _ in words]
-    for i, (a, b) in spans.items():
-        letters = b - len(text[a:b].lstrip())  # where they begin: many tokens bring a space
-        for of_word, (first, last) in zip(positions, words, strict=True):
-            if letters < last and b > first:
-                of_word.append(i)
-                break
-    return [of_word for of_word in positions if of_word]

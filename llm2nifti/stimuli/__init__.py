@@ -7,12 +7,15 @@ question frames, six coherent everyday domains, and localizers with conditions o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from llm2nifti.media import MEDIA, medium_of
+from llm2nifti.stimuli.measures import frequency
 from llm2nifti.stimuli.tables import (
     COLUMNS,
     CONDITIONS,
@@ -43,6 +46,7 @@ __all__ = [
     "data_folder",
     "describe",
     "load",
+    "measured",
     "read",
 ]
 
@@ -55,7 +59,12 @@ TASKS = (
     "randomstrings",
 )
 DOMAINS = ("cooking", "sports", "music", "law", "weather", "transport")
-LOCALIZERS = ("language", "arithmetic", "beliefs", "physics")
+LOCALIZERS = {  # tasks with conditions of their own: what they compare
+    "language": ("sentences", "nonwords"),
+    "arithmetic": ("hard", "easy"),
+    "beliefs": ("falsebelief", "falsephoto"),
+    "physics": ("physics", "social"),
+}
 BUNDLED = (*TASKS, "rawstrings", *DOMAINS, *LOCALIZERS)
 WORDLESS = "randomstrings"  # told apart by anything, so means over tasks are taken without it
 
@@ -149,6 +158,26 @@ def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     texts = [name for name in table if is_text(table[name])]
     return table.assign(**{name: table[name].fillna("") for name in texts})
+
+
+def measured(table: pd.DataFrame, measures: Callable[[list[str]], Mapping]) -> pd.DataFrame:
+    """Table with the measures of its prompts that controls are matched by.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `load`.
+    measures : callable
+        Gives ``tokens`` and ``surprisal`` of prompts, such as that of
+        `llm2nifti.scanner.likelihood` with a model. Word frequency is added where the package
+        wordfreq is installed: that of the concepts, or of prompts where these have none.
+    """
+    prompts = table["prompt"].tolist()
+    values = {name: np.round(each, 4) for name, each in measures(prompts).items()}
+    if find_spec("wordfreq"):
+        named = table["concept"] != table["stim_id"]
+        values["frequency"] = table["concept"].where(named, table["prompt"]).map(frequency).round(3)
+    return table.assign(**values)
 
 
 def describe(table: pd.DataFrame) -> pd.DataFrame:

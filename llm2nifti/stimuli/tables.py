@@ -29,6 +29,11 @@ CONDITIONS = {
     "condition": "condition of a task that has its own, such as sentences or nonwords",
     "pair": "number that the prompts of a minimal pair have in common",
 }
+ROLE = "role"
+OF_DESIGN = {  # columns of events that only some designs have
+    ROLE: "whether the condition is the task's or its control's",
+    "sustained": "1 within blocks that hold the task, 0 within blocks of controls alone",
+}
 OF_EVENTS = (
     "onset",
     "duration",
@@ -160,10 +165,10 @@ def _numbers(column: pd.Series) -> pd.Series:
 def _check_names(names: list[str], table: str) -> None:
     """Raise where a further column would be lost beside those of events.tsv."""
     for name in names:
-        if name in OF_EVENTS:
+        if name in (*OF_EVENTS, *OF_DESIGN):
             raise StimulusError(
                 f"{table}: column {name!r} would be called as one that every events.tsv has "
-                f"({', '.join(OF_EVENTS)}); rename it"
+                f"({', '.join((*OF_EVENTS, *OF_DESIGN))}); rename it"
             )
 
 

@@ -43,7 +43,7 @@ def scan(
     """
     from llm2nifti.study import crews, scanning  # need torch, which an analysis does not load
 
-    scanning.check(root, plans)
+    scanning.check(root, plans, overwrite=overwrite)
     with bids.locked(root), crews.crew_of(n_jobs, dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         bids.writing.clear_work(root, recordings=True)
@@ -77,7 +77,7 @@ def run(  # noqa: PLR0913 - each is an option of the command line, too
     """
     from llm2nifti.study import crews, repairing, scanning
 
-    scanning.check(root, plans)
+    scanning.check(root, plans, overwrite=overwrite)
     with bids.locked(root), crews.crew_of(n_jobs, dask, threads) as crew:
         scanning.scan(root, plans, overwrite=overwrite, verbose=verbose, crew=crew)
         path = analyse_all(root, measured=measured, verbose=verbose, mapper=crew.map)

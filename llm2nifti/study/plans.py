@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from llm2nifti import bids, models, paradigm, stimuli
 from llm2nifti.bids import checking
-from llm2nifti.defaults import BATCH_SIZE
+from llm2nifti.defaults import BATCH_SIZE, DEFAULT_MODEL
 from llm2nifti.media import medium_of
 from llm2nifti.models import LoadedModel
 from llm2nifti.models.cache import sha256
@@ -52,20 +54,67 @@ def load(choice: ModelChoice, *, untrained: bool = False) -> LoadedModel:
     return replace(model, name=title(choice) + ("-untrained" if untrained else ""))
 
 
-def paradigms(design: Design) -> list[Paradigm]:
-    """All runs of a design."""
+def paradigms(design: Design, reader: ModelChoice | None = None) -> list[Paradigm]:
+    """All runs of a design; controls are matched in the tokens of the model that reads them.
+
+    By default in those that the stimuli bring.
+    """
     table = stimuli.load(design.stimuli, split=design.split, tasks=design.tasks)
+    if reader and not (design.stimuli is None and reader.name == DEFAULT_MODEL):
+        table = _with_tokens(table, reader)
     known = [task for task in table["task"].unique() if task != stimuli.CONTROL]
     if medium_of(table):
         bids.writing.stimulus_names(table)  # for its checks
     names = ("n_runs", "n_blocks", "trials_per_block", "n_frames", "seed")
     sizes = {name: getattr(design, name) for name in names}
-    runs = paradigm.experiment(design.tasks or known, **sizes, table=table)
+    how: Json = {name: getattr(design, name) for name in ("order", "conditions", "factors")}
+    tasks = [paradigm.Task(name, **how) for name in design.tasks or known]
+    runs = paradigm.experiment(tasks, **sizes, table=table)
     if design.rest:
         numbers = range(1, design.n_runs + 1)
-        how = {"n_frames": design.n_frames}
-        runs += [paradigm.rest(design.rest, run=number, **how) for number in numbers]
+        n_frames = design.n_frames
+        runs += [paradigm.rest(design.rest, run=number, n_frames=n_frames) for number in numbers]
     return runs
+
+
+def _with_tokens(table: pd.DataFrame, reader: ModelChoice) -> pd.DataFrame:
+    """Table whose tokens are those of a model, if it has a tokenizer and they are prompts."""
+    if medium_of(table):
+        return table
+    how: Json = {"revision": reader.revision, "trust_remote_code": reader.trust_remote_code}
+    tokens = models.count_tokens(reader.name, table["prompt"].tolist(), **how)
+    return table if tokens is None else table.assign(tokens=tokens)
+
+
+def reader_of(root: Path, plans: Sequence[ScanPlan], *, overwrite: bool) -> ModelChoice | None:
+    """The model in whose tokens a dataset's controls are matched: the first that it was begun with.
+
+    None for a dataset of before there was such a model.
+    """
+    kept: str | None = who(plans[0])
+    if (root / PLAN_FILE).exists() and not overwrite:
+        kept = _read(root).get("tokens_by")
+    return next((plan.model for plan in plans if who(plan) == kept), None)
+
+
+def localizer_design(asked: Design, *, n_runs: int = 2) -> Design:
+    """All prompts of a localizer in random order, an equal part in each run.
+
+    With several tasks, each shows as many as the smallest condition has.
+    """
+    table = stimuli.load(asked.stimuli, split=asked.split, tasks=asked.tasks)
+    sizes = []
+    for name in asked.tasks:
+        rows = table[table["task"] == name]
+        shown = paradigm.conditions_of(rows, paradigm.Task(name, conditions=asked.conditions))
+        if not shown:
+            raise StudyError(
+                f"task {name!r} has no conditions of its own to compare; bundled localizers are "
+                f"{', '.join(stimuli.LOCALIZERS)}"
+            )
+        sizes += [len(rows) for rows in shown.values()]
+    each = min(sizes) // n_runs
+    return replace(asked, n_runs=n_runs, order="events", n_blocks=1, trials_per_block=each)
 
 
 def row_of(design: Design, message: str) -> str:
@@ -132,6 +181,8 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
         )
     if is_begun:
         kept = _read(root)
+        content.pop("tokens_by")
+        content |= {name: kept[name] for name in ("tokens_by",) if name in kept}
         rest = {name: kept["design"][name] for name in _OF_REST}
         if not content["design"]["rest"]:  # what is there stays
             content["design"] |= rest
@@ -181,6 +232,7 @@ def _content(plans: Sequence[ScanPlan]) -> Json:
         scans[who(plan)] = {"model": model, "settings": plan.settings.asked}
     return {
         "design": _design(first.design),
+        "tokens_by": who(first),
         "stimuli_sha256": hashlib.sha256(table.to_csv(index=False).encode()).hexdigest(),
         "compress": first.compress,
         "scans": scans,
@@ -192,6 +244,11 @@ def _design(design: Design) -> Json:
     content = design.asked
     name = content.pop("stimuli")
     return {**content, "stimuli_path": Path(name).name if name else None}
+
+
+def has_design(root: Path, design: Design) -> bool:
+    """Whether a dataset was begun with this design."""
+    return (root / PLAN_FILE).exists() and bool(_read(root)["design"] == _design(design))
 
 
 def _read(root: Path) -> Json:

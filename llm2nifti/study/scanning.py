@@ -36,6 +36,7 @@ from llm2nifti.study.plans import (
     keep_plans,
     label,
     paradigms,
+    reader_of,
     weights_of,
     who,
     with_batch,
@@ -102,7 +103,7 @@ def scan(
     added.
     """
     root, plans = bids.paths.as_root(root), _as_list(plans)
-    designs = check(root, plans)
+    designs = check(root, plans, overwrite=overwrite)
     if not overwrite:
         plans = with_kept_batches(root, plans)
     # Before anything is written or deleted: a wrong name or prompt changes nothing.
@@ -140,12 +141,14 @@ def _as_list(plans: ScanPlan | Sequence[ScanPlan]) -> list[ScanPlan]:
     return [plans] if isinstance(plans, ScanPlan) else list(plans)
 
 
-def check(root: Path, plans: ScanPlan | Sequence[ScanPlan]) -> list[Paradigm]:
+def check(
+    root: Path, plans: ScanPlan | Sequence[ScanPlan], *, overwrite: bool = False
+) -> list[Paradigm]:
     """Design all runs and look at labels and folder, before anything is written."""
     plans = _as_list(plans)
     bids.dataset.check_folder(root)
     check_together(plans)
-    return paradigms(plans[0].design)
+    return paradigms(plans[0].design, reader_of(root, plans, overwrite=overwrite))
 
 
 def _check_weights(root: Path, job: Job, model: LoadedModel) -> None:

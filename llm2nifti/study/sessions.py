@@ -126,7 +126,7 @@ def _design(session: Session) -> Json:
     """Design and settings, read from the runs' sidecars."""
     first = session.first
     events, brain, sidecar = first.events, first.brain, first.sidecar
-    is_control = events["trial_type"] == glm.CONTROL
+    is_control = ~glm.is_on(events)
     return {
         "subject": first.subject,
         "session": first.session,
@@ -154,9 +154,7 @@ def _design(session: Session) -> Json:
 
 def _is_repeated(session: Session) -> bool:
     """Whether every task has at least 2 runs of at least 2 on-blocks."""
-    n_blocks = min(
-        r.events.loc[r.events["trial_type"] != glm.CONTROL, "block"].nunique() for r in session
-    )
+    n_blocks = min(run.events.loc[glm.is_on(run.events), "block"].nunique() for run in session)
     n_runs = {len(session.of(task)) for task in session.tasks}
     return len(n_runs) == 1 and min(n_runs) > 1 and n_blocks > 1
 

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llm2nifti.models import LoadedModel
 from llm2nifti.scanner.likelihood import Text, log_likelihoods
+from llm2nifti.scanner.places import find_prompts
 from llm2nifti.scanner.prefill import can_continue, common_length
-from llm2nifti.scanner.stimulus import find_prompts
 from llm2nifti.surgery.feeding import SurgeryError
 from llm2nifti.surgery.targets import lora_config
 

@@ -119,7 +119,7 @@ def _products(
     topics, folds = trials["topic"].to_numpy(str), trials["run"].to_numpy()
     states = {}
     for name in (glm.CONTROL, *session.tasks):
-        is_on = (trials["trial_type"] == name).to_numpy()
+        is_on = (trials["kind"] == name).to_numpy()
         rows = np.flatnonzero(is_on if name == glm.CONTROL else trials["task"] == name)
         names = rep.repeated(topics[is_on], folds[is_on], most=MOST_CONDITIONS)
         repeats = np.flatnonzero(is_on & np.isin(topics, names if len(names) > 2 else []))
@@ -151,7 +151,7 @@ def _products(
 
 def _state(state: Products, name: str, seed: int, copy: Products | None) -> State:
     """Similarity of all parcels, how repeatable it is, and what shuffled prompts give."""
-    is_on = (state.trials["trial_type"] == name).to_numpy()
+    is_on = (state.trials["kind"] == name).to_numpy()
     cka, rng = state.cka(is_on), np.random.default_rng(seed)
     groups = (state.trials["task"] + state.trials["run"].astype(str))[is_on].to_numpy()
     still, null = state.independent(is_on), []

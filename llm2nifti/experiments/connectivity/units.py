@@ -65,7 +65,8 @@ def of_units(session: Session, plan: ConnectivityPlan) -> UnitLevel | None:
 
 def _t(session: Session, task: str) -> NDArray[np.float64]:
     """(n_units,) t of a task against control."""
-    return glm.fit(session.of(task), verbose=0).contrast(f"{task} - {glm.CONTROL}").t()
+    runs = session.of(task)
+    return glm.fit(runs, verbose=0).contrast(glm.task_contrast(runs.first.events)).t()
 
 
 def _r(a: NDArray, b: NDArray) -> float:

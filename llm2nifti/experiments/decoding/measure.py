@@ -31,7 +31,7 @@ class Question:
 
     def __init__(self, session: Session, plan: DecodePlan, on: str, off: str) -> None:
         trials = trials_of(session)
-        kind, task = trials["trial_type"].to_numpy(str), trials["task"].to_numpy(str)
+        kind, task = trials["kind"].to_numpy(str), trials["task"].to_numpy(str)
         is_control = (kind == glm.CONTROL) & (task == on)  # of the task's own runs
         self.rows = np.flatnonzero(
             (kind == on) | (is_control if off == glm.CONTROL else kind == off)

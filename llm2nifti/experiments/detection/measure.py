@@ -119,8 +119,9 @@ class Trials:
 
     def __init__(self, runs: Sequence[Run], evidence: Evidence) -> None:
         events = pd.concat([run.events.assign(fold=run.run) for run in runs], ignore_index=True)
+        kinds = [glm.kinds(run.task, run.events) for run in runs]
         self.evidence, self.tasks = evidence, evidence.tasks
-        self.kind = events["trial_type"].to_numpy(str)
+        self.kind = np.concatenate(kinds)
         self.fold = events["fold"].to_numpy()
         self.prompts = events["prompt"].to_list()
         self.is_control = self.kind == glm.CONTROL

@@ -144,6 +144,7 @@ def _dice(session: Session, cargo: Cargo, drawn: list[Network], rule: Rule) -> l
     """Overlap with the session's network of the task, of the same size; nothing of a mask."""
     if cargo.task is None:
         return []
-    maps = glm.fit(session.of(cargo.task), verbose=0).contrast(f"{cargo.task} - {glm.CONTROL}")
+    runs = session.of(cargo.task)
+    maps = glm.fit(runs, verbose=0).contrast(glm.task_contrast(runs.first.events))
     units = networks.select(maps, rule).units
     return [float(networks.dice(one.units, units)) for one in drawn]

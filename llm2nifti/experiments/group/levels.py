@@ -70,7 +70,7 @@ def _energies(session: Session, sites: Sequence[str], *, verbose: int) -> dict[s
     for task in session.tasks:
         for run in session.of(task):
             design = glm.design_matrix(run.events)
-            vector = glm.contrast_vector(design, f"{task} - {glm.CONTROL}")
+            vector = glm.contrast_vector(design, glm.task_contrast(run.events))
             parts[task, run.run] = (design.to_numpy(), vector)
     ends = np.cumsum([len(run.events) for run in session])[:-1]
     for parcel, values in read(session.runs, parcels, verbose=verbose):
@@ -162,7 +162,8 @@ def voxel_levels(sessions: Sessions, plan: GroupPlan, *, verbose: int = 1) -> li
         for session in track(members, f"effects in {space}", unit="session", verbose=verbose):
             of_one = {}
             for task in session.tasks:
-                maps = glm.fit(session.of(task), verbose=0).contrast(f"{task} - {glm.CONTROL}")
+                runs = session.of(task)
+                maps = glm.fit(runs, verbose=0).contrast(glm.task_contrast(runs.first.events))
                 of_one[task] = geometry.from_img(session.brain, maps.effect_img)
                 analysed &= maps.analysed
             effects.append(of_one)
@@ -185,7 +186,8 @@ def _voxel_level(
     level = second_level(imgs, mask, n_perm=plan.n_perm, seed=plan.seed)
     stem = f"space-{brain.space}_task-{task}_desc-effect_stat-t_statmap"
     path = root / bids.DERIVATIVES / GROUP / f"{stem}.nii.gz"
-    img = described(level.t_img, "t", f"{task} - {glm.CONTROL} over sessions", df=level.n - 1)
+    contrast = glm.task_contrast(members[0].of(task).first.events)
+    img = described(level.t_img, "t", f"{contrast} over sessions", df=level.n - 1)
     bids.write_img(path, root, img)
     pairs = list(combinations(effects, 2))
     same = [networks.correlation(a[task][analysed], b[task][analysed]) for a, b in pairs]

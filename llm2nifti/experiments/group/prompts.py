@@ -36,7 +36,7 @@ class SharedPrompts:
     @property
     def kinds(self) -> NDArray:
         """(n,) condition of each prompt."""
-        return self.trials["trial_type"].to_numpy(str)
+        return self.trials["kind"].to_numpy(str)
 
     def contrast(self, task: str, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
         """(n,) weights of the prompts in a task's effect, the mean over the runs of `wanted`."""
@@ -45,8 +45,9 @@ class SharedPrompts:
         numbers = self.trials["run"].to_numpy()
         for number in np.unique(numbers[runs]):
             rows = np.flatnonzero(runs & (numbers == number))
-            design = glm.design_matrix(self.trials.iloc[rows])
-            vector = glm.contrast_vector(design, f"{task} - {glm.CONTROL}")
+            trials = self.trials.iloc[rows]
+            design = glm.design_matrix(trials)
+            vector = glm.contrast_vector(design, glm.task_contrast(trials))
             out[rows] = vector @ np.linalg.pinv(design.to_numpy())
         return out / len(np.unique(numbers[runs]))
 
@@ -100,7 +101,7 @@ class Responses:
 def topics_of(prompts: SharedPrompts) -> tuple[NDArray[np.int64], NDArray, NDArray]:
     """Rows of prompts whose topic is in every run, their topics, and numbers of runs."""
     trials = prompts.trials
-    topics = (trials["trial_type"] + " " + trials["topic"]).to_numpy(str)
+    topics = (trials["kind"] + " " + trials["topic"]).to_numpy(str)
     folds = trials["run"].to_numpy()
     named = (trials["topic"] != "").to_numpy()
     names = rep.repeated(topics[named], folds[named], most=MOST_CONDITIONS)

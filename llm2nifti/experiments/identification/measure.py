@@ -91,7 +91,7 @@ def _trial_set(run: Run) -> networks.TrialSet:
         task=run.task,
         run=run.run,
         values=run.values(),
-        is_task=(run.events["trial_type"] != glm.CONTROL).to_numpy(),
+        is_task=glm.is_on(run.events),
         frames=run.events["question_frame"].to_numpy(str),
         prompts=run.events["prompt"].to_list(),
         topics=run.events["topic"].to_numpy(str),

@@ -62,6 +62,7 @@ class _How:
             frames=self.plan.frames,
             covariates=self.plan.covariate,
             modulators=self.plan.modulate,
+            rectify=self.plan.rectify,
             verbose=0,
             mapper=mapper,
         )
@@ -73,12 +74,13 @@ class _How:
         words = re.sub("[-+]", lambda sign: " vs " if sign[0] == "-" else " and ", contrast)
         given = [f"given {name}" for name in self.plan.covariate]
         by = [f"by {name}" for name in self.plan.modulate if name not in contrast]
-        return bids.label(" ".join([words, *given, *by]).title())
+        size = ["of absolute values"] if self.plan.rectify else []
+        return bids.label(" ".join([words, *given, *by, *size]).title())
 
 
 def _of_task(runs: Session, task: str, how: _How, mapper: cluster.Mapper) -> TaskMaps:
     """Maps of a task minus its control, of each run and of all."""
-    contrast, shares = f"{task} - {glm.CONTROL}", []
+    contrast, shares = glm.task_contrast(runs.first.events), []
     label = how.label(contrast)
     statsmodel.write(runs.root, task, (run.events for run in runs))
     fitted = how.fit(runs, mapper)
@@ -147,6 +149,7 @@ def _write(
         path = run.paths.stat_map(name + kind, only_run=only_run, contrast=label)
         sidecar = {"Contrast": maps.name, "Statistic": name, "DegreesOfFreedom": maps.df}
         sidecar |= {"Covariates": list(how.plan.covariate), "Modulators": list(how.plan.modulate)}
+        sidecar |= {"Rectified": True} if how.plan.rectify else {}
         bids.write_img(path, root, img, {**sidecar, "Note": maps.note or "n/a"})
     sidecar = {
         "Type": "ROI",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llm2nifti.plans import Level, Names, OfTasks, OnWorkers, Share
+from llm2nifti.plans import Level, Names, OfTasks, OnWorkers, PlanError, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class GlmPlan(OfTasks, OnWorkers):
     modulate : tuple of str
         Numeric columns of the events whose slope within each task is modelled; contrast
         pathology_by_surprisal is such a slope.
+    rectify : bool
+        Fit absolute activations, as published localizers do.
 
     Examples
     --------
@@ -47,6 +49,17 @@ class GlmPlan(OfTasks, OnWorkers):
     contrast: str | None = None
     covariate: Names = ()
     modulate: Names = ()
+    rectify: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every value, and that a permutation tests what is asked for."""
+        super().__post_init__()
+        if self.height_control == "permutation" and self.more:
+            raise PlanError(
+                "height_control",
+                f"is 'permutation', which exchanges task and control trials as they are, without "
+                f"{self.more}; use fdr or bonferroni",
+            )
 
     @property
     def more(self) -> str:
@@ -54,4 +67,5 @@ class GlmPlan(OfTasks, OnWorkers):
         parts = [f"{self.contrast}"] if self.contrast else []
         parts += [f"given {', '.join(self.covariate)}"] if self.covariate else []
         parts += [f"modulated by {', '.join(self.modulate)}"] if self.modulate else []
+        parts += ["absolute activations"] if self.rectify else []
         return ", ".join(parts)

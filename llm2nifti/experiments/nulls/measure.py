@@ -18,7 +18,7 @@ _POOLED = 4  # so many times fewer pseudo-tasks of all runs together, which take
 def measure(session: Session, plan: NullPlan, *, verbose: int = 1) -> NullResult:
     """Measure false positive rates, and what any coherent topic activates."""
     session = session.only(plan.task)
-    is_control = session.first.events["trial_type"] == glm.CONTROL
+    is_control = ~glm.is_on(session.first.events)
     sizes: Json = {"n_on": int((~is_control).sum()), "n_off": int(is_control.sum())}
     n_runs = len(session.of(session.tasks[0]))
     pooled = {name: n * n_runs for name, n in sizes.items()}

@@ -86,7 +86,7 @@ def network_of(session: Session, plan: PrunePlan) -> Network:
     tasks, _ = tasks_or_images(session, [plan.network])
     if tasks:
         runs = session.of(tasks[0])
-        maps = glm.fit(runs, verbose=0).contrast(f"{tasks[0]} - {glm.CONTROL}")
+        maps = glm.fit(runs, verbose=0).contrast(glm.task_contrast(runs.first.events))
         return networks.select(maps, rule, name=tasks[0])
     network = image_network(brain, plan.network)
     if plan.share is None:

@@ -25,7 +25,7 @@ def measure(session: Session, plan: QualityPlan, *, verbose: int = 1) -> Quality
         ]
         names = topics[run.task, run.run]
         events = run.events
-        is_on = (events["trial_type"] != glm.CONTROL).to_numpy()
+        is_on = glm.is_on(events)
         runs.append(
             RunQuality(
                 task=run.task,
@@ -62,7 +62,7 @@ def _given(runs: Session) -> tuple[str, ...]:
 
 def _share(runs: Session, task: str, covariates: tuple[str, ...]) -> float:
     """Share of units that respond to a task, with the measures as covariates."""
-    contrast, fits = f"{task} - {glm.CONTROL}", []
+    contrast, fits = glm.task_contrast(runs.first.events), []
     for run in runs:
         fits.append(glm.run_contrast(run.values(), run.events, contrast, covariates=covariates))
     maps = glm.pool(contrast, runs.brain, fits)
@@ -71,7 +71,7 @@ def _share(runs: Session, task: str, covariates: tuple[str, ...]) -> float:
 
 def _topics(events: pd.DataFrame) -> set[str]:
     """Topics of the task's prompts."""
-    return set(events.loc[events["trial_type"] != glm.CONTROL, "topic"].astype(str))
+    return set(events.loc[glm.is_on(events), "topic"].astype(str))
 
 
 def _differences(events: pd.DataFrame, is_on: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,7 @@ from llm2nifti.experiments.repeatability.result import (
     Shuffled,
     pair_name,
 )
-from llm2nifti.networks.similarity import TOP, Estimate, corrected
+from llm2nifti.networks.similarity import TOP, Estimate, corrected, noise_ceilings
 
 N_SHUFFLES = 20  # shuffled maps a run, for the null of repeatability
 
@@ -75,6 +75,7 @@ def measure(
         interval_over=glm.random_factor(session) if estimates else None,
         intervals_not_possible=why_not,
         closest_pair=None if is_single else _closest(tasks, r, dice, estimates or {}),
+        ceilings=noise_ceilings(maps, {key: float(c.dof) for key, c in contrasts.items()}),
         untrained=measure(copy, plan, intervals=False, verbose=verbose) if copy else None,
     )
 

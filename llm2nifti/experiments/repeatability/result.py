@@ -75,6 +75,8 @@ class RepeatabilityResult(Result):
     intervals_not_possible: str | None = None  #: why there are none
     interval_over: str | None = None  #: what the jackknife leaves out: topic or block
     closest_pair: list[Pair] | None = None  #: all pairs of tasks, most similar maps first
+    #: r that runs of each task would have if only the draw of prompts told them apart
+    ceilings: dict[str, float] | None = None
     untrained: RepeatabilityResult | None = None  #: of the copy: a baseline of input similarity
 
     @property
@@ -100,7 +102,8 @@ class RepeatabilityResult(Result):
                 e = self.limits.get(task if i == j else pair_name(task, other))
                 cells = {name: matrix[i][j] for name, matrix in matrices.items()}
                 ends = {"r_low": e and e.low, "r_high": e and e.high}
-                rows.append({"task": task, "other": other, **cells, **ends})
+                ceiling = (self.ceilings or {}).get(task) if i == j else None
+                rows.append({"task": task, "other": other, **cells, **ends, "ceiling": ceiling})
         figures = []
         for name in ("same_task_r", "cross_task_r", "same_minus_cross"):
             e = self.limits.get(name)
@@ -130,6 +133,12 @@ class RepeatabilityResult(Result):
                 "repeatability."
             ]
         tables = self._matrices() if len(self.tasks) <= _MOST_NUMBERS else []
+        if self.ceilings:
+            tables.insert(0, self._below_ceilings(self.ceilings))
+            notes.append(
+                "Noise ceiling: the r that maps of two runs would have if only the draw of prompts "
+                "told them apart; what is lacking is by their topics."
+            )
         title = "Repeatable and distinct?"
         return [Section("repeatability", title, paragraphs, plots, tables, notes, parts)]
 
@@ -170,6 +179,18 @@ class RepeatabilityResult(Result):
             draw = partial(self._draw, values, title, label)
             plots.append(Plot(stem, draw, alt, _CAPTIONS[stem], is_small))
         return plots
+
+    def _below_ceilings(self, ceilings: dict[str, float]) -> Table:
+        """Repeatability of each task beside what the noise of prompts allows."""
+        rows = [
+            {
+                "Task": task,
+                "Repeatability r": self.told(task),
+                "Noise ceiling": number(ceilings.get(task)),
+            }
+            for task in self.tasks
+        ]
+        return Table.of("Repeatability beside its noise ceiling", rows)
 
     def _matrices(self) -> list[Table]:
         """Numbers of the matrices, for those who do not see the figures."""

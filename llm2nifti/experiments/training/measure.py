@@ -149,7 +149,9 @@ class Trainings:
     @cached_property
     def network(self) -> Network:
         """Units of those runs that pass FDR .05 and own weights."""
-        maps = glm.fit(self.made_from, verbose=0).contrast(f"{self.task} - {glm.CONTROL}")
+        maps = glm.fit(self.made_from, verbose=0).contrast(
+            glm.task_contrast(self.made_from.first.events)
+        )
         network = owning(networks.select(maps))
         if not network.n_units:
             raise ExperimentError(f"no unit that owns weights passes FDR .05 for {self.task!r}")

@@ -1,0 +1,1 @@
+"""When do units respond to each task: at which of the generated tokens?"""

@@ -1,0 +1,1 @@
+"""Which units does a functional localizer find, and would other prompts find them again?"""

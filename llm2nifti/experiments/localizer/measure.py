@@ -1,0 +1,119 @@
+"""Select a localizer's network, write it, and compare networks of halves of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from llm2nifti import glm, networks
+from llm2nifti.bids import Session
+from llm2nifti.experiments.errors import ExperimentError
+from llm2nifti.experiments.localizer.plan import LocalizePlan
+from llm2nifti.experiments.localizer.result import Halves, Localized, LocalizeResult
+from llm2nifti.experiments.maps.measure import measure as fit_maps
+from llm2nifti.experiments.maps.plan import GlmPlan
+from llm2nifti.glm.conditions import ROLE, pairs_of
+from llm2nifti.networks.network import largest
+from llm2nifti.progress import track
+
+Relabel = Callable[[pd.DataFrame, np.random.Generator], NDArray[np.bool_]]
+
+
+def measure(session: Session, plan: LocalizePlan, *, verbose: int = 1) -> LocalizeResult:
+    """Localize the network of every task that has conditions of its own."""
+    known = [task for task in session.tasks if ROLE in session.of(task).first.events]
+    if not (known or plan.task):
+        raise ExperimentError("no task has conditions of its own; scan one with localize")
+    session = session.only(plan.task or known)
+    for task in session.tasks:
+        if task not in known:
+            raise ExperimentError(
+                f"task {task!r} has no conditions of its own to compare; see llm2nifti glm, or "
+                "scan one of language, arithmetic, beliefs, physics"
+            )
+    how = GlmPlan(
+        task=session.tasks,
+        height_control="top",
+        share=plan.share,
+        one_sided=True,
+        rectify=plan.rectify,
+    )
+    maps = fit_maps(session, how, mapper=map, verbose=verbose)
+    out = {}
+    for task in track(session.tasks, "halves", unit="task", verbose=verbose):
+        runs, fitted = session.of(task), maps.tasks[task]
+        copy = session.untrained
+        is_on = np.concatenate([glm.is_on(run.events) for run in runs])
+        out[task] = Localized(
+            contrast=glm.task_contrast(runs.first.events),
+            n_on=int(is_on.sum()),
+            n_off=int((~is_on).sum()),
+            n_units=fitted.n_active,
+            profile=fitted.profile,
+            halves=_halves(runs, plan, _as_they_are),
+            shuffled=_halves(runs, plan, _shuffled),
+            untrained=_halves(copy.of(task), plan, _as_they_are) if copy else None,
+        )
+    return LocalizeResult(out, plan.share, plan.rectify, plan.n_splits)
+
+
+def _as_they_are(events: pd.DataFrame, _: np.random.Generator) -> NDArray[np.bool_]:
+    """(n_trials,) which are of the task."""
+    return glm.is_on(events)
+
+
+def _shuffled(events: pd.DataFrame, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """The same, shuffled; members of a pair change places or not."""
+    pairs, on = pairs_of(events), glm.is_on(events)
+    if not pairs.any():
+        return rng.permutation(on)
+    _, pair = np.unique(pairs, return_inverse=True)
+    return on != rng.integers(0, 2, pair.max() + 1, bool)[pair]
+
+
+def _halves(runs: Session, plan: LocalizePlan, relabel: Relabel) -> Halves:
+    """How alike networks of two halves of every run's prompts are, over random halves."""
+    rng = np.random.default_rng(plan.seed)
+    values = [np.abs(run.values()) if plan.rectify else run.values() for run in runs]
+    dice, r = [], []
+    for _ in range(plan.n_splits):
+        halves: list[list[glm.Labels]] = []
+        for run in runs:
+            is_on, first = relabel(run.events, rng), _half(run.events, rng)
+            kept = (np.flatnonzero(first), np.flatnonzero(~first))
+            halves.append([_labels(run.events, is_on, rows) for rows in kept])
+        a, b = (_t(values, [both[side] for both in halves]) for side in (0, 1))
+        tops = [largest(t, plan.share) for t in (a, b)]
+        dice.append(float(networks.dice(*tops)))
+        r.append(float(networks.correlation(a, b)))
+    return Halves(dice, r)
+
+
+def _labels(events: pd.DataFrame, is_on: NDArray[np.bool_], rows: NDArray) -> glm.Labels:
+    """Labels of some trials, with what is not asked about."""
+    confounds = glm.nuisance(events.iloc[rows]).to_numpy()
+    return glm.Labels(is_on[rows][None], confounds, rows)
+
+
+def _half(events: pd.DataFrame, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(n_trials,) whether a trial is in the first half: half of each condition, pairs together."""
+    groups = pairs_of(events)
+    if not groups.any():
+        groups = np.arange(len(events)).astype(str)
+    first = np.zeros(len(events), bool)
+    conditions = events["trial_type"].to_numpy(str) if len(set(groups)) == len(events) else None
+    for condition in [None] if conditions is None else np.unique(conditions):
+        inside = np.ones(len(events), bool) if condition is None else conditions == condition
+        names = np.unique(groups[inside])
+        chosen = rng.permutation(names)[: len(names) // 2]
+        first |= inside & np.isin(groups, chosen)
+    return first
+
+
+def _t(values: Sequence[NDArray], labels: Sequence[glm.Labels]) -> NDArray[np.float64]:
+    """(n_units,) t of one half: the mean over runs, which are alike in size."""
+    maps = [glm.t_of_labels(each, [one])[0] for each, one in zip(values, labels, strict=True)]
+    return np.mean(maps, axis=0)
