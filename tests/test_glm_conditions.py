@@ -139,6 +139,24 @@ def test_tasks_with_their_own_control_are_compared_with_those_of_the_common_one(
     np.testing.assert_allclose(maps.t(), t, rtol=1e-6)
 
 
+def test_names_that_mean_different_things_in_two_tasks_are_no_names():
+    tables = {
+        task: conditions(*names).drop(columns="pair")
+        for task, names in {"speech": ("words", "noise"), "sums": ("hard", "easy")}.items()
+    }
+    runs = [
+        planted.run(table.assign(condition=table["trial_type"]), noise(table), task)
+        for task, table in tables.items()
+    ]
+    assert glm.fit(runs[0]).contrast("condition").t() == pytest.approx(
+        -glm.fit(runs[0]).contrast("noise - words").t()
+    )
+    both = glm.fit(runs)
+    with pytest.raises(glm.DesignError, match="'condition' cannot be read"):
+        both.contrast("condition")
+    np.testing.assert_allclose(both.contrast("sums").t(), glm.fit(runs[1]).contrast("sums").t())
+
+
 def test_what_is_sustained_is_a_covariate_as_in_statsmodels():
     table = planted.trials(levels=())
     rng = np.random.default_rng(0)

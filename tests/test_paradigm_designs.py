@@ -65,6 +65,14 @@ def test_localizer_of_pairs_shows_both_members_in_one_run_and_no_pair_twice(bund
         assert not first & second
 
 
+def test_seeds_decide_which_pairs_and_prompts_are_shown(bundled):
+    for task in ("arithmetic", "language"):
+        first, second = (
+            set(localizer(task, seed=seed, table=bundled).trials["stim_id"]) for seed in (0, 1)
+        )
+        assert len(first & second) < len(first) / 2
+
+
 def test_bundled_localizers_compare_conditions_that_their_tables_have(bundled):
     for task, conditions in stimuli.LOCALIZERS.items():
         known = set(bundled.loc[bundled["task"] == task, "condition"])

@@ -224,13 +224,22 @@ def fit(
         parts = list(
             tqdm(done, "glm", n, leave=False, unit="slab", disable=None if verbose else True)
         )
-    named = {name: c for r in runs for name, c in named_contrasts(r.task, r.events).items()}
-    fitted = Fit(parts, designs, brain, TOKEN_NOTE if frames == "token" else "", named)
+    note = TOKEN_NOTE if frames == "token" else ""
+    fitted = Fit(parts, designs, brain, note, _named(runs))
     if not fitted.analysed.any():
         raise DesignError(
             f"all of {brain.n_units} units are constant within a run; record it again"
         )
     return fitted
+
+
+def _named(runs: Sequence[RunLike]) -> dict[str, str]:
+    """Contrasts that have a name which means the same in all runs."""
+    meanings: dict[str, set[str]] = {}
+    for run in runs:
+        for name, definition in named_contrasts(run.task, run.events).items():
+            meanings.setdefault(name, set()).add(definition)
+    return {name: one.pop() for name, one in meanings.items() if len(one) == 1}
 
 
 def _opened(
