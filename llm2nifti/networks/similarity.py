@@ -142,7 +142,8 @@ def noise_ceilings(maps: Maps, df: Mapping[tuple[str, int], float]) -> dict[str,
     -------
     dict
         Of each task, mean over pairs of runs. What is lacking to it is what runs differ in beside
-        prompts drawn at random, such as their topics.
+        prompts drawn at random, such as their topics. Controls that are matched to the prompts of
+        their run make maps somewhat more alike than independent draws do.
 
     Notes
     -----

@@ -137,7 +137,8 @@ class RepeatabilityResult(Result):
             tables.insert(0, self._below_ceilings(self.ceilings))
             notes.append(
                 "Noise ceiling: the r that maps of two runs would have if only the draw of prompts "
-                "told them apart; what is lacking is by their topics."
+                "told them apart. Below it, they differ in more, such as topics; above it, by chance, "
+                "or because controls are matched to the prompts of their run."
             )
         title = "Repeatable and distinct?"
         return [Section("repeatability", title, paragraphs, plots, tables, notes, parts)]
