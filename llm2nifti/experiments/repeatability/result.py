@@ -136,9 +136,9 @@ class RepeatabilityResult(Result):
         if self.ceilings:
             tables.insert(0, self._below_ceilings(self.ceilings))
             notes.append(
-                "Noise ceiling: the r that maps of two runs would have if only the draw of prompts "
-                "told them apart. Below it, they differ in more, such as topics; above it, by chance, "
-                "or because controls are matched to the prompts of their run."
+                "Noise ceiling: the r that maps of two runs would have if only the draw of "
+                "prompts told them apart. Below it, they differ in more, such as topics. Above it "
+                "they can be by chance, or because controls are matched to the prompts of a run."
             )
         title = "Repeatable and distinct?"
         return [Section("repeatability", title, paragraphs, plots, tables, notes, parts)]
