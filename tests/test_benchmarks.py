@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import planted
 import pytest
 import torch
 from scipy.stats import binom
@@ -236,3 +237,23 @@ def test_page_of_results_tells_both_datasets(bench, tmp_path):
     for before, after in pairwise(lines):  # a table has as many cells a row
         if before.startswith("| ") and after.startswith("| "):
             assert before.count("|") == after.count("|")
+
+
+def test_ways_of_naming_are_chosen_inside_the_other_runs(bench, capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    patterns = {task: rng.normal(size=60) for task in ("pain", "tone")}
+    for task, pattern in patterns.items():
+        for run in (1, 2, 3):
+            table = planted.trials(task, n_on=8, n_off=10)
+            values = rng.normal(size=(len(table), 1, 60))
+            values[(table["trial_type"] == task).to_numpy(), 0] += pattern
+            planted.dataset_run(tmp_path, table, values, task=task, number=run)
+    bench("naming").main(str(tmp_path))
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    means = {name: float(row[-1]) for name, *row in rows[2:]}
+    assert means["ridge, penalty 0.1"] > 0.9
+    assert means["templates"] > 0.9
+    nested = rows[-1]
+    assert nested[0] == "chosen by the inner folds"
+    chosen = [cell.partition(" (")[2].rstrip(")") for cell in nested[1:-1]]
+    assert set(chosen) <= set(means)
