@@ -37,6 +37,17 @@ def test_every_run_of_the_default_experiment_is_matched_in_every_measure(split, 
         assert {name: value for name, value in d.items() if not abs(value) <= TOLERANCE} == {}
 
 
+def test_where_controls_are_scarce_fewer_are_shown_so_that_they_still_match():
+    runs = experiment(n_runs=6)
+    for design in runs:
+        kinds = design.trials["trial_type"].value_counts()
+        assert kinds[stimuli.CONTROL] == kinds[design.task] == 24
+    worded = [design for design in runs if design.task != stimuli.WORDLESS]
+    d = np.abs([[*differences(design).values()] for design in worded])
+    assert (d <= TOLERANCE).mean() > 0.95
+    assert d.max() < 0.3  # with 32 controls a run, .9 in the last one
+
+
 def test_everyday_domains_are_matched():
     table = stimuli.load(tasks=stimuli.DOMAINS)
     for design in experiment(stimuli.DOMAINS, n_runs=2, table=table):

@@ -245,7 +245,7 @@ def copies(folder, root, **settings):
     """Jobs of the untrained copy, each with a recording of it by these settings."""
     plan = small_plan(folder)
     model = load(plan.model, untrained=True)
-    for design in paradigms(plan.design):
+    for design in paradigms(plan.design, plan.model):
         job = scanning.Job(plan, design, untrained=True)
         trained = dataclasses.replace(job, untrained=False).name
         tokens = bids.Run(bids.checking.find_run(root, trained)).tokens.groupby("trial")["token_id"]

@@ -160,7 +160,13 @@ def test_a_model_is_added_without_scanning_the_others_again(whole, tiny_folders,
     images = [name for name in expected if name.endswith("_bold.nii")]
     assert len(images) == 2 * 5 * 4
     assert [name for name in images if found[name] != expected[name]] == []
-    assert found[str(plans.PLAN_FILE)] == expected[str(plans.PLAN_FILE)]
+    kept, whole_plan = (json.loads(files[str(plans.PLAN_FILE)]) for files in (found, expected))
+    # The first model's tokens are those that controls were matched in; here, both have the same.
+    assert (kept.pop("tokens_by"), whole_plan.pop("tokens_by")) == (
+        "sub-tinygpt2",
+        "sub-smallllama_ses-seed0",
+    )
+    assert kept == whole_plan
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from llm2nifti import geometry
 from llm2nifti.cluster import Mapper
 from llm2nifti.geometry import ModelBrain
-from llm2nifti.glm.conditions import is_on, named_contrasts, task_contrast
+from llm2nifti.glm.conditions import ROLE, is_on, named_contrasts, task_contrast
 from llm2nifti.glm.designs import (
     DesignError,
     contrast_vector,
@@ -236,7 +236,7 @@ def fit(
 def _named(runs: Sequence[RunLike]) -> dict[str, str]:
     """Contrasts that have a name which means the same in all runs."""
     meanings: dict[str, set[str]] = {}
-    for run in runs:
+    for run in (run for run in runs if ROLE in run.events):
         for name, definition in named_contrasts(run.task, run.events).items():
             meanings.setdefault(name, set()).add(definition)
     return {name: one.pop() for name, one in meanings.items() if len(one) == 1}

@@ -301,6 +301,7 @@ def experiment(
     stock = Stock(table)
     against_control = [name for name, task in asked.items() if not stock.own(task)]
     stock.deal_topics(against_control, n_runs, seed)
+    stock.spare_controls(n_runs * len(against_control), n_blocks, trials_per_block)
     # The others last: they take nothing from the control.
     order = sorted(asked, key=[*stock.hardest_first(against_control), *asked].index)
     designs = {}

@@ -31,6 +31,7 @@ from llm2nifti.paradigm.ordering import (
 from llm2nifti.stimuli.measures import MEASURES, with_lengths
 
 MAX_OFF_RATIO = 1.5  # unequal variances bias the t test when the control is much larger
+_SCARCE = 2 / 3  # of the controls: where more are shown, what is left no longer matches
 _LAST = 0.02  # what a topic's unused concepts are worth, beside squared standard deviations
 _FOREIGN = 10_000  # trials that a topic of another run counts as, when topics are spread
 
@@ -53,6 +54,16 @@ class Stock:
         self.frame_names: list[str] = list(numbered[2][1])
         self.used: NDArray[np.bool_] = numbered[0][1].isin(list(used))
         self.run_of_topic = np.zeros(len(numbered[1][1]), int)  # 0: every run may show it
+        self.off_ratio = MAX_OFF_RATIO  # most control trials a task trial
+
+    def spare_controls(self, n_designs: int, n_blocks: int, trials_per_block: int) -> None:
+        """Show as many controls as task trials, where runs would leave few to choose from."""
+        if not n_designs or trials_per_block < 2:
+            return
+        usual = n_designs * n_off_trials(n_blocks, trials_per_block)
+        n_all = len(self.rows(stimuli.CONTROL))
+        if _SCARCE * n_all < usual <= n_all:
+            self.off_ratio = 1.0
 
     def deal_topics(self, tasks: Sequence[str], n_runs: int, seed: int) -> None:
         """Give every run topics of its own, so that no two runs of a task share one."""
@@ -164,7 +175,9 @@ def _draw_both(
     control = stock.rows(stimuli.CONTROL, unused=True)
     levels = stock.levels(stock.rows(task))
     control_levels = levels or stock.levels(control)
-    n_off = _n_off(n_on, n_blocks, trials_per_block, len(control_levels))
+    n_off = n_off_trials(
+        n_blocks, trials_per_block, n_levels=len(control_levels), ratio=stock.off_ratio
+    )
     # Every question frame equally often, give or take one; without any, all have the first: no name
     on = _draw_task(stock, task, np.resize(levels or [0], n_on), rng, run)
     control = control[~np.isin(stock.concepts[control], stock.concepts[on])]
@@ -172,18 +185,21 @@ def _draw_both(
     return on, _draw_control(stock, on, control, slots, rng, measures=stock.measures_of(task))
 
 
-def _n_off(n_on: int, n_blocks: int, trials_per_block: int, n_levels: int) -> int:
+def n_off_trials(
+    n_blocks: int, trials_per_block: int, *, n_levels: int = 0, ratio: float = MAX_OFF_RATIO
+) -> int:
     """Control trials of a run: off-blocks as long as on-blocks, within the allowed ratio.
 
     Where task trials fill every question frame equally often, so do control trials.
     """
-    most = int(MAX_OFF_RATIO * n_on)
+    n_on = n_blocks * trials_per_block
+    most = int(ratio * n_on)
     n_off = min(most, (n_blocks + 1) * trials_per_block)
     if n_levels and n_on % n_levels == 0:
         n_off = min(-(-n_off // n_levels), most // n_levels) * n_levels
     if n_off <= n_blocks:
         raise ParadigmError(
-            f"{n_on} task trials allow {n_off} control trials (at most {MAX_OFF_RATIO} a task "
+            f"{n_on} task trials allow {n_off} control trials (at most {ratio} a task "
             f"trial), too few for {n_blocks + 1} off-blocks; use more trials_per_block"
         )
     return n_off

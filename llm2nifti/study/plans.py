@@ -181,8 +181,9 @@ def keep_plans(root: Path, plans: Sequence[ScanPlan]) -> None:
         )
     if is_begun:
         kept = _read(root)
-        content.pop("tokens_by")
-        content |= {name: kept[name] for name in ("tokens_by",) if name in kept}
+        content["tokens_by"] = kept.get("tokens_by")
+        if content["tokens_by"] is None:  # begun before there was such a model
+            del content["tokens_by"]
         rest = {name: kept["design"][name] for name in _OF_REST}
         if not content["design"]["rest"]:  # what is there stays
             content["design"] |= rest

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llm2nifti import glm, networks
+from llm2nifti import bids, glm, networks
 from llm2nifti.bids import Session
 from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.localizer.plan import LocalizePlan
 from llm2nifti.experiments.localizer.result import Halves, Localized, LocalizeResult
-from llm2nifti.experiments.maps.measure import measure as fit_maps
-from llm2nifti.experiments.maps.plan import GlmPlan
 from llm2nifti.glm.conditions import ROLE, pairs_of
+from llm2nifti.networks import Network
 from llm2nifti.networks.network import largest
 from llm2nifti.progress import track
 
@@ -34,30 +33,43 @@ def measure(session: Session, plan: LocalizePlan, *, verbose: int = 1) -> Locali
                 f"task {task!r} has no conditions of its own to compare; see llm2nifti glm, or "
                 "scan one of language, arithmetic, beliefs, physics"
             )
-    how = GlmPlan(
-        task=session.tasks,
-        height_control="top",
-        share=plan.share,
-        one_sided=True,
-        rectify=plan.rectify,
-    )
-    maps = fit_maps(session, how, mapper=map, verbose=verbose)
     out = {}
-    for task in track(session.tasks, "halves", unit="task", verbose=verbose):
-        runs, fitted = session.of(task), maps.tasks[task]
-        copy = session.untrained
+    for task in track(session.tasks, "localizer", unit="task", verbose=verbose):
+        runs, copy = session.of(task), session.untrained
+        contrast = glm.task_contrast(runs.first.events)
+        maps = glm.fit(runs, rectify=plan.rectify, verbose=0).contrast(contrast)
+        network = networks.select(maps, networks.Rule("top", share=plan.share, two_sided=False))
+        _write(runs, maps, network, plan)
         is_on = np.concatenate([glm.is_on(run.events) for run in runs])
         out[task] = Localized(
-            contrast=glm.task_contrast(runs.first.events),
+            contrast=contrast,
             n_on=int(is_on.sum()),
             n_off=int((~is_on).sum()),
-            n_units=fitted.n_active,
-            profile=fitted.profile,
+            n_units=network.n_units,
+            profile=network.profile().to_dict(orient="records"),
             halves=_halves(runs, plan, _as_they_are),
             shuffled=_halves(runs, plan, _shuffled),
             untrained=_halves(copy.of(task), plan, _as_they_are) if copy else None,
         )
     return LocalizeResult(out, plan.share, plan.rectify, plan.n_splits)
+
+
+def _write(runs: Session, maps: glm.StatMaps, network: Network, plan: LocalizePlan) -> None:
+    """Write the t map, the effects and the network of a localizer."""
+    first, kind = runs.first, "OfAbsoluteValues" if plan.rectify else ""
+    label = bids.label(f"{first.task}Localizer{kind}")
+    for name, img in (("t", maps.t_img), ("effect", maps.effect_img)):
+        sidecar = {"Contrast": maps.name, "Statistic": name, "DegreesOfFreedom": maps.df}
+        sidecar |= {"Rectified": plan.rectify, "Note": "n/a"}
+        bids.write_img(first.paths.stat_map(name, contrast=label), runs.root, img, sidecar)
+    sidecar = {
+        "Type": "ROI",
+        "Sources": [f"bids::{first.paths.trial_bold.relative_to(runs.root / bids.DERIVATIVES)}"],
+        "Description": f"Units that {first.task} localizes, {maps.name}: {network.how}.",
+        "SpatialReference": first.sidecar["SpatialReference"],
+    }
+    path = first.paths.network(desc="localizer" + kind.lower())
+    bids.write_img(path, runs.root, network.mask_img(), sidecar)
 
 
 def _as_they_are(events: pd.DataFrame, _: np.random.Generator) -> NDArray[np.bool_]:
