@@ -10,5 +10,5 @@ TRIALS_PER_BLOCK = 6
 N_FRAMES = 8
 BATCH_SIZE = 64
 N_RELABELLINGS = 200
-# Sizes by name: halves of a thorough dataset agree as published localizers do (docs/results.md).
+# Sizes by name; how well halves of such datasets agree: docs/design-efficiency.md.
 PRESETS: dict[str, dict[str, int]] = {"default": {}, "thorough": {"n_runs": 6}}
