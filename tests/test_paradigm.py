@@ -206,8 +206,8 @@ def test_control_lasts_where_topics_are_unequally_large():
     ("n_prompts", "pool", "needed"),
     [
         ({"music": 3 * 8 - 1, CONTROL: 100}, "music", 3 * 8),
-        ({"music": 100, CONTROL: 3 * 12 - 1}, CONTROL, 3 * 12),
-        ({"music": 100, "poetry": 100, CONTROL: 6 * 12 - 1}, CONTROL, 6 * 12),
+        ({"music": 100, CONTROL: 3 * 8}, CONTROL, 3 * 12),
+        ({"music": 100, "poetry": 100, CONTROL: 6 * 8}, CONTROL, 6 * 12),
     ],
 )
 def test_running_out_says_how_many_are_needed(n_prompts, pool, needed):

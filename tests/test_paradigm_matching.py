@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from llm2nifti import stimuli
+from llm2nifti.defaults import PRESETS
 from llm2nifti.paradigm import experiment
 from llm2nifti.paradigm.matching import Candidates, assign, match, reachable
 from llm2nifti.stimuli.measures import MEASURES, TOLERANCE, difference
@@ -38,14 +39,14 @@ def test_every_run_of_the_default_experiment_is_matched_in_every_measure(split, 
 
 
 def test_where_controls_are_scarce_fewer_are_shown_so_that_they_still_match():
-    runs = experiment(n_runs=6)
+    runs = experiment(**PRESETS["thorough"])
     for design in runs:
         kinds = design.trials["trial_type"].value_counts()
-        assert kinds[stimuli.CONTROL] == kinds[design.task] == 24
+        assert (kinds[stimuli.CONTROL], kinds[design.task]) == (24, 32)
     worded = [design for design in runs if design.task != stimuli.WORDLESS]
     d = np.abs([[*differences(design).values()] for design in worded])
     assert (d <= TOLERANCE).mean() > 0.95
-    assert d.max() < 0.3  # with 32 controls a run, .9 in the last one
+    assert d.max() < 0.3  # with 32 controls for 24 prompts, .9 in the last run
 
 
 def test_everyday_domains_are_matched():

@@ -31,7 +31,8 @@ class ScanOptions(CommandPlan, OnWorkers):
     threads : int or None
         Threads that torch computes with; by default its own choice.
     preset : {"default", "thorough"}
-        How much is shown where sizes are not given: thorough has 6 runs a task.
+        How much is shown where sizes are not given: thorough has 6 runs a task of
+        32 prompts.
 
     Examples
     --------

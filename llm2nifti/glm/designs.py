@@ -113,8 +113,7 @@ def nuisance(events: pd.DataFrame) -> pd.DataFrame:
     if "question_frame" in events:
         frames = events["question_frame"].to_numpy(str)
     names = (frames, pairs_of(events))
-    parts = [_centred(*part) for part in zip(names, NUISANCE, strict=True)]
-    return pd.concat(parts, axis=1)
+    return pd.concat([_centred(*part) for part in zip(names, NUISANCE, strict=True)], axis=1)
 
 
 def _centred(names: NDArray[np.str_], prefix: str) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from llm2nifti.paradigm.ordering import (
 from llm2nifti.stimuli.measures import MEASURES, with_lengths
 
 MAX_OFF_RATIO = 1.5  # unequal variances bias the t test when the control is much larger
+MIN_OFF_RATIO = 0.7  # fewer controls than that are not worth their match
 _SCARCE = 2 / 3  # of the controls: where more are shown, what is left no longer matches
 _LAST = 0.02  # what a topic's unused concepts are worth, beside squared standard deviations
 _FOREIGN = 10_000  # trials that a topic of another run counts as, when topics are spread
@@ -57,13 +58,13 @@ class Stock:
         self.off_ratio = MAX_OFF_RATIO  # most control trials a task trial
 
     def spare_controls(self, n_designs: int, n_blocks: int, trials_per_block: int) -> None:
-        """Show as many controls as task trials, where runs would leave few to choose from."""
+        """Show fewer controls, where as many as usual would leave too few to choose from."""
         if not n_designs or trials_per_block < 2:
             return
-        usual = n_designs * n_off_trials(n_blocks, trials_per_block)
-        n_all = len(self.rows(stimuli.CONTROL))
-        if _SCARCE * n_all < usual <= n_all:
-            self.off_ratio = 1.0
+        n_shown = _SCARCE * len(self.rows(stimuli.CONTROL)) / n_designs
+        ratio = n_shown / (n_blocks * trials_per_block)
+        if n_shown < n_off_trials(n_blocks, trials_per_block) and ratio >= MIN_OFF_RATIO:
+            self.off_ratio = min(1.0, ratio)
 
     def deal_topics(self, tasks: Sequence[str], n_runs: int, seed: int) -> None:
         """Give every run topics of its own, so that no two runs of a task share one."""
