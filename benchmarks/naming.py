@@ -18,6 +18,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
 from llm2nifti import bids, glm, networks
+from llm2nifti.experiments.identification.measure import trial_set
 from llm2nifti.networks.naming import coordinates
 
 Trials = Sequence[networks.TrialSet]
@@ -82,18 +83,7 @@ def accuracy(way: str, training: Trials, held: Trials) -> float:
 
 def main(folder: str) -> None:
     """Print Markdown tables."""
-    trials = [
-        networks.TrialSet(
-            task=run.task,
-            run=run.run,
-            values=run.values(),
-            is_task=glm.is_on(run.events),
-            frames=run.events["question_frame"].to_numpy(str),
-            prompts=run.events["prompt"].to_list(),
-            topics=run.events["topic"].to_numpy(str),
-        )
-        for run in bids.session(folder)
-    ]
+    trials = [trial_set(run) for run in bids.session(folder)]
     numbers = sorted({t.run for t in trials})
     chosen, outer = {}, {}
     for held in numbers:

@@ -129,12 +129,17 @@ def test_factorial_designs_show_every_combination_equally_often():
         (Task("verbs", factors=("split",)), "no column 'split'"),
         (Task("gaps", factors=("kind", "tense")), "no prompt of 'gaps' is b and past"),
         (Task("gaps", factors=("tense", "task")), "factor 'task' of 'gaps' has one level"),
+        (
+            Task("clash", factors=("kind", "tense")),
+            "two conditions of 'clash' are called 'ab_past'",
+        ),
         (Task("digits", factors=("kind",)), "condition '1' has no ASCII letter"),
     ],
 )
 def test_conditions_that_cannot_be_shown_are_named(task, said, bundled):
     gaps = [("gaps", "a", "past"), ("gaps", "a", "present"), ("gaps", "b", "present")]
     gaps += [("digits", "1", ""), ("digits", "2", "")]
+    gaps += [("clash", kind, tense) for kind in ("a-b", "ab") for tense in ("past", "present")]
     more = pd.DataFrame(gaps, columns=["task", "kind", "tense"])
     more["prompt"] = [f"gap {i}" for i in range(len(more))]
     control = stimuli.load(tasks=["pathology"])

@@ -116,18 +116,22 @@ def _t(Y: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
         return np.where(rest > _NOTHING * whole, effects * np.sqrt(labels.df / rest), 0)
 
 
+def shuffle(events: pd.DataFrame, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(n_trials,) labels in random order; members of a minimal pair change places, or not."""
+    on, pairs = is_on(events), pairs_of(events)
+    if not pairs.any():
+        return rng.permutation(on)
+    _, pair = np.unique(pairs, return_inverse=True)
+    return on != rng.integers(0, 2, pair.max() + 1, bool)[pair]
+
+
 def shuffled(run: RunLike, *, n: int, seed: int = 0) -> Labels:
     """Trial types of a run, shuffled `n` times; what cannot be tested is drawn again.
 
     Raises DesignError if question frames leave too few shuffles that can be tested.
     """
     rng = np.random.default_rng([seed, *run.task.encode()])
-    on, pairs = is_on(run.events), pairs_of(run.events)
-    if pairs.any():  # members of a pair change places, or not
-        _, pair = np.unique(pairs, return_inverse=True)
-        draws = on != rng.integers(0, 2, (10 * n, pair.max() + 1), bool)[:, pair]
-    else:
-        draws = np.stack([rng.permutation(on) for _ in range(10 * n)])
+    draws = np.stack([shuffle(run.events, rng) for _ in range(10 * n)])
     labels = Labels(draws, nuisance(run.events).to_numpy()).testable()
     if len(labels.is_on) < n:
         raise DesignError(

@@ -73,7 +73,7 @@ def conditions_of(table: pd.DataFrame, task: Task) -> dict[str, Rows]:
         raise ParadigmError(
             f"task {task.name!r} with condition {shown[0]!r} alone: give two conditions to compare"
         )
-    return _labelled({name: names == name for name in shown}, task) if len(shown) > 1 else {}
+    return _labelled({(name,): names == name for name in shown}, task) if len(shown) > 1 else {}
 
 
 def _by_factors(table: pd.DataFrame, task: Task) -> dict[str, Rows]:
@@ -86,7 +86,7 @@ def _by_factors(table: pd.DataFrame, task: Task) -> dict[str, Rows]:
     for name, of_factor in zip(task.factors, levels, strict=True):
         if len(of_factor) < 2:
             raise ParadigmError(f"factor {name!r} of {task.name!r} has one level; it needs two")
-    cells: dict[str, NDArray[np.bool_]] = {}
+    cells: dict[tuple[str, ...], NDArray[np.bool_]] = {}
     for combination in pd.MultiIndex.from_product(levels):
         is_here = np.all([c == x for c, x in zip(columns, combination, strict=True)], axis=0)
         if not is_here.any():
@@ -94,19 +94,18 @@ def _by_factors(table: pd.DataFrame, task: Task) -> dict[str, Rows]:
                 f"no prompt of {task.name!r} is {' and '.join(combination)}; a factorial design "
                 "needs prompts of every combination"
             )
-        cells["_".join(map(label, combination))] = is_here
-    return {name: np.flatnonzero(is_here) for name, is_here in cells.items()}
+        cells[combination] = is_here
+    return _labelled(cells, task)
 
 
-def _labelled(masks: dict[str, NDArray[np.bool_]], task: Task) -> dict[str, Rows]:
-    """Rows of each condition by its label."""
+def _labelled(masks: dict[tuple[str, ...], NDArray[np.bool_]], task: Task) -> dict[str, Rows]:
+    """Rows of each condition by its label, made of one level or of several."""
     out: dict[str, Rows] = {}
-    for name, is_here in masks.items():
-        if label(name) in out:
-            raise ParadigmError(
-                f"two conditions of {task.name!r} have the same label {label(name)!r}; rename one"
-            )
-        out[label(name)] = np.flatnonzero(is_here)
+    for levels, is_here in masks.items():
+        name = "_".join(map(label, levels))
+        if name in out:
+            raise ParadigmError(f"two conditions of {task.name!r} are called {name!r}; rename one")
+        out[name] = np.flatnonzero(is_here)
     return out
 
 
@@ -139,13 +138,12 @@ def choose(
     whose : (str, int)
         For errors: the task, and how many prompts its smallest condition has in all.
     """
-    pairs = {name: _pairs(table.iloc[rows]) for name, rows in by_condition.items()}
-    if all(of_condition is not None for of_condition in pairs.values()):
-        shared = sorted(set.intersection(*(set(p) for p in pairs.values() if p is not None)))
-        if shared:
-            drawn = rng.permutation(shared)[:n]
-            _check_left(whose, n, len(shared), "minimal pairs")
-            return [_of_pairs(rows, pairs[name], drawn) for name, rows in by_condition.items()]
+    pairs = [_pairs(table.iloc[rows]) for rows in by_condition.values()]
+    if shared := sorted(set.intersection(*map(set, pairs))):
+        drawn = rng.permutation(shared)[:n]
+        _check_left(whose, n, len(shared), "minimal pairs")
+        both = zip(by_condition.values(), pairs, strict=True)
+        return [rows[np.argsort(p)][np.searchsorted(np.sort(p), drawn)] for rows, p in both]
     out = []
     for name, rows in by_condition.items():
         _check_left(whose, n, len(rows), f"of condition {name}")
@@ -159,16 +157,9 @@ def _check_left(whose: tuple[str, int], n: int, n_left: int, detail: str) -> Non
         raise OutOfStimuliError(task, n, n_left, n_all, detail)
 
 
-def _pairs(rows: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Pair of every row, or None where some row is of no pair or two are of the same."""
-    if "pair" not in rows:
-        return None
-    numbers = pd.to_numeric(rows["pair"], errors="coerce").to_numpy(float)
+def _pairs(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Pair of every row; empty where some row is of no pair or two are of the same."""
+    names = rows["pair"] if "pair" in rows else pd.Series(np.nan, rows.index)
+    numbers = pd.to_numeric(names, errors="coerce").to_numpy(float)
     is_clean = np.isfinite(numbers).all() and len(np.unique(numbers)) == len(numbers)
-    return numbers if is_clean else None
-
-
-def _of_pairs(rows: Rows, pairs: NDArray[np.float64] | None, drawn: NDArray) -> Rows:
-    """The rows that are of these pairs, in their order."""
-    place = {pair: row for pair, row in zip(pairs if pairs is not None else (), rows, strict=True)}
-    return np.array([place[pair] for pair in drawn])
+    return numbers if is_clean else numbers[:0]

@@ -59,7 +59,9 @@ def read_frames(
     for number, (text, (start, shown)) in enumerate(zip(rendered, places, strict=True)):
         encoded = model.tokenizer(text, add_special_tokens=is_bare, return_offsets_mapping=True)
         spans = encoded["offset_mapping"]
-        first, end = parts[number] if parts else (0, len(shown))
+        first, end = 0, len(shown)
+        if parts:  # some templates trim
+            first, end = (place - prompts[number].find(shown) for place in parts[number])
         inside = [
             i
             for i, (token, (a, b)) in enumerate(zip(encoded["input_ids"], spans, strict=True))

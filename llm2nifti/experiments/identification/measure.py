@@ -35,7 +35,7 @@ def measure(
     session = session.only(plan.task)
     session.check_repeated()
     contrasts = contrasts or glm.contrasts_of(session)
-    trials = [_trial_set(run) for run in session]
+    trials = [trial_set(run) for run in session]
     groups = {"": set(session.tasks)}  # tasks among which is named, by the ending of the results
     if WORDLESS in session.tasks and len(session.tasks) > 2:
         groups[f"_without_{WORDLESS}"] = groups[""] - {WORDLESS}
@@ -85,7 +85,7 @@ def _training(
     return training
 
 
-def _trial_set(run: Run) -> networks.TrialSet:
+def trial_set(run: Run) -> networks.TrialSet:
     """Trials of a run for identification."""
     return networks.TrialSet(
         task=run.task,

@@ -14,6 +14,7 @@ from llm2nifti.experiments.errors import ExperimentError
 from llm2nifti.experiments.localizer.plan import LocalizePlan
 from llm2nifti.experiments.localizer.result import Halves, Localized, LocalizeResult
 from llm2nifti.glm.conditions import ROLE, pairs_of
+from llm2nifti.glm.relabelling import shuffle
 from llm2nifti.networks import Network
 from llm2nifti.networks.network import largest
 from llm2nifti.progress import track
@@ -48,7 +49,7 @@ def measure(session: Session, plan: LocalizePlan, *, verbose: int = 1) -> Locali
             n_units=network.n_units,
             profile=network.profile().to_dict(orient="records"),
             halves=_halves(runs, plan, _as_they_are),
-            shuffled=_halves(runs, plan, _shuffled),
+            shuffled=_halves(runs, plan, shuffle),
             untrained=_halves(copy.of(task), plan, _as_they_are) if copy else None,
         )
     return LocalizeResult(out, plan.share, plan.rectify, plan.n_splits)
@@ -75,15 +76,6 @@ def _write(runs: Session, maps: glm.StatMaps, network: Network, plan: LocalizePl
 def _as_they_are(events: pd.DataFrame, _: np.random.Generator) -> NDArray[np.bool_]:
     """(n_trials,) which are of the task."""
     return glm.is_on(events)
-
-
-def _shuffled(events: pd.DataFrame, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """The same, shuffled; members of a pair change places or not."""
-    pairs, on = pairs_of(events), glm.is_on(events)
-    if not pairs.any():
-        return rng.permutation(on)
-    _, pair = np.unique(pairs, return_inverse=True)
-    return on != rng.integers(0, 2, pair.max() + 1, bool)[pair]
 
 
 def _halves(runs: Session, plan: LocalizePlan, relabel: Relabel) -> Halves:
